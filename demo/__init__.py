@@ -1,0 +1,1 @@
+"""The browser demo; this package installs as `pfedmma_deploy.demo`."""

@@ -1,0 +1,1 @@
+"""Frozen open_clip models with two transformer towers."""

@@ -1,0 +1,1 @@
+"""Local, base and novel accuracy of every client."""

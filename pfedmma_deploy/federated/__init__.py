@@ -1,0 +1,1 @@
+"""Rounds of federated training: server, clients and the engine that runs them."""

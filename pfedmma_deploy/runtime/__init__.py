@@ -1,0 +1,1 @@
+"""Prediction from an exported bundle: numpy and ONNX Runtime, never torch."""

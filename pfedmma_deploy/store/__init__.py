@@ -1,0 +1,1 @@
+"""The run folder: everything a training run leaves on disk, verified when read."""
