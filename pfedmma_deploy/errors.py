@@ -1,0 +1,64 @@
+"""Every error that this package raises on purpose.
+
+    PfedmmaError            something a user can act on; printed without a traceback
+     +- UsageError          options that contradict each other or name nothing (exit code 2)
+     +- DataError           images, folders, classes, clients
+     |   +- ImageError      one image that cannot be read
+     +- BackboneError       a model that is absent, not adaptable or not the expected one
+     +- StoreError          run folders: missing, damaged, of another version
+     +- ExportError         a bundle that could not be made or did not pass its checks
+     +- BundleError         an exported bundle that is missing, damaged or of another version
+     +- DeviceError         a device or execution provider that cannot be used
+
+A message names the thing, what was expected, what was found and what to do next.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackboneError",
+    "BundleError",
+    "DataError",
+    "DeviceError",
+    "ExportError",
+    "ImageError",
+    "PfedmmaError",
+    "StoreError",
+    "UsageError",
+]
+
+
+class PfedmmaError(Exception):
+    """Base of all errors of this package; `str(error)` is a sentence for the user."""
+
+
+class UsageError(PfedmmaError):
+    """Options that contradict each other, are out of range or name nothing."""
+
+
+class DataError(PfedmmaError):
+    """Images, folders, classes or clients that cannot be trained on as they are."""
+
+
+class ImageError(DataError):
+    """One image that cannot be read; the message is the reason without the path."""
+
+
+class BackboneError(PfedmmaError):
+    """A backbone that is absent, cannot be adapted or is not the one a file was made for."""
+
+
+class StoreError(PfedmmaError):
+    """A run folder that is missing, damaged or of another format version."""
+
+
+class ExportError(PfedmmaError):
+    """A bundle that could not be made or did not pass its checks."""
+
+
+class BundleError(PfedmmaError):
+    """An exported bundle that is missing, damaged or of another format version."""
+
+
+class DeviceError(PfedmmaError):
+    """A device or execution provider that was asked for and cannot be used."""
