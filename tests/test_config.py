@@ -1,0 +1,126 @@
+"""Where option values come from, and which are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pfedmma_deploy.config import PRESETS, TrainConfig, config_from_mapping, resolve_config
+from pfedmma_deploy.errors import UsageError
+
+NEEDED = {"data": "photos", "backbone": "ViT-B-16"}
+
+
+def test_defaults_are_the_papers() -> None:
+    config = resolve_config(NEEDED)
+    assert (config.lr, config.momentum, config.weight_decay) == (1e-3, 0.9, 5e-4)
+    assert (config.batch_size, config.rounds, config.local_epochs) == (32, 50, 2)
+    assert (config.bottleneck_dim, config.scale, config.logit_scale) == (32, 1e-3, None)
+    assert (config.clients, config.clients_per_round, config.shots) == (10, 1.0, 16)
+    assert config.prompt == "a photo of a {}."
+    assert resolve_config(NEEDED, preset="paper") == config
+
+
+def test_flag_beats_file_beats_preset_beats_default(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('rounds = 7\nlr = 1\nprompt = "a sketch of a {}."\n')
+    config = resolve_config({"rounds": 9, "lr": None}, file, "quickstart")
+    assert config.rounds == 9  # flag
+    assert config.lr == 1.0 and isinstance(config.lr, float)  # file; the absent flag says nothing
+    assert config.scale == PRESETS["quickstart"]["scale"]  # preset
+    assert config.momentum == 0.9  # default
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_valid(preset: str) -> None:
+    assert resolve_config(NEEDED, preset=preset).data == "photos"
+
+
+def test_the_resolved_configuration_reads_back() -> None:
+    config = resolve_config({"seed": 3}, preset="quickstart")
+    assert config_from_mapping(config.to_dict()) == config
+
+
+def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("local-epoch = 3\n")
+    with pytest.raises(
+        UsageError,
+        match=r"unknown option 'local-epoch' in .*run\.toml; did you mean 'local_epochs'\?",
+    ):
+        resolve_config(NEEDED, file)
+    with pytest.raises(
+        UsageError, match=r"unknown option 'zzz' in the command line; known options"
+    ):
+        resolve_config({**NEEDED, "zzz": 1})
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"configuration file .*none\.toml: No such file"):
+        resolve_config(NEEDED, tmp_path / "none.toml")
+    bad = tmp_path / "bad.toml"
+    bad.write_text("rounds: 3")
+    with pytest.raises(UsageError, match=r"bad\.toml is not TOML: "):
+        resolve_config(NEEDED, bad)
+    bad.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match=r"bad\.toml is not TOML: "):
+        resolve_config(NEEDED, bad)
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(
+        UsageError, match=r"preset must be one of paper, quickstart, not 'quickstrat'; did"
+    ):
+        resolve_config(NEEDED, preset="quickstrat")
+
+
+@pytest.mark.parametrize("missing", ["data", "backbone"])
+def test_data_and_backbone_are_needed(missing: str) -> None:
+    given = {name: value for name, value in NEEDED.items() if name != missing}
+    with pytest.raises(
+        UsageError, match=f"no {missing} given: name one with --{missing}, for example"
+    ):
+        resolve_config(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("data", " ", "data must be a name, not ' '"),
+        ("backbone", "", "backbone must be a name"),
+        ("method", "", "method must be a name"),
+        ("clients", 0, "clients must be a whole number of 1 or more, not 0"),
+        ("clients", 2.5, "clients must be a whole number, not 2.5"),
+        ("clients", True, "clients must be a whole number, not True"),
+        ("rounds", -1, "rounds must be a whole number of 1 or more, not -1"),
+        ("local_epochs", 0, "local_epochs must be a whole number of 1 or more"),
+        ("batch_size", 0, "batch_size must be a whole number of 1 or more"),
+        ("bottleneck_dim", 0, "bottleneck_dim must be a whole number of 1 or more"),
+        ("classes", "novel", "classes must be one of base-novel, all, not 'novel'"),
+        ("partition", "dirichle", "not 'dirichle'; did you mean 'dirichlet'?"),
+        ("transform", "crop", "transform must be one of random, none, not 'crop'"),
+        ("dirichlet_beta", 0, "dirichlet_beta must be a number above 0, not 0.0"),
+        ("shots", -1, "shots must be 0 (all images) or more images per class, not -1"),
+        ("clients_per_round", 1.5, "clients_per_round must be a fraction above 0, at most 1"),
+        ("clients_per_round", 0, "clients_per_round must be a fraction above 0, at most 1"),
+        ("seed", -1, "seed must be a whole number from 0"),
+        ("lr", float("nan"), "lr must be a number above 0, not nan"),
+        ("lr", float("inf"), "lr must be a number above 0, not inf"),
+        ("lr", "fast", "lr must be a number, not 'fast'"),
+        ("momentum", 1.0, "momentum must be a number from 0 to below 1, not 1.0"),
+        ("weight_decay", -0.1, "weight_decay must be a number of 0 or more, not -0.1"),
+        ("scale", 0.0, "scale must be a number above 0, not 0.0"),
+        ("logit_scale", -20, "logit_scale must be a number above 0, not -20.0"),
+        ("prompt", "a photo", "prompt must be a text with {} for the class name, not 'a photo'"),
+        ("prompt", 3, "prompt must be a text, not 3"),
+    ],
+)
+def test_values_out_of_range(name: str, value: object, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve_config({**NEEDED, name: value})
+    assert message in str(caught.value)
+
+
+def test_every_field_but_two_has_a_default() -> None:
+    assert TrainConfig(data="a", backbone="b").method == "pfedmma"
