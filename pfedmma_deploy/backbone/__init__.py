@@ -1,1 +1,1 @@
-"""Frozen open_clip models with two transformer towers."""
+"""Frozen backbones: any open_clip CLIP with two transformer towers."""

@@ -1,0 +1,123 @@
+"""The multi-modal adapter of pFedMMA: per-tower down and up layers around a shared projection.
+
+Source: pFedMMA, arXiv 2507.05394 (ICLR 2026). In every adapted block, parallel to the whole block
+and on all tokens, reading the block's own frozen `ln_1`:
+
+    a = s * (Up_m relu(W relu(Down_m h + b_d) + b_w) + b_u)        h = ln_1(x), m in {image, text}
+
+`W` is one Linear per pair of blocks and serves both towers: the cross-modal bridge. The forward
+pass is scaled by s, yet adapter parameters receive gradients as if s were 1, while the gradient
+that flows on into the trunk is the true one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.types import TOWERS, Scope, Tower
+
+
+def pair_count(image_depth: int, text_depth: int) -> int:
+    """P, the number of adapted blocks of each tower: its upper two thirds, min over the towers."""
+    return min(math.ceil(2 * image_depth / 3), math.ceil(2 * text_depth / 3))
+
+
+class MultiModalAdapter(Adapter):
+    """Adapters of the last P blocks of both towers, pair p joining two blocks by one projection.
+
+    Parameters are named `image.{block}.down.weight` [r, d], `.down.bias` [r], `.up.weight` [d, r],
+    `.up.bias` [d], the same under `text.{block}`, and `pair.{p}.weight` [r, r], `pair.{p}.bias` [r].
+
+    Args:
+        widths: token width d of each tower.
+        depths: number of blocks of each tower.
+        bottleneck_dim: r.
+        scale: s.
+        generator: drives the Kaiming-normal initialisation (fan_out, relu); biases start at zero.
+    """
+
+    def __init__(
+        self,
+        widths: dict[Tower, int],
+        depths: dict[Tower, int],
+        bottleneck_dim: int,
+        scale: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        pairs = pair_count(depths["image"], depths["text"])
+        self.first = {tower: depths[tower] - pairs for tower in TOWERS}
+        for tower in TOWERS:
+            blocks = range(self.first[tower], depths[tower])
+            layers = {str(b): _Bottleneck(widths[tower], bottleneck_dim) for b in blocks}
+            self.add_module(tower, nn.ModuleDict(layers))
+        shared = {str(p): nn.Linear(bottleneck_dim, bottleneck_dim) for p in range(pairs)}
+        self.pair = nn.ModuleDict(shared)
+        for name, value in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(value)
+            else:
+                nn.init.kaiming_normal_(
+                    value, mode="fan_out", nonlinearity="relu", generator=generator
+                )
+
+    def hook(self, tower: Tower, block: int, h: Tensor) -> Tensor | None:
+        """What the adapter adds to the output of a block, h [B, T, d] -> [B, T, d] or None."""
+        pair = block - self.first[tower]
+        if pair < 0:
+            return None
+        bottleneck = self.get_submodule(f"{tower}.{block}")
+        assert isinstance(bottleneck, _Bottleneck)
+        z = F.relu(bottleneck.down(_ScaleGradient.apply(h, self.scale)))
+        z = F.relu(self.pair[str(pair)](z))
+        added: Tensor = _ScaleOutput.apply(bottleneck.up(z), self.scale)
+        return added
+
+    def scopes(self) -> dict[str, Scope]:
+        """The scope of every parameter: projections are shared, down and up layers are local."""
+        shared = {f"pair.{name}" for name, _ in self.pair.named_parameters()}
+        return {
+            name: Scope.SHARED if name in shared else Scope.LOCAL
+            for name, _ in self.named_parameters()
+        }
+
+
+class _Bottleneck(nn.Module):
+    """One block's own layers."""
+
+    def __init__(self, width: int, bottleneck_dim: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, bottleneck_dim)
+        self.up = nn.Linear(bottleneck_dim, width)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity whose gradient is scaled: restores the true gradient on the way to the trunk."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.scale, None
+
+
+class _ScaleOutput(torch.autograd.Function):
+    """Scaling whose gradient is the identity: adapter parameters learn as if the scale were 1."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        return x * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None

@@ -1,0 +1,154 @@
+"""Load a backbone by open_clip name: embedded, from a file, or downloaded by open_clip."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import open_clip
+import torch
+from torch import nn
+
+from pfedmma_deploy.backbone import tiny
+from pfedmma_deploy.backbone.clip import ADAPTABLE, Backbone, require_adaptable
+from pfedmma_deploy.errors import BackboneError
+
+RANDOM = "random"
+"""Value of `pretrained` for seeded random weights: for measuring speed, never for accuracy."""
+
+
+def load_backbone(name: str, pretrained: str | None = None, *, device: str = "cpu") -> Backbone:
+    """A frozen backbone in fp32 and evaluation mode.
+
+    Args:
+        name: an open_clip model name, such as "ViT-B-16", or "pfedmma-tiny".
+        pretrained: a tag of that model ("openai", "laion2b_s34b_b88k", ...), a weights file
+            (safetensors; a .pt is read with torch's `weights_only`), or "random". Only
+            "pfedmma-tiny" may leave it out: its weights ship with the package.
+        device: torch device to put it on.
+
+    Raises:
+        BackboneError: unknown name or tag, unreadable file, or a model that cannot be adapted.
+    """
+    tiny.register()
+    if name == tiny.MODEL_NAME and pretrained is None:
+        pretrained = str(tiny.WEIGHTS_FILE)
+        label = "embedded"
+    else:
+        label = str(pretrained)
+    _require_known(name, pretrained)
+    model = require_adaptable(_create(name, pretrained), name)
+    model.eval().requires_grad_(False)
+    settings = open_clip.get_model_preprocess_cfg(model)
+    activation = type(model.visual.transformer.resblocks[0].mlp.gelu).__name__
+    return Backbone(
+        model=model.to(device),
+        name=name,
+        pretrained=label,
+        fingerprint=fingerprint(model),
+        image_size=int(model.visual.image_size[0]),
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+        resize_mode=settings["resize_mode"],
+        interpolation=settings["interpolation"],
+        activation="quick_gelu" if activation == "QuickGELU" else "gelu",
+        tokenize=open_clip.get_tokenizer(name),
+    )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over every weight's name, shape and little-endian fp32 bytes, in name order."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _require_known(name: str, pretrained: str | None) -> None:
+    if name not in open_clip.list_models():
+        raise BackboneError(
+            f"open_clip knows no model named {name!r}. Names are written like ViT-B-16. "
+            f"Adaptable: {ADAPTABLE}."
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    known = ", ".join(tags) if tags else "none"
+    if pretrained is None:
+        raise BackboneError(
+            f"{name} needs weights: pass --pretrained with a tag ({known}) or a weights file."
+        )
+    if pretrained != RANDOM and pretrained not in tags and not Path(pretrained).is_file():
+        raise BackboneError(
+            f"{pretrained!r} is neither a weights file nor a pretrained tag of {name}. "
+            f"Its tags: {known}."
+        )
+
+
+def _create(name: str, pretrained: str | None) -> nn.Module:
+    """open_clip's own construction, its remarks about missing weights kept out of the way."""
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
+    source = None if pretrained == RANDOM else pretrained
+    if tag:
+        _announce_download(name, str(pretrained), tag)
+    logging.getLogger().addFilter(_quiet_random) if source is None else None
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # The tag says which activation its weights were trained with; open_clip only warns.
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+            torch.manual_seed(0)
+            return open_clip.create_model(
+                name,
+                pretrained=source,
+                force_quick_gelu=bool(tag.get("quick_gelu", False)),
+            )
+    except (RuntimeError, OSError, ValueError) as error:
+        raise BackboneError(
+            f"The weights {pretrained!r} of {name} could not be loaded: {error}. Check the file, "
+            "or the network where it is a tag."
+        ) from error
+    finally:
+        logging.getLogger().removeFilter(_quiet_random)
+
+
+def _quiet_random(record: logging.LogRecord) -> bool:
+    return "No pretrained weights loaded" not in record.getMessage()
+
+
+def _announce_download(name: str, tag: str, entry: dict[str, str]) -> None:
+    """Say what open_clip is about to fetch, unless it lies in the cache already."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repository = entry.get("hf_hub", "").rstrip("/")
+    if repository:
+        owner, _, file = repository.partition("/")
+        model, _, file = file.partition("/")
+        names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+        if any(isinstance(try_to_load_from_cache(f"{owner}/{model}", n), str) for n in names):
+            return
+        place = f"the Hugging Face hub, {owner}/{model}"
+    else:
+        file = Path(entry.get("url", "")).name
+        if (Path.home() / ".cache" / "clip" / file).exists():
+            return
+        place = entry.get("url", "an unknown place")
+    print(f"Downloading {name} ({tag}) from {place}{_size(repository)}", file=sys.stderr)
+
+
+def _size(repository: str) -> str:
+    """", 599 MB" where the hub tells the size of the weights file, else nothing."""
+    if not repository:
+        return ""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    owner_model = "/".join(repository.split("/")[:2])
+    try:
+        info = HfApi().model_info(owner_model, files_metadata=True, timeout=10)
+    except (HfHubHTTPError, OSError):
+        return ""
+    sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or []}
+    size = sizes.get("open_clip_model.safetensors") or sizes.get("open_clip_pytorch_model.bin")
+    return f", {size / 1e6:.0f} MB" if size else ""

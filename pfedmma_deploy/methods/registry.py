@@ -1,0 +1,18 @@
+"""The methods by name: one line each."""
+
+from __future__ import annotations
+
+from pfedmma_deploy.config import nearest
+from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.methods.base import Method
+from pfedmma_deploy.methods.pfedmma import PFEDMMA
+
+METHODS: dict[str, Method] = {method.name: method for method in (PFEDMMA,)}
+
+
+def get_method(name: str) -> Method:
+    """The method called `name`. Raises `UsageError` naming the known ones."""
+    if name not in METHODS:
+        known = ", ".join(METHODS)
+        raise UsageError(f"no method is called {name!r}{nearest(name, METHODS)} (known: {known})")
+    return METHODS[name]

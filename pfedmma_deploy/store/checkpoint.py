@@ -1,0 +1,94 @@
+"""The checkpoint of a run: everything to continue it to the bit, safe against a kill at any moment.
+
+    checkpoint/state.json                    the last finished round and which files belong to it
+    checkpoint/shared.r7.safetensors         shared tensors after that round
+    checkpoint/clients/<id>.r7.safetensors   a client's own tensors and its optimizer's state
+
+A round writes new files beside the old ones; replacing `state.json` is the one step that makes it
+count. Files that no state names are leftovers and are removed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pfedmma_deploy.errors import StoreError
+from pfedmma_deploy.store.files import read_json, read_tensors, write_json, write_tensors
+
+_MOMENTUM = "momentum."
+
+
+@dataclass(frozen=True)
+class ClientState:
+    """What stays with a client between rounds."""
+
+    local: dict[str, Tensor]
+    momentum: dict[str, Tensor] = field(default_factory=dict)
+    """The optimizer's buffers by parameter name; empty before the first step."""
+
+
+class Checkpoint:
+    """States of one run on disk; memory does not grow with the number of clients."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._state: dict[str, Any] = {"round": -1, "shared": None, "clients": {}, "record": None}
+        self._staged: dict[str, dict[str, str]] = {}
+        if (folder / "state.json").exists():
+            self._state = read_json(folder / "state.json")
+            self._remove_leftovers()
+
+    @property
+    def round(self) -> int:
+        """The last finished round, counted from 0; -1 before the first."""
+        return int(self._state["round"])
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """The last finished round's line for `rounds.jsonl`."""
+        record: dict[str, Any] | None = self._state["record"]
+        return record
+
+    def load_shared(self) -> dict[str, Tensor] | None:
+        """Shared tensors after the last finished round, or None before the first."""
+        entry = self._state["shared"]
+        return None if entry is None else read_tensors(self.folder / entry["file"], entry["sha256"])
+
+    def load_client(self, client: str) -> ClientState | None:
+        """A client's state, or None where it has not trained yet."""
+        entry = self._state["clients"].get(client)
+        if entry is None:
+            return None
+        tensors = read_tensors(self.folder / entry["file"], entry["sha256"])
+        names = [name for name in tensors if name.startswith(_MOMENTUM)]
+        momentum = {name.removeprefix(_MOMENTUM): tensors.pop(name) for name in names}
+        return ClientState(local=tensors, momentum=momentum)
+
+    def stage_client(self, client: str, round: int, state: ClientState) -> None:
+        """Write a client's new state; it counts once the round is committed."""
+        tensors = {**state.local, **{_MOMENTUM + n: value for n, value in state.momentum.items()}}
+        file = f"clients/{client}.r{round}.safetensors"
+        self._staged[client] = {"file": file, "sha256": write_tensors(self.folder / file, tensors)}
+
+    def commit(self, round: int, shared: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Finish a round: from here on a restart continues after it."""
+        if round != self.round + 1:
+            raise StoreError(f"{self.folder}: round {round} cannot follow round {self.round}.")
+        file = f"shared.r{round}.safetensors"
+        entry = {"file": file, "sha256": write_tensors(self.folder / file, shared)}
+        clients = {**self._state["clients"], **self._staged}
+        self._state = {"round": round, "shared": entry, "clients": clients, "record": record}
+        write_json(self.folder / "state.json", self._state)
+        self._staged = {}
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        entries = [self._state["shared"], *self._state["clients"].values()]
+        named = {entry["file"] for entry in entries if entry is not None}
+        for path in (*self.folder.glob("*.r*.safetensors"), *self.folder.glob("clients/*")):
+            if path.relative_to(self.folder).as_posix() not in named:
+                path.unlink()

@@ -1,0 +1,95 @@
+"""Files that exist once they are whole: written beside, flushed to disk, hashed, renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pfedmma_deploy.errors import StoreError
+
+
+def write_bytes(path: Path, data: bytes) -> str:
+    """Write `data` under its name only when it is safely on disk; returns its SHA-256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    partial.replace(path)
+    if os.name == "posix":
+        # The rename itself is durable only once the folder is flushed as well.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_json(path: Path, value: object) -> str:
+    """Write `value` as indented JSON; returns the SHA-256."""
+    return write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write tensors as safetensors, in name order so that equal tensors give equal bytes."""
+    ordered = {name: tensors[name].detach().to("cpu").contiguous() for name in sorted(tensors)}
+    return write_bytes(path, save(ordered))
+
+
+def read_bytes(path: Path, sha256: str | None = None) -> bytes:
+    """Contents of a file, verified where its hash is known.
+
+    Raises:
+        StoreError: the file is missing or not what was written.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or "cannot be read"
+        raise StoreError(f"{path}: {reason}. The folder is incomplete; copy or train it again.") from error
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise StoreError(
+            f"{path} is damaged or was changed: its SHA-256 is not the one recorded ({sha256[:12]}...). "
+            "Restore the file or train again."
+        )
+    return data
+
+
+def read_json(path: Path, sha256: str | None = None) -> dict[str, Any]:
+    """A JSON object. Raises `StoreError` where it is missing, damaged or something else."""
+    data = read_bytes(path, sha256)
+    try:
+        value = json.loads(data)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StoreError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise StoreError(f"{path} should hold a JSON object, found a {type(value).__name__}.")
+    return value
+
+
+def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; every value must be finite.
+
+    Raises:
+        StoreError: the file is missing, damaged, not safetensors, or holds NaN or infinity.
+    """
+    data = read_bytes(path, sha256)
+    try:
+        tensors = load(data)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise StoreError(f"{path} is not a safetensors file: {error}.") from error
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise StoreError(f"{path}: tensor {name} holds values that are not finite.")
+    return tensors
