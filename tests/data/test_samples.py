@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
-import zipfile
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -48,14 +44,6 @@ def sample(name: str) -> SampleDataset:
 def pixels(name: str) -> dict[Example, Pixels]:
     data = sample(name)
     return {example: np.asarray(data.open_image(example)) for example in data.examples}
-
-
-def container(members: dict[str, str]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for key, content in members.items():
-            archive.writestr(key, content)
-    return buffer.getvalue()
 
 
 def test_cifar10_sample_has_the_promised_counts() -> None:
@@ -106,7 +94,7 @@ def test_no_test_photo_nearly_equals_one_that_is_trained_on() -> None:
     is_test = np.array([example.split == "test" for example in images])
 
     def normalised(batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        rows = batch.reshape(len(batch), -1)
+        rows: NDArray[np.float32] = batch.reshape(len(batch), -1)
         rows = rows - rows.mean(1, keepdims=True)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         return rows
@@ -246,45 +234,3 @@ def test_unknown_name_lists_the_known_ones() -> None:
 def test_an_example_of_other_data_is_refused() -> None:
     with pytest.raises(DataError, match=r"cifar10-sample has no image cat/1\.png; use the"):
         sample("cifar10-sample").open_image(Example("cat/1.png", 3, "train"))
-
-
-HEADER = "key,label,split,client,domain\n"
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"card.json": '{"format": 2}'}, "x has format 2; this version reads format 1"),
-        ({"card.json": "{"}, "x is damaged"),
-        ({"index.csv": "key,label\n"}, "has the columns key, label; expected key, label, split"),
-        ({"index.csv": HEADER + "a.png,cat,train,,\n"}, r"line 2 of its index \(a.png,cat,train"),
-        ({"index.csv": HEADER + "b.png,dog,train,,\n"}, "names no image, class or split"),
-        ({"index.csv": HEADER + "b.png,cat,dev,,\n"}, "names no image, class or split"),
-        ({"index.csv": HEADER + "b.png,cat,train\n"}, "names no image, class or split"),
-    ],
-)
-def test_damaged_containers_are_refused(changed: dict[str, str], message: str) -> None:
-    index = HEADER + "b.png,cat,train,site,photo\n"
-    whole = {"card.json": '{"format": 1}', "classes.txt": "cat\n", "index.csv": index, "b.png": ""}
-    assert SampleDataset("x", container(whole)).examples == (
-        Example("b.png", 0, "train", "site", "photo"),
-    )
-    with pytest.raises(DataError, match=message):
-        SampleDataset("x", container(whole | changed))
-
-
-def test_a_file_that_is_no_zip_is_refused() -> None:
-    with pytest.raises(DataError, match=r"The sample x is damaged \(File is not a zip file\)"):
-        SampleDataset("x", b"not a zip")
-
-
-def test_container_is_plain_and_without_timestamps() -> None:
-    for name in SAMPLE_NAMES:
-        with zipfile.ZipFile(ASSETS / f"{name}.zip") as archive:
-            infos = archive.infolist()
-            assert [i.filename for i in infos[:3]] == ["index.csv", "classes.txt", "card.json"]
-            assert {i.compress_type for i in infos} == {zipfile.ZIP_STORED}
-            assert {i.date_time for i in infos} == {(1980, 1, 1, 0, 0, 0)}
-            header = next(csv.reader(io.StringIO(archive.read("index.csv").decode())))
-            assert header == ["key", "label", "split", "client", "domain"]
-            assert json.loads(archive.read("card.json"))["format"] == 1
