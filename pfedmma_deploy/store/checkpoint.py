@@ -89,6 +89,6 @@ class Checkpoint:
     def _remove_leftovers(self) -> None:
         entries = [self._state["shared"], *self._state["clients"].values()]
         named = {entry["file"] for entry in entries if entry is not None}
-        for path in (*self.folder.glob("*.r*.safetensors"), *self.folder.glob("clients/*")):
+        for path in (*self.folder.glob("*.r*.safetensors*"), *self.folder.glob("clients/*")):
             if path.relative_to(self.folder).as_posix() not in named:
                 path.unlink()

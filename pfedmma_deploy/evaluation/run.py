@@ -1,0 +1,116 @@
+"""`pfedmma evaluate`: every client of a run, zero-shot beside personalized; or zero-shot alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+
+from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.data.pixels import PixelLoader
+from pfedmma_deploy.evaluation.accuracy import (
+    Accuracy,
+    Scorer,
+    encode_examples,
+    encode_names,
+    mean_accuracy,
+    top1_accuracy,
+)
+from pfedmma_deploy.progress import Progress, Silent
+from pfedmma_deploy.store.run import Run
+from pfedmma_deploy.store.workspace import Workspace, load_client_adapter, open_run_workspace
+from pfedmma_deploy.types import Dataset, Example
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """Accuracies by client id, and their unweighted means."""
+
+    zero_shot: dict[str, Accuracy]
+    personalized: dict[str, Accuracy]
+
+    @property
+    def zero_shot_mean(self) -> Accuracy:
+        """Mean over clients of the plain backbone."""
+        return mean_accuracy(self.zero_shot.values())
+
+    @property
+    def personalized_mean(self) -> Accuracy:
+        """Mean over clients of their own models."""
+        return mean_accuracy(self.personalized.values())
+
+
+def evaluate_run(
+    run: Run, *, workspace: Workspace | None = None, progress: Progress | None = None
+) -> RunEvaluation:
+    """Score the federation's clients with their current adapters on the run's test images.
+
+    Clients that joined later with images of their own have no test images in the run; they are
+    scored when they are personalized.
+    """
+    run.require_complete()
+    workspace = workspace or open_run_workspace(run)
+    federation = workspace.federation
+    scorer = Scorer(workspace.backbone, federation, workspace.pixels, workspace.config.prompt)
+    adapter, shared = workspace.build_adapter(), run.load_shared()
+    clients = federation.clients
+    zero_shot = scorer.score(None, clients)
+    personalized = {}
+    for client in (progress or Silent()).track(clients, "clients evaluated", len(clients)):
+        load_client_adapter(adapter, run.load_client(client.id), shared)
+        (personalized[client.id],) = scorer.score(adapter.hook, [client])
+    ids = [client.id for client in clients]
+    return RunEvaluation(dict(zip(ids, zero_shot, strict=True)), personalized)
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Zero-shot accuracy in percent, and on how many images."""
+
+    accuracy: float
+    images: int
+    domains: dict[str, float]
+    """By domain, where the data have domains."""
+    classes: dict[str, float]
+    """By class name: recall."""
+
+
+def evaluate_zero_shot(
+    backbone: Backbone, dataset: Dataset, prompt: str, *, progress: Progress | None = None
+) -> ZeroShot:
+    """Accuracy of the plain backbone over all class names, on the test images (all, if none)."""
+    examples = [e for e in dataset.examples if e.split == "test"] or list(dataset.examples)
+    pixels = PixelLoader(dataset, backbone.image_size, backbone.resize_mode, backbone.interpolation)
+    chunks = [examples[i : i + 256] for i in range(0, len(examples), 256)]
+    tracked = (progress or Silent()).track(chunks, "batches of images", len(chunks))
+    images = torch.cat([encode_examples(backbone, pixels, chunk, None) for chunk in tracked])
+    texts = encode_names(backbone, dataset.class_names, prompt, None)
+
+    def accuracy(rows: list[int]) -> float:
+        labels = torch.tensor([examples[i].label for i in rows])
+        return top1_accuracy(images[rows], texts, labels)
+
+    return ZeroShot(
+        accuracy=accuracy(list(range(len(examples)))),
+        images=len(examples),
+        domains={name: accuracy(rows) for name, rows in _by_domain(examples).items()},
+        classes={
+            dataset.class_names[label]: accuracy(rows) for label, rows in _by_label(examples).items()
+        },
+    )
+
+
+def _by_domain(examples: list[Example]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = defaultdict(list)
+    for i, example in enumerate(examples):
+        if example.domain is not None:
+            found[example.domain].append(i)
+    return dict(found) if len(found) > 1 else {}
+
+
+def _by_label(examples: list[Example]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = defaultdict(list)
+    for i, example in enumerate(examples):
+        found[example.label].append(i)
+    return dict(sorted(found.items()))

@@ -1,0 +1,197 @@
+"""`pfedmma personalize`: from the global shared projection to one client's own model.
+
+A known client continues from the adapter that the federation left it with; a new one starts from
+the method's common initial state around the global shared projection. Its local layers are
+fine-tuned on its own images; its copy of the shared part only when asked for.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.config import nearest
+from pfedmma_deploy.data.datasets import load_dataset
+from pfedmma_deploy.data.federation import build_federation
+from pfedmma_deploy.data.joined import JoinedDataset
+from pfedmma_deploy.data.pixels import PixelLoader
+from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.evaluation.accuracy import Accuracy, Scorer
+from pfedmma_deploy.federated.local import train_locally
+from pfedmma_deploy.federated.train import class_prompts, client_config, local_training
+from pfedmma_deploy.progress import Progress, Silent
+from pfedmma_deploy.store.run import Run, StoredClient
+from pfedmma_deploy.store.workspace import Workspace, load_client_adapter, open_run_workspace
+from pfedmma_deploy.types import ClientData, Federation, Scope
+
+DEFAULT_EPOCHS = 4
+
+
+@dataclass(frozen=True)
+class PersonalizeResult:
+    """Accuracies of one client: zero-shot CLIP, as it started, and after fine-tuning."""
+
+    client: str
+    is_new: bool
+    zero_shot: Accuracy
+    before: Accuracy
+    after: Accuracy
+    loss: float
+    """Mean training loss over the fine-tuning."""
+    folder: Path
+
+
+def personalize(
+    run: Run,
+    client: str,
+    *,
+    data: str | Path | None = None,
+    epochs: int = DEFAULT_EPOCHS,
+    lr: float | None = None,
+    train_shared: bool = False,
+    workspace: Workspace | None = None,
+    progress: Progress | None = None,
+) -> PersonalizeResult:
+    """Fine-tune one client's own model and store it in the run.
+
+    Args:
+        run: a finished run.
+        client: a client of the run, or, with `data`, the id of a new one.
+        data: folder of images per class (or with train/val/test inside); for a known client it
+            takes the place of the images it was trained on.
+        epochs: passes over the client's images.
+        lr: learning rate; None takes the run's.
+        train_shared: fine-tune the client's copy of the shared part as well and store it with it.
+        workspace: the run's, where it is open already.
+        progress: told of the steps.
+
+    Repeating a personalization starts from the federation's adapter again: nothing compounds.
+
+    Raises:
+        UsageError: an unknown client without data, or options out of range.
+        PfedmmaError: anything in the run or the images that does not fit.
+    """
+    run.require_complete()
+    if epochs < 1 or (lr is not None and lr <= 0):
+        raise UsageError("--epochs must be 1 or more and --lr above 0.")
+    is_new = client not in run.client_ids
+    if is_new and data is None:
+        raise UsageError(
+            f"The run {run.folder} has no client {client!r}{nearest(client, run.client_ids)}. For a "
+            "new client pass --data with a folder of its images, one sub-folder per class."
+        )
+    workspace = workspace or open_run_workspace(run)
+    if data is not None:
+        workspace = with_client_data(workspace, client, data)
+    chosen = next(c for c in workspace.federation.clients if c.id == client)
+    adapter = _starting_point(run, workspace, client, is_new)
+    started = {**adapter.tensors(Scope.LOCAL), **adapter.tensors(Scope.SHARED)}
+    scopes = {Scope.LOCAL, Scope.SHARED} if train_shared else {Scope.LOCAL}
+    changes = {"epochs": epochs, "scopes": frozenset(scopes)} | ({"lr": lr} if lr else {})
+    loss, _ = train_locally(
+        workspace.backbone,
+        workspace.method,
+        adapter,
+        chosen.train,
+        workspace.pixels,
+        class_prompts(workspace, workspace.federation.base),
+        local_training(workspace, **changes),
+        {},
+        # Ids are text, so the client's part of the seed is their checksum.
+        np.random.default_rng([run.config.seed, zlib.crc32(client.encode()) + 1, 1]),
+    )
+    trained = {**adapter.tensors(Scope.LOCAL), **adapter.tensors(Scope.SHARED)}
+    own = {**adapter.tensors(Scope.LOCAL), **(adapter.tensors(Scope.SHARED) if train_shared else {})}
+    scorer = Scorer(
+        workspace.backbone, workspace.federation, workspace.pixels, workspace.config.prompt
+    )
+    zero_shot, before, after = _compare(scorer, adapter, chosen, started, trained, progress)
+    provenance = {
+        "epochs": epochs,
+        "lr": lr or run.config.lr,
+        "trained_shared": train_shared,
+        "data": None if data is None else Path(data).name,
+    }
+    config = client_config(
+        workspace, chosen, rounds=0 if is_new else run.config.rounds, personalized=provenance
+    )
+    run.save_client(StoredClient(client, own, config), keep_federated=not is_new)
+    run.save()
+    folder = run.folder / "clients" / client
+    return PersonalizeResult(client, is_new, zero_shot, before, after, loss, folder)
+
+
+def with_client_data(workspace: Workspace, client: str, data: str | Path) -> Workspace:
+    """The workspace with `client` holding the images of `data`, next to the run's test images.
+
+    All classes of `data` count as seen by the client; new names join the run's base names, and a
+    novel class of the run that the client holds is no longer novel to it.
+    """
+    run_data = workspace.federation
+    own = build_federation(
+        load_dataset(data),
+        clients=1,
+        classes="all",
+        partition="dirichlet",
+        dirichlet_beta=1.0,
+        num_shots=0,
+        seed=workspace.config.seed,
+    )
+    joined = JoinedDataset(run_data.dataset, own.dataset)
+    (held,) = own.clients
+    member = ClientData(
+        id=client,
+        classes=tuple(sorted(joined.label[label] for label in held.classes)),
+        train=tuple(joined.added[e.key] for e in held.train),
+        val=tuple(joined.added[e.key] for e in held.val),
+        test=tuple(joined.added[e.key] for e in held.test),
+    )
+    base = (*run_data.base, *(c for c in member.classes if c not in run_data.base))
+    novel = tuple(label for label in run_data.novel if label not in member.classes)
+    others = tuple(c for c in run_data.clients if c.id != client)
+    federation = Federation(
+        dataset=joined,
+        base=base,
+        novel=novel,
+        clients=(*others, member),
+        base_test=run_data.base_test,
+        novel_test=tuple(e for e in run_data.novel_test if e.label in novel),
+        warnings=own.warnings,
+    )
+    old = workspace.pixels
+    pixels = PixelLoader(joined, old.size, old.resize_mode, old.interpolation)
+    return replace(workspace, federation=federation, pixels=pixels)
+
+
+def _starting_point(run: Run, workspace: Workspace, client: str, is_new: bool) -> Adapter:
+    adapter = workspace.build_adapter()
+    shared = run.load_shared()
+    if is_new:
+        adapter.load(adapter.tensors(Scope.LOCAL), shared)
+    else:
+        load_client_adapter(adapter, run.load_client(client, federated=True), shared)
+    return adapter
+
+
+def _compare(
+    scorer: Scorer,
+    adapter: Adapter,
+    client: ClientData,
+    started: dict[str, Tensor],
+    trained: dict[str, Tensor],
+    progress: Progress | None,
+) -> tuple[Accuracy, Accuracy, Accuracy]:
+    """Zero-shot, before and after, on the same test images."""
+    states = (None, started, trained)
+    found = []
+    for state in (progress or Silent()).track(states, "models evaluated", len(states)):
+        if state is not None:
+            adapter.load(state)
+        found.extend(scorer.score(None if state is None else adapter.hook, [client]))
+    zero_shot, before, after = found
+    return zero_shot, before, after

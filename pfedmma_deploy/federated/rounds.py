@@ -1,0 +1,78 @@
+"""The federated algorithm: sample, train, average, commit. Written once, for every engine."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pfedmma_deploy.federated.engine import ClientReport, Engine
+from pfedmma_deploy.methods.base import Method
+from pfedmma_deploy.progress import Progress
+from pfedmma_deploy.store.checkpoint import Checkpoint
+from pfedmma_deploy.store.run import Run
+
+
+def sample_clients(clients: list[str], fraction: float, seed: int, round: int) -> list[str]:
+    """The clients that train in a round: max(1, round(fraction * N)) of them, in client order."""
+    count = max(1, round_half_up(fraction * len(clients)))
+    rng = np.random.default_rng([seed, round])
+    chosen = np.sort(rng.choice(len(clients), size=count, replace=False))
+    return [clients[i] for i in chosen]
+
+
+def round_half_up(value: float) -> int:
+    """Nearest whole number, halves up: 2.5 clients are 3, whatever Python's round makes of it."""
+    return int(value + 0.5)
+
+
+def run_rounds(
+    run: Run,
+    engine: Engine,
+    method: Method,
+    clients: list[str],
+    shared: dict[str, Tensor],
+    checkpoint: Checkpoint,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """Run what is left of the rounds and return the shared tensors after the last.
+
+    `shared` is the common initial state; a checkpoint that is further along takes its place.
+    Each round ends in a commit, so a stop at any moment loses at most the round in flight.
+    """
+    config = run.config
+    shared = checkpoint.load_shared() or shared
+    first = checkpoint.round + 1
+    run.write_rounds(first, checkpoint.record)
+    for round in progress.track(range(first, config.rounds), "rounds", config.rounds - first):
+        started = time.perf_counter()
+        chosen = sample_clients(clients, config.clients_per_round, config.seed, round)
+        received = engine.run_round(round, chosen, shared)
+        reports = list(progress.track(received, f"clients of round {round + 1}", len(chosen)))
+        shared = method.aggregate([report.update for report in reports])
+        record = round_record(round, reports, time.perf_counter() - started)
+        checkpoint.commit(round, shared, record)
+        run.append_round(record)
+    return shared
+
+
+def round_record(round: int, reports: list[ClientReport], seconds: float) -> dict[str, Any]:
+    """One line of `rounds.jsonl`; means over clients are unweighted, bytes are per client."""
+    accuracies = [r.val_accuracy for r in reports if r.val_accuracy is not None]
+    sent = shared_bytes(reports[0].update.shared)
+    return {
+        "round": round + 1,
+        "clients": [report.update.client for report in reports],
+        "loss": float(np.mean([report.loss for report in reports])),
+        "val_accuracy": float(np.mean(accuracies)) if accuracies else None,
+        "bytes_up_per_client": sent,
+        "bytes_down_per_client": sent,
+        "seconds": float(f"{seconds:.3f}"),
+    }
+
+
+def shared_bytes(shared: dict[str, Tensor]) -> int:
+    """Payload of the shared tensors in bytes: what goes each way per client and round."""
+    return sum(value.numel() * value.element_size() for value in shared.values())

@@ -1,0 +1,212 @@
+"""`pfedmma train`: from a configuration to a run folder."""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.config import TrainConfig
+from pfedmma_deploy.data.federation import federation_to_dict
+from pfedmma_deploy.data.prompts import build_prompts
+from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.federated.engine import InProcessEngine
+from pfedmma_deploy.federated.local import LocalTraining, Prompts
+from pfedmma_deploy.federated.rounds import run_rounds, shared_bytes
+from pfedmma_deploy.progress import Progress, Silent
+from pfedmma_deploy.store.checkpoint import Checkpoint
+from pfedmma_deploy.store.run import Run, StoredClient
+from pfedmma_deploy.store.workspace import Workspace, open_run_workspace, open_workspace
+from pfedmma_deploy.types import ClientData, Scope
+
+RECORDED_LIBRARIES = ("pfedmma", "torch", "open_clip_torch", "numpy", "pillow", "safetensors")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run and what it took."""
+
+    run: Run
+    seconds: float
+    bytes_up_per_client_round: int
+    bytes_down_per_client_round: int
+
+
+def train(
+    config: TrainConfig, out: Path, *, resume: bool = False, progress: Progress | None = None
+) -> TrainResult:
+    """Train a federation and write its run folder; a stop at any moment can be resumed.
+
+    Args:
+        config: the resolved options.
+        out: the run folder; must be absent or empty unless `resume`.
+        resume: continue the run in `out`, to the same bytes as if it had never stopped. Its stored
+            configuration must be `config`.
+        progress: told of rounds and clients.
+
+    Raises:
+        PfedmmaError: anything that is missing or does not fit.
+    """
+    progress = progress or Silent()
+    started = time.perf_counter()
+    run = Run.open(out) if resume else None
+    if run is None:
+        workspace = open_workspace(config)
+        run = Run.create(out, _manifest(workspace), federation_to_dict(workspace.federation))
+    else:
+        require_same_config(run, config)
+        workspace = open_run_workspace(run)
+    for warning in workspace.federation.warnings:
+        progress.note(f"warning: {warning}")
+    adapter = workspace.build_adapter()
+    initial = adapter.tensors(Scope.LOCAL)
+    if run.is_complete:
+        progress.note(f"{run.folder} is complete: nothing left to do.")
+    else:
+        shared = _federate(run, workspace, adapter, progress)
+        _finish(run, workspace, shared, initial)
+    sent = shared_bytes(run.load_shared())
+    return TrainResult(run, time.perf_counter() - started, sent, sent)
+
+
+def require_same_config(run: Run, config: TrainConfig) -> None:
+    """Raises `UsageError` naming the first option in which `config` differs from the run's."""
+    stored = run.config.to_dict()
+    for name, value in config.to_dict().items():
+        if stored[name] != value:
+            raise UsageError(
+                f"{run.folder} was started with {name} = {stored[name]!r}, not {value!r}. A resumed "
+                "run keeps its options: leave this one out, or start another run with --out."
+            )
+
+
+def class_prompts(workspace: Workspace, labels: tuple[int, ...]) -> Prompts:
+    """Prompts of the given classes, tokenized."""
+    texts = build_prompts(workspace.federation.names(labels), workspace.config.prompt)
+    row = {label: i for i, label in enumerate(labels)}
+    return Prompts(tokens=workspace.backbone.tokenize(texts), row=row)
+
+
+def local_training(workspace: Workspace, **changes: Any) -> LocalTraining:
+    """The configuration's local training, with `changes` to it."""
+    config = workspace.config
+    options: dict[str, Any] = {
+        "epochs": config.local_epochs,
+        "batch_size": config.batch_size,
+        "lr": config.lr,
+        "momentum": config.momentum,
+        "weight_decay": config.weight_decay,
+        "random_transform": config.transform == "random",
+        "logit_scale": workspace.logit_scale,
+    }
+    return LocalTraining(**{**options, **changes})
+
+
+def client_config(workspace: Workspace, client: ClientData, **provenance: Any) -> dict[str, Any]:
+    """`adapter_config.json`: what someone needs to use or refuse this client's adapter."""
+    backbone, federation = workspace.backbone, workspace.federation
+    parameters = workspace.method.configure(workspace.config.to_dict())
+    return {
+        "format": "pfedmma-client",
+        "format_version": 1,
+        "client": client.id,
+        "method": workspace.method.name,
+        "parameters": {name: getattr(parameters, name) for name in parameters.__dataclass_fields__},
+        "backbone": backbone_entry(workspace),
+        "prompt": workspace.config.prompt,
+        "logit_scale": workspace.logit_scale,
+        "seen": federation.names(client.classes),
+        "base": federation.names(federation.base),
+        "novel": federation.names(federation.novel),
+        "domain": client.domain,
+        "num_examples": len(client.train),
+        **provenance,
+    }
+
+
+def backbone_entry(workspace: Workspace) -> dict[str, str]:
+    """How files name the backbone they belong to."""
+    backbone = workspace.backbone
+    return {
+        "name": backbone.name,
+        "pretrained": backbone.pretrained,
+        "fingerprint": backbone.fingerprint,
+    }
+
+
+def _federate(
+    run: Run, workspace: Workspace, adapter: Adapter, progress: Progress
+) -> dict[str, Tensor]:
+    """The rounds that are left; returns the shared tensors after the last."""
+    checkpoint = run.checkpoint
+    federation = workspace.federation
+    engine = InProcessEngine(
+        backbone=workspace.backbone,
+        method=workspace.method,
+        adapter=adapter,
+        clients=federation.clients,
+        pixels=workspace.pixels,
+        prompts=class_prompts(workspace, federation.base),
+        options=local_training(workspace),
+        checkpoint=checkpoint,
+        seed=run.config.seed,
+    )
+    ids = [client.id for client in federation.clients]
+    shared = adapter.tensors(Scope.SHARED)
+    return run_rounds(run, engine, workspace.method, ids, shared, checkpoint, progress)
+
+
+def _finish(
+    run: Run, workspace: Workspace, shared: dict[str, Tensor], initial: dict[str, Tensor]
+) -> None:
+    """Write the results; `complete` is said last. A client that never trained keeps `initial`."""
+    checkpoint: Checkpoint = run.checkpoint
+    run.save_shared(shared)
+    for client in workspace.federation.clients:
+        state = checkpoint.load_client(client.id)
+        tensors = initial if state is None else state.local
+        config = client_config(workspace, client, rounds=run.config.rounds, personalized=None)
+        run.save_client(StoredClient(client.id, tensors, config))
+    run.record_rounds()
+    run.manifest["status"] = "complete"
+    run.save()
+
+
+def _manifest(workspace: Workspace) -> dict[str, Any]:
+    federation = workspace.federation
+    adapter = workspace.build_adapter()
+    counts = {
+        scope.value: sum(value.numel() for value in adapter.tensors(scope).values())
+        for scope in (Scope.SHARED, Scope.LOCAL)
+    }
+    frozen = sum(value.numel() for value in workspace.backbone.model.parameters())
+    sent = shared_bytes(adapter.tensors(Scope.SHARED))
+    return {
+        "status": "training",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": workspace.config.to_dict(),
+        "method": workspace.method.name,
+        "backbone": backbone_entry(workspace),
+        "logit_scale": workspace.logit_scale,
+        "class_names": list(federation.dataset.class_names),
+        "base": federation.names(federation.base),
+        "novel": federation.names(federation.novel),
+        "clients": [],
+        "parameters": {**counts, "frozen": frozen},
+        "bytes_per_round": {"up": sent, "down": sent},
+        "skipped": [[s.path, s.reason] for s in federation.dataset.skipped],
+        "warnings": list(federation.warnings),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in RECORDED_LIBRARIES},
+        },
+    }

@@ -1,0 +1,225 @@
+"""The run folder: what a federated training leaves behind, and what personalization adds.
+
+    runs/<name>/
+      manifest.json     format, status, resolved configuration, backbone, classes, hashes of all files
+      splits.json       which images each client trains, validates and is tested on
+      shared/shared.safetensors
+      clients/<id>/     adapter.safetensors, adapter_config.json: copy it and that client is yours
+      rounds.jsonl      one line a round
+      checkpoint/       see `pfedmma_deploy.store.checkpoint`
+
+Every file is written whole and hashed; loading verifies the hashes. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pfedmma_deploy.config import TrainConfig, config_from_mapping, nearest
+from pfedmma_deploy.errors import StoreError, UsageError
+from pfedmma_deploy.store.checkpoint import Checkpoint
+from pfedmma_deploy.store.files import (
+    read_bytes,
+    read_json,
+    read_tensors,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
+
+FORMAT = "pfedmma-run"
+FORMAT_VERSION = 1
+RUNS = Path("runs")
+SHARED_FILE = "shared/shared.safetensors"
+SPLITS_FILE = "splits.json"
+ROUNDS_FILE = "rounds.jsonl"
+
+
+@dataclass(frozen=True)
+class StoredClient:
+    """One client as a run holds it."""
+
+    id: str
+    tensors: dict[str, Tensor]
+    """Its own part, by parameter name; with a copy of the shared part where it has its own."""
+    config: dict[str, Any]
+    """Method, backbone fingerprint, hyper-parameters, the classes it has seen, provenance."""
+
+
+class Run:
+    """A run folder. `create` starts one, `open` reads one; both keep `manifest` in memory."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def create(cls, folder: Path, manifest: Mapping[str, Any], splits: Mapping[str, Any]) -> Run:
+        """Start a run in an empty or absent folder.
+
+        Raises:
+            StoreError: the folder holds something already.
+        """
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            what = "a run" if (folder / "manifest.json").exists() else "something that is not a run"
+            raise StoreError(
+                f"{folder} already holds {what}. Continue a run with --resume, or choose another --out."
+            )
+        run = cls(folder, {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest})
+        run.manifest["files"] = {SPLITS_FILE: write_json(folder / SPLITS_FILE, splits)}
+        run.save()
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Read an existing run.
+
+        Raises:
+            StoreError: no run there, damaged, or of a newer format.
+        """
+        path = folder / "manifest.json"
+        if not path.exists():
+            raise StoreError(
+                f"{folder} holds no run (no manifest.json). `pfedmma train --out {folder}` makes one."
+            )
+        manifest = read_json(path)
+        if manifest.get("format") != FORMAT or manifest.get("format_version") != FORMAT_VERSION:
+            raise StoreError(
+                f"{path}: expected format {FORMAT} version {FORMAT_VERSION}, found "
+                f"{manifest.get('format')} version {manifest.get('format_version')}."
+            )
+        return cls(folder, manifest)
+
+    @property
+    def config(self) -> TrainConfig:
+        """The resolved configuration that the run was trained with."""
+        return config_from_mapping(self.manifest["config"], str(self.folder / "manifest.json"))
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The state to continue from."""
+        return Checkpoint(self.folder / "checkpoint")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every round is done and the results are written."""
+        return bool(self.manifest["status"] == "complete")
+
+    @property
+    def client_ids(self) -> list[str]:
+        """Clients in their order: those of the federation, then those added since."""
+        return list(self.manifest["clients"])
+
+    @property
+    def splits(self) -> dict[str, Any]:
+        """The federation as `federation_to_dict` wrote it."""
+        return read_json(self.folder / SPLITS_FILE, self._hash(SPLITS_FILE))
+
+    def require_complete(self) -> None:
+        """Raises `StoreError` where training has not finished."""
+        if not self.is_complete:
+            raise StoreError(
+                f"The run {self.folder} is not finished "
+                f"(round {self.checkpoint.round + 1} of {self.config.rounds}). "
+                f"Continue it with `pfedmma train --resume --out {self.folder}`."
+            )
+
+    def load_shared(self) -> dict[str, Tensor]:
+        """The global shared tensors."""
+        return read_tensors(self.folder / SHARED_FILE, self._hash(SHARED_FILE))
+
+    def load_client(self, client: str, *, federated: bool = False) -> StoredClient:
+        """A client's own part; with `federated`, as the federation left it before personalization.
+
+        Raises:
+            UsageError: the run has no such client.
+            StoreError: its files are missing or damaged.
+        """
+        if client not in self.client_ids:
+            known = ", ".join(self.client_ids[:12]) + (", ..." if len(self.client_ids) > 12 else "")
+            raise UsageError(
+                f"The run {self.folder} has no client {client!r}"
+                f"{nearest(client, self.client_ids)} (clients: {known})."
+            )
+        base = f"clients/{client}"
+        file = f"{base}/federated.safetensors"
+        if not federated or file not in self.manifest["files"]:
+            file = f"{base}/adapter.safetensors"
+        config_file = f"{base}/adapter_config.json"
+        return StoredClient(
+            id=client,
+            tensors=read_tensors(self.folder / file, self._hash(file)),
+            config=read_json(self.folder / config_file, self._hash(config_file)),
+        )
+
+    def save_client(self, client: StoredClient, *, keep_federated: bool = False) -> None:
+        """Write a client's folder and record it; `save` makes it count.
+
+        With `keep_federated`, the state that the federation left is kept beside the new one.
+        """
+        base = f"clients/{client.id}"
+        adapter, federated = f"{base}/adapter.safetensors", f"{base}/federated.safetensors"
+        files = self.manifest["files"]
+        if keep_federated and adapter in files and federated not in files:
+            data = read_bytes(self.folder / adapter, files[adapter])
+            files[federated] = write_bytes(self.folder / federated, data)
+        files[adapter] = write_tensors(self.folder / adapter, client.tensors)
+        config_file = f"{base}/adapter_config.json"
+        files[config_file] = write_json(self.folder / config_file, client.config)
+        if client.id not in self.manifest["clients"]:
+            self.manifest["clients"].append(client.id)
+
+    def save_shared(self, shared: Mapping[str, Tensor]) -> None:
+        """Write the global shared tensors and record them; `save` makes it count."""
+        self.manifest["files"][SHARED_FILE] = write_tensors(self.folder / SHARED_FILE, shared)
+
+    def save(self) -> None:
+        """Write the manifest."""
+        write_json(self.folder / "manifest.json", self.manifest)
+
+    def write_rounds(self, rounds: int, record: dict[str, Any] | None) -> None:
+        """Cut `rounds.jsonl` to its first `rounds` lines, the last one being `record`.
+
+        A kill can fall between a round's commit and its line; this mends either case.
+        """
+        path = self.folder / ROUNDS_FILE
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        kept = lines[: rounds - 1] if record is not None else []
+        if record is not None:
+            kept.append(json.dumps(record))
+        write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
+
+    def append_round(self, record: dict[str, Any]) -> None:
+        """Add a finished round's line."""
+        with (self.folder / ROUNDS_FILE).open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(record) + "\n")
+
+    def record_rounds(self) -> None:
+        """Record the hash of the finished `rounds.jsonl`."""
+        data = read_bytes(self.folder / ROUNDS_FILE)
+        self.manifest["files"][ROUNDS_FILE] = hashlib.sha256(data).hexdigest()
+
+    def _hash(self, file: str) -> str | None:
+        return self.manifest["files"].get(file)
+
+
+def newest_run(root: Path = RUNS) -> Run:
+    """The run under `root` whose manifest was written last.
+
+    Raises:
+        StoreError: there is none; the message says which command makes one.
+    """
+    manifests = sorted(root.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
+    if not manifests:
+        raise StoreError(
+            f"There is no run under {root.resolve()}. `pfedmma quickstart` makes one in two "
+            "minutes; `pfedmma train --data DIR --backbone NAME` makes one from your own images."
+        )
+    return Run.open(manifests[-1].parent)

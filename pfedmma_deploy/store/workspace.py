@@ -1,0 +1,113 @@
+"""Everything a configuration names, loaded: backbone, images, clients, method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.backbone.loading import load_backbone
+from pfedmma_deploy.config import TrainConfig
+from pfedmma_deploy.data.datasets import load_dataset
+from pfedmma_deploy.data.federation import build_federation, federation_from_dict
+from pfedmma_deploy.data.pixels import PixelLoader
+from pfedmma_deploy.errors import BackboneError, StoreError
+from pfedmma_deploy.methods.base import Method
+from pfedmma_deploy.methods.registry import get_method
+from pfedmma_deploy.store.run import Run, StoredClient
+from pfedmma_deploy.types import Federation
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What training, evaluation, personalization and export all start from."""
+
+    config: TrainConfig
+    backbone: Backbone
+    federation: Federation
+    method: Method
+    pixels: PixelLoader
+    logit_scale: float
+    """The configuration's, or the backbone's own."""
+
+    def build_adapter(self) -> Adapter:
+        """The method's adapter in the initial state that all clients have in common."""
+        generator = torch.Generator().manual_seed(self.config.seed)
+        parameters = self.method.configure(self.config.to_dict())
+        return self.method.build(self.backbone, parameters, generator).to(self.backbone.device)
+
+
+def open_workspace(config: TrainConfig) -> Workspace:
+    """Load what `config` names and divide the data among clients.
+
+    Raises:
+        PfedmmaError: anything that is missing or does not fit, before any training.
+    """
+    method = get_method(config.method)
+    dataset = load_dataset(config.data)
+    federation = build_federation(
+        dataset,
+        clients=config.clients,
+        classes=config.classes,
+        partition=config.partition,
+        dirichlet_beta=config.dirichlet_beta,
+        num_shots=config.shots,
+        seed=config.seed,
+    )
+    return _workspace(config, method, federation)
+
+
+def open_run_workspace(run: Run) -> Workspace:
+    """Load what a run was trained on: the same backbone, the same images, the same splits.
+
+    Raises:
+        PfedmmaError: the backbone's weights or the images are no longer those of the run.
+    """
+    config = run.config
+    federation = federation_from_dict(load_dataset(config.data), run.splits)
+    workspace = _workspace(config, get_method(config.method), federation)
+    require_fingerprint(workspace.backbone, run.manifest["backbone"], f"The run {run.folder}")
+    return workspace
+
+
+def require_fingerprint(backbone: Backbone, recorded: Mapping[str, Any], owner: str) -> None:
+    """Raises `BackboneError` where `backbone` is not the one that `owner` was made with."""
+    if backbone.fingerprint != recorded["fingerprint"]:
+        raise BackboneError(
+            f"{owner} was made with {recorded['name']} ({recorded['pretrained']}) of fingerprint "
+            f"{recorded['fingerprint'][:12]}, found {backbone.fingerprint[:12]}. Adapters fit only "
+            "the weights that they were trained on: load those, or train again."
+        )
+
+
+def load_client_tensors(client: StoredClient, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All adapter tensors of a client: its own part, and the global one where it has no copy."""
+    return {**shared, **client.tensors}
+
+
+def load_client_adapter(adapter: Adapter, client: StoredClient, shared: Mapping[str, Tensor]) -> None:
+    """Put a stored client into `adapter`. Raises `StoreError` naming the tensor that does not fit."""
+    try:
+        adapter.load(load_client_tensors(client, shared))
+    except ValueError as error:
+        raise StoreError(f"The stored client {client.id} does not fit the method: {error}.") from error
+
+
+def _workspace(config: TrainConfig, method: Method, federation: Federation) -> Workspace:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone = load_backbone(config.backbone, config.pretrained, device=device)
+    return Workspace(
+        config=config,
+        backbone=backbone,
+        federation=federation,
+        method=method,
+        pixels=PixelLoader(
+            federation.dataset, backbone.image_size, backbone.resize_mode, backbone.interpolation
+        ),
+        logit_scale=config.logit_scale or backbone.logit_scale,
+    )
