@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pfedmma_deploy.errors import ImageError
 
@@ -118,7 +118,7 @@ def _open(file: BinaryIO, read: _Reader) -> Image.Image:
     try:
         with _quiet():
             image = Image.open(file, formats=IMAGE_FORMATS)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         file.seek(start)
         raise ImageError(_unidentified(file.read(64))) from error
     if image.width < 1 or image.height < 1:

@@ -140,7 +140,9 @@ def test_refusals_name_the_reason_without_the_path(tmp_path: Path, case: int) ->
 
 def png(width: int, height: int, *extra: tuple[bytes, bytes]) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
@@ -183,7 +185,9 @@ def test_mutated_files_decode_or_raise_image_error(
             assert str(error)
 
 
-@given(st.binary(max_size=64), st.sampled_from([b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"RIFF"]))
+@given(
+    st.binary(max_size=64), st.sampled_from([b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"RIFF"])
+)
 def test_noise_behind_a_valid_signature_raises_image_error(noise: bytes, magic: bytes) -> None:
     try:
         decode_image(magic + noise)

@@ -1,0 +1,188 @@
+"""Divisions of labelled images among clients: pure functions on arrays of labels.
+
+Every function draws from the one `numpy.random.Generator` that it is given, so that a run's seed
+decides everything, and returns indices into the arrays that it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pfedmma_deploy.errors import DataError
+from pfedmma_deploy.types import Split
+
+__all__ = [
+    "MAX_REDRAWS",
+    "Indices",
+    "Labels",
+    "Part",
+    "apportion",
+    "dirichlet",
+    "disjoint",
+    "draw_shots",
+    "split_classes",
+]
+
+MAX_REDRAWS: Final = 1000
+"""How often a Dirichlet division is drawn before it counts as out of reach."""
+
+Indices = NDArray[np.int64]
+Labels = Mapping[Split, NDArray[np.int64]]
+"""Labels [n] of the images of each split."""
+Part = dict[Split, Indices]
+"""One client's images: ascending indices into the labels of each split."""
+
+
+def draw_shots(labels: NDArray[np.int64], num_shots: int, rng: np.random.Generator) -> Indices:
+    """Draws `num_shots` images of every class, without replacement.
+
+    Returns:
+        Ascending indices into `labels` [n]. All of them where `num_shots` is 0; all of a class
+        that has fewer.
+    """
+    if num_shots == 0:
+        return np.arange(len(labels), dtype=np.int64)
+    drawn = [
+        rng.permutation(np.flatnonzero(labels == label))[:num_shots] for label in np.unique(labels)
+    ]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *drawn]))
+
+
+def split_classes(
+    classes: Sequence[int], clients: int, rng: np.random.Generator
+) -> tuple[tuple[int, ...], ...]:
+    """Shuffles classes and cuts them into one group per client; sizes differ by at most one.
+
+    Raises:
+        DataError: more clients than classes.
+    """
+    if clients > len(classes):
+        raise DataError(
+            f"partition 'disjoint' gives every client classes of its own, but there are {clients}"
+            f" clients and {len(classes)} classes to train on: use --clients {len(classes)} or"
+            " fewer, --partition dirichlet, or --classes all"
+        )
+    shuffled = rng.permutation(np.asarray(classes, dtype=np.int64))
+    return tuple(
+        tuple(sorted(int(c) for c in group)) for group in np.array_split(shuffled, clients)
+    )
+
+
+def disjoint(
+    labels: Labels, classes: Sequence[int], clients: int, rng: np.random.Generator
+) -> tuple[Part, ...]:
+    """Label shift: every class, with all its images, belongs to exactly one client.
+
+    Raises:
+        DataError: as `split_classes`.
+    """
+    groups = split_classes(classes, clients, rng)
+    return tuple(
+        {split: np.flatnonzero(np.isin(of_split, group)) for split, of_split in labels.items()}
+        for group in groups
+    )
+
+
+def dirichlet(
+    labels: Labels,
+    clients: int,
+    beta: float,
+    rng: np.random.Generator,
+    *,
+    min_train: int | None = None,
+    max_redraws: int = MAX_REDRAWS,
+) -> tuple[Part, ...]:
+    """Label skew: Dirichlet(beta) proportions over the clients, drawn anew for each class.
+
+    The training images of a class are dealt out by its proportions, rounded so that none is lost
+    (largest remainder); its validation and test images by the proportions that came out for
+    training, so a client is tested on the classes that it has, as often as it has them.
+
+    A draw is good where every client has `min_train` training images and at least one validation
+    and one test image. Where `max_redraws` draws are not, the one with the fewest clients lacking
+    a validation or test image is taken, as long as all have their training images.
+
+    Args:
+        labels: labels of each split; "train" decides which classes are dealt out.
+        clients: number of clients N.
+        beta: concentration; small is skewed, large is even.
+        rng: the only source of chance.
+        min_train: default a fifth of an even share, but at least 2 and at most 10.
+        max_redraws: bound on the number of draws.
+
+    Raises:
+        DataError: no draw gave every client its training images.
+    """
+    total = len(labels["train"])
+    if min_train is None:
+        min_train = min(10, max(2, total // (5 * clients)))
+    if total < clients * min_train:
+        raise _too_few(total, clients, beta, min_train, 0)
+    classes = np.unique(labels["train"])
+    totals = {split: _count(of_split, classes) for split, of_split in labels.items()}
+    unavoidable = sum(max(0, clients - int(total.sum())) for total in totals.values())
+    best: dict[Split, Indices] | None = None
+    fewest = len(totals) * clients + 1
+    for _ in range(max_redraws):
+        train = apportion(totals["train"], rng.dirichlet(np.full(clients, beta), len(classes)))
+        if train.sum(axis=0).min() < min_train:
+            continue
+        counts = {split: apportion(total, train) for split, total in totals.items()}
+        lacking = sum(int(np.count_nonzero(n.sum(axis=0) == 0)) for n in counts.values())
+        if lacking < fewest:
+            best, fewest = counts, lacking
+        if lacking <= unavoidable:
+            break
+    if best is None:
+        raise _too_few(total, clients, beta, min_train, max_redraws)
+    return _deal(labels, classes, best, clients, rng)
+
+
+def apportion(totals: Indices, weights: NDArray[np.float64] | NDArray[np.int64]) -> Indices:
+    """Whole numbers [C, N] whose rows add up to `totals` [C], as near to `weights` as can be.
+
+    Largest remainder; of equal remainders the first. `weights` [C, N] are non-negative, and every
+    row has a positive sum; a weight of 0 gets nothing.
+    """
+    exact = totals[:, None] * (weights / weights.sum(axis=1, keepdims=True))
+    counts: Indices = np.floor(exact).astype(np.int64)
+    remainders = np.where(weights > 0, exact - counts, -1.0)
+    order = np.argsort(-remainders, axis=1, kind="stable")
+    ranks = np.argsort(order, axis=1, kind="stable")
+    counts += ranks < (totals - counts.sum(axis=1))[:, None]
+    return counts
+
+
+def _count(labels: NDArray[np.int64], classes: NDArray[np.int64]) -> Indices:
+    return np.array([np.count_nonzero(labels == label) for label in classes], dtype=np.int64)
+
+
+def _deal(
+    labels: Labels,
+    classes: NDArray[np.int64],
+    counts: Mapping[Split, Indices],
+    clients: int,
+    rng: np.random.Generator,
+) -> tuple[Part, ...]:
+    hands: list[dict[Split, list[Indices]]] = [{s: [] for s in labels} for _ in range(clients)]
+    for split, of_split in labels.items():
+        for label, row in zip(classes, counts[split], strict=True):
+            shuffled = rng.permutation(np.flatnonzero(of_split == label))
+            for hand, images in zip(hands, np.split(shuffled, np.cumsum(row)[:-1]), strict=True):
+                hand[split].append(images)
+    return tuple(
+        {split: np.sort(np.concatenate(images)) for split, images in hand.items()} for hand in hands
+    )
+
+
+def _too_few(total: int, clients: int, beta: float, min_train: int, draws: int) -> DataError:
+    tried = f" in {draws:,} draws" if draws else ""
+    return DataError(
+        f"partition 'dirichlet' could not give each of {clients} clients {min_train} training"
+        f" images out of {total}{tried} (beta {beta:g}): use fewer clients, more shots or images,"
+        " or a larger --dirichlet-beta"
+    )
