@@ -27,6 +27,7 @@ __all__ = [
     "Transform",
     "config_from_mapping",
     "nearest",
+    "read_options",
     "resolve_config",
 ]
 
@@ -153,7 +154,19 @@ PRESETS: Final[Mapping[str, Mapping[str, str | int | float]]] = MappingProxyType
 def resolve_config(
     flags: Mapping[str, object], config_file: Path | None = None, preset: str | None = None
 ) -> TrainConfig:
-    """The configuration from flag > file > preset > default.
+    """The configuration from flag > file > preset > default; arguments as `read_options`.
+
+    Raises:
+        UsageError: an unknown key or preset, an unreadable file, a value of the wrong type or out
+            of range, or no data or backbone at all.
+    """
+    return config_from_mapping(read_options(flags, config_file, preset))
+
+
+def read_options(
+    flags: Mapping[str, object], config_file: Path | None = None, preset: str | None = None
+) -> dict[str, object]:
+    """The options that are given at all, from flag > file > preset; values are not yet checked.
 
     Args:
         flags: values by field name; None means that the flag was not given.
@@ -161,8 +174,7 @@ def resolve_config(
         preset: a name in `PRESETS`.
 
     Raises:
-        UsageError: an unknown key or preset, an unreadable file, a value of the wrong type or out
-            of range, or no data or backbone at all.
+        UsageError: an unknown key or preset, or an unreadable file.
     """
     values: dict[str, object] = {}
     if preset is not None:
@@ -172,7 +184,7 @@ def resolve_config(
         values.update(_check_keys(_read_toml(config_file), str(config_file)))
     given = {name: value for name, value in flags.items() if value is not None}
     values.update(_check_keys(given, "the command line"))
-    return config_from_mapping(values)
+    return values
 
 
 def config_from_mapping(values: Mapping[str, object], source: str = "the options") -> TrainConfig:

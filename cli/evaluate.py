@@ -1,0 +1,122 @@
+"""`pfedmma evaluate`: accuracy of a run, or of a backbone as it is."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pfedmma_deploy.errors import UsageError
+
+from .options import AsJson, Quiet, RunFolder, Verbose, open_run
+from .output import Output, Row, open_output
+from .tables import compare, each_client
+
+if TYPE_CHECKING:
+    from pfedmma_deploy.evaluation.run import RunEvaluation
+
+
+def evaluate(
+    run: RunFolder = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="NAME_OR_DIR", help="Instead of a run: zero-shot on these images."),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The backbone to test with --data.")
+    ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(metavar="TAG_OR_FILE", help="open_clip tag or weights file.")
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help="Text around a class name, with --data.")
+    ] = "a photo of a {}.",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare every client with zero-shot CLIP.
+
+    Or, with --data, measure a backbone as it is, without training.
+
+    Local: the client's own classes; base: all classes trained on; novel: classes never seen.
+    HM2 and HM3 are harmonic means of base and novel, and of all three.
+
+    \b
+    Examples:
+      pfedmma evaluate
+      pfedmma evaluate --run runs/sites --json
+      pfedmma evaluate --data domains-sample --backbone pfedmma-tiny
+    """
+    with open_output(as_json=as_json, quiet=quiet) as output:
+        if data is None and backbone is None:
+            _evaluate_run(run, output)
+        elif data is None or backbone is None:
+            missing = "--backbone" if backbone is None else "--data"
+            raise UsageError(
+                f"zero-shot accuracy needs --data and --backbone: {missing} is missing"
+            )
+        elif run is not None:
+            raise UsageError("--run and --data exclude each other: a run names its own data")
+        else:
+            _evaluate_zero_shot(data, backbone, pretrained, prompt, output)
+
+
+def _evaluate_run(folder: Path | None, output: Output) -> None:
+    run = open_run(folder)
+    from pfedmma_deploy.evaluation.run import evaluate_run
+
+    started = time.perf_counter()
+    values = evaluation_values(evaluate_run(run, progress=output.progress))
+    each_client(output, values["clients"])
+    compare(
+        output,
+        {"zero-shot": values["zero_shot"], "personalized": values["personalized"]},
+        f"{run.folder}: means over {len(values['clients'])} clients",
+    )
+    output.result({"run": str(run.folder), **values, "seconds": time.perf_counter() - started})
+
+
+def evaluation_values(result: RunEvaluation) -> dict[str, Any]:
+    """Means and each client's figures under the names that `--json` uses."""
+    return {
+        "zero_shot": result.zero_shot_mean.to_dict(),
+        "personalized": result.personalized_mean.to_dict(),
+        "clients": {
+            client: {
+                "zero_shot": result.zero_shot[client].to_dict(),
+                "personalized": accuracy.to_dict(),
+            }
+            for client, accuracy in result.personalized.items()
+        },
+    }
+
+
+def _evaluate_zero_shot(
+    data: str, backbone: str, pretrained: str | None, prompt: str, output: Output
+) -> None:
+    from pfedmma_deploy.data.datasets import load_dataset
+
+    dataset = load_dataset(data)
+    from pfedmma_deploy.backbone.loading import load_backbone
+    from pfedmma_deploy.evaluation.run import evaluate_zero_shot
+
+    started = time.perf_counter()
+    model = load_backbone(backbone, pretrained)
+    result = evaluate_zero_shot(model, dataset, prompt, progress=output.progress)
+    title = f"Zero-shot accuracy of {backbone} on {result.images} images of {data}"
+    rows: list[Row] = [*result.domains.items(), ("all", result.accuracy)]
+    output.table(["Domain", "Accuracy in %"], rows, title)
+    output.result(
+        {
+            "data": data,
+            "backbone": backbone,
+            "images": result.images,
+            "accuracy": result.accuracy,
+            "domains": result.domains,
+            "classes": result.classes,
+            "seconds": time.perf_counter() - started,
+        }
+    )

@@ -1,0 +1,75 @@
+"""`pfedmma export`: from a run to an ONNX bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pfedmma_deploy.errors import UsageError
+
+from .options import EXPORTS, AsJson, Quiet, RunFolder, Verbose, open_run, split_names
+from .output import Output, open_output
+
+
+def export(
+    run: RunFolder = None,
+    client: Annotated[
+        str | None,
+        typer.Option(metavar="ID[,ID]", help="Only these clients. [default: all of them]"),
+    ] = None,
+    all_clients: Annotated[bool, typer.Option("--all", help="All clients in one file.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Bundle folder. [default: exports/RUN]")
+    ] = None,
+    classifier: Annotated[
+        bool,
+        typer.Option("--classifier", help="Add classifier.onnx: pixels in, class scores out."),
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write an ONNX bundle from a run.
+
+    It predicts without torch; client 0 in it is zero-shot CLIP. The bundle is compared with torch
+    on real images before it gets its name.
+
+    \b
+    Examples:
+      pfedmma export
+      pfedmma export --client 3 --out exports/site3
+      pfedmma export --run runs/sites --all --classifier
+    """
+    if all_clients and client is not None:
+        raise UsageError("--all and --client exclude each other: leave one of them out")
+    with open_output(as_json=as_json, quiet=quiet) as output:
+        opened = open_run(run)
+        name = opened.folder.resolve().name
+        folder = out or EXPORTS / (name if client is None else f"{name}-{client.replace(',', '-')}")
+        from pfedmma_deploy.export import export_run
+
+        values: dict[str, Any] = export_run(
+            opened.folder,
+            folder,
+            clients=split_names(client),
+            classifier=classifier,
+            progress=output.progress,
+        ).to_dict()
+        print_report(output, values)
+        output.note(
+            f"Next: pfedmma predict IMAGE --model {folder} --client {values['clients'][-1]}"
+        )
+        output.result(values)
+
+
+def print_report(output: Output, values: dict[str, Any]) -> None:
+    """The files of a bundle and how close it is to torch."""
+    files = [[name, f"{size / 1e6:.2f}"] for name, size in values["files"].items()]
+    output.table(["File", "MB"], files, f"{values['bundle']}: {len(values['clients'])} clients")
+    parity = values["parity"]
+    output.say(
+        f"Checked against torch on {parity['images']} images: largest difference "
+        f"{parity['max_abs_error']:.1e}, same answer on {parity['top1_agreement']:.1f} %."
+    )

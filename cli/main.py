@@ -1,0 +1,105 @@
+"""The command line: which commands there are, and how errors end."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from pfedmma_deploy import __version__
+from pfedmma_deploy.errors import PfedmmaError, UsageError
+
+from . import evaluate, export, inspect, personalize, predict, quickstart, train
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+app = typer.Typer(
+    name="pfedmma",
+    no_args_is_help=True,
+    add_completion=False,
+    # Plain help: examples can be copied, and it reads the same in a pipe.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"pfedmma-deploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Personalized federated fine-tuning of CLIP: train, personalize, export, predict.
+
+    \b
+    Start here:
+      pfedmma quickstart
+    \b
+    With your own images, one folder per class:
+      pfedmma train --preset quickstart --data my_photos
+      pfedmma personalize --client 3
+      pfedmma export
+      pfedmma predict photo.jpg --client 3
+    """
+
+
+app.command()(quickstart.quickstart)
+app.command()(train.train)
+app.command()(personalize.personalize)
+app.command()(evaluate.evaluate)
+app.command()(export.export)
+app.command()(predict.predict)
+app.command()(inspect.inspect)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code: 0, 1 failed, 2 wrong use, 130 interrupted.
+
+    A mistake of the user is one sentence on stderr; `--verbose` adds the traceback.
+    """
+    try:
+        app(list(arguments), prog_name="pfedmma")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+        if code == INTERRUPTED:
+            _complain("interrupted")
+        return code
+    except (Exception, KeyboardInterrupt) as error:
+        if "--verbose" in arguments:
+            traceback.print_exc()
+        return _explain(error)
+    return 0
+
+
+def _explain(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        _complain("interrupted")
+        return INTERRUPTED
+    if isinstance(error, UsageError):
+        _complain(str(error))
+        return 2
+    if isinstance(error, PfedmmaError):
+        _complain(str(error))
+    elif isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        _complain(f"{place}{error.strerror}")
+    else:
+        kind = type(error).__name__
+        _complain(f"{kind}: {error}. This is a defect of pfedmma; --verbose shows where.")
+    return 1
+
+
+def _complain(message: str) -> None:
+    print(f"Error: {message}", file=sys.stderr, flush=True)

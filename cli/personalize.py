@@ -1,0 +1,90 @@
+"""`pfedmma personalize`: one client's own model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import AsJson, Quiet, RunFolder, Verbose, open_run
+from .output import open_output
+from .tables import compare
+
+
+def personalize(
+    client: Annotated[
+        str,
+        typer.Option(metavar="ID", help="A client of the run, or a new name together with --data."),
+    ],
+    run: RunFolder = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Images of a brand-new client, one folder per class."),
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Passes over the client's images.")
+    ] = 4,
+    lr: Annotated[
+        float | None, typer.Option(metavar="RATE", help="Learning rate. [default: the run's]")
+    ] = None,
+    train_shared: Annotated[
+        bool,
+        typer.Option("--train-shared", help="Also train this client's copy of the shared part."),
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Bring one client to its own model.
+
+    Fine-tunes the client's local adapters; the shared projection stays as the federation left it,
+    unless --train-shared gives the client a copy of its own.
+
+    \b
+    Examples:
+      pfedmma personalize --client 3
+      pfedmma personalize --client 3 --run runs/sites --epochs 5
+      pfedmma personalize --client new_site --data new_site_photos
+    """
+    with open_output(as_json=as_json, quiet=quiet) as output:
+        opened = open_run(run)
+        from pfedmma_deploy.federated.personalize import personalize as personalize_client
+
+        started = time.perf_counter()
+        result = personalize_client(
+            opened,
+            client,
+            data=data,
+            epochs=epochs,
+            lr=lr,
+            train_shared=train_shared,
+            progress=output.progress,
+        )
+        states = {
+            "zero_shot": result.zero_shot.to_dict(),
+            "before": result.before.to_dict(),
+            "after": result.after.to_dict(),
+        }
+        compare(
+            output,
+            {
+                "zero-shot": states["zero_shot"],
+                "before": states["before"],
+                "after": states["after"],
+            },
+            f"Client {client} of {opened.folder}",
+        )
+        output.note(f"Next: pfedmma export --client {client}")
+        output.result(
+            {
+                "run": str(opened.folder),
+                "client": client,
+                "new": result.is_new,
+                **states,
+                "loss": result.loss,
+                "folder": str(result.folder),
+                "seconds": time.perf_counter() - started,
+            }
+        )
