@@ -7,7 +7,7 @@ parts that the data lack are set aside, shots are drawn, images are dealt out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, get_args
 
@@ -24,7 +24,7 @@ from pfedmma_deploy.data.partition import Labels, Part, dirichlet, disjoint, dra
 from pfedmma_deploy.data.pools import clients_per_pool, make_pools
 from pfedmma_deploy.data.records import federation_from_dict, federation_to_dict
 from pfedmma_deploy.data.splits import carve_splits
-from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.errors import DataError, UsageError
 from pfedmma_deploy.types import ClientData, Dataset, Example, Federation, Split
 
 __all__ = [
@@ -37,8 +37,6 @@ __all__ = [
 
 # Keeps this stream apart from those of rounds and clients, which start from [seed, round, client].
 _STREAM: Final = 0xDA7A
-
-Divide = Callable[[Labels], Sequence[Part]]
 
 
 def build_federation(
@@ -81,12 +79,12 @@ def build_federation(
         UsageError: a value out of range.
         DataError: fatal problems (`checks.KINDS`), or a partition that the data do not allow.
     """
-    _check_values(clients, classes, partition, dirichlet_beta, num_shots)
+    _check_values(clients, classes, partition, dirichlet_beta, num_shots, seed)
     problems = [*require_usable(check_dataset(dataset))]
     rng = np.random.default_rng([seed, _STREAM])
     base, novel = split_base_novel(len(dataset.class_names), classes)
     pools = make_pools(dataset, partition)
-    sizes = clients_per_pool(clients, partition, len(pools))
+    per_pool = clients_per_pool(clients, partition, len(pools))
     small: list[str] = []
     members: list[ClientData] = []
     tests: list[Example] = []
@@ -96,15 +94,14 @@ def build_federation(
         small += [f"{name}: {each}" if name else each for each in named]
         tests += [example for example in examples if example.split == "test"]
         drawn = _draw(examples, base, num_shots, rng)
-
-        def divide(labels: Labels) -> Sequence[Part]:
-            if partition == "disjoint":
-                return disjoint(labels, base, sizes, rng)
-            if partition == "folders":
-                return [{split: np.arange(len(labels[split])) for split in labels}]
-            return dirichlet(labels, sizes, dirichlet_beta, rng)
-
-        members += _make_clients(name, drawn, divide, partition)
+        labels: Labels = {split: _labels(of_split) for split, of_split in drawn.items()}
+        if partition == "folders":
+            members.append(_make_client(name, drawn))
+        elif partition == "disjoint":
+            members += _make_clients("", drawn, disjoint(labels, base, per_pool, rng))
+        else:
+            parts = _dirichlet_in(name, labels, per_pool, dirichlet_beta, rng)
+            members += _make_clients(name, drawn, parts)
     federation = Federation(
         dataset=dataset,
         base=base,
@@ -150,12 +147,15 @@ def split_base_novel(num_classes: int, classes: Classes) -> tuple[tuple[int, ...
     return tuple(range(cut)), tuple(range(cut, num_classes))
 
 
-def _check_values(clients: int, classes: str, partition: str, beta: float, num_shots: int) -> None:
+def _check_values(
+    clients: int, classes: str, partition: str, beta: float, num_shots: int, seed: int
+) -> None:
     checks = (
         ("classes", classes, classes in get_args(Classes), " or ".join(get_args(Classes))),
         ("partition", partition, partition in get_args(Partition), ", ".join(get_args(Partition))),
         ("clients", clients, clients >= 1, "1 or more"),
         ("num_shots", num_shots, num_shots >= 0, "0 (all images) or more"),
+        ("seed", seed, seed >= 0, "0 or more"),
         # Far below this the proportions underflow.
         ("dirichlet_beta", beta, 1e-3 <= beta <= 1e6, "between 0.001 and 1000000"),
     )
@@ -177,16 +177,23 @@ def _draw(
     return drawn
 
 
+def _dirichlet_in(
+    pool: str, labels: Labels, clients: int, beta: float, rng: np.random.Generator
+) -> tuple[Part, ...]:
+    try:
+        return dirichlet(labels, clients, beta, rng)
+    except DataError as error:
+        raise DataError(f"domain '{pool}': {error}" if pool else str(error)) from error
+
+
 def _make_clients(
-    pool: str, drawn: dict[Split, list[Example]], divide: Divide, partition: Partition
+    pool: str, drawn: dict[Split, list[Example]], parts: Sequence[Part]
 ) -> list[ClientData]:
-    parts = divide({split: _labels(examples) for split, examples in drawn.items()})
     clients = []
     for number, part in enumerate(parts):
         held = {split: [drawn[split][index] for index in part[split]] for split in drawn}
-        named = {"folders": pool, "domain": f"{pool}-{number}"}
-        client = _make_client(named.get(partition, str(number)), held)
-        clients.append(replace(client, domain=pool) if partition == "domain" else client)
+        client = _make_client(f"{pool}-{number}" if pool else str(number), held)
+        clients.append(replace(client, domain=pool) if pool else client)
     return clients
 
 

@@ -111,7 +111,7 @@ def dirichlet(
         clients: number of clients N.
         beta: concentration; small is skewed, large is even.
         rng: the only source of chance.
-        min_train: default a fifth of an even share, but at least 2 and at most 10.
+        min_train: default a fifth of an even share, rounded up, and at most 10.
         max_redraws: bound on the number of draws.
 
     Raises:
@@ -119,7 +119,7 @@ def dirichlet(
     """
     total = len(labels["train"])
     if min_train is None:
-        min_train = min(10, max(2, total // (5 * clients)))
+        min_train = min(10, max(1, -(-total // (5 * clients))))
     if total < clients * min_train:
         raise _too_few(total, clients, beta, min_train, 0)
     classes = np.unique(labels["train"])
@@ -182,7 +182,7 @@ def _deal(
 def _too_few(total: int, clients: int, beta: float, min_train: int, draws: int) -> DataError:
     tried = f" in {draws:,} draws" if draws else ""
     return DataError(
-        f"partition 'dirichlet' could not give each of {clients} clients {min_train} training"
-        f" images out of {total}{tried} (beta {beta:g}): use fewer clients, more shots or images,"
+        f"partition 'dirichlet' could not give each of {clients} clients at least {min_train} of"
+        f" {total} training images{tried} (beta {beta:g}): use fewer clients, more shots or images,"
         " or a larger --dirichlet-beta"
     )
