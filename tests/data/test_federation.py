@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -102,6 +102,7 @@ def test_disjoint_by_hand() -> None:
 PROTOCOLS = st.sampled_from(["disjoint", "dirichlet", "domain", "folders"])
 
 
+@settings(deadline=None)
 @given(PROTOCOLS, st.sampled_from(["base-novel", "all"]), st.integers(0, 6), st.integers(0, 2**63))
 def test_every_image_is_used_once_and_novel_classes_never(
     partition: str, classes: str, num_shots: int, seed: int
@@ -283,6 +284,7 @@ def test_parts_are_set_aside_for_each_client_folder() -> None:
     assert len(federation.novel_test) == 2 * 10 + 2 * 4
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=80), st.integers(0, 2**32))
 def test_carving_keeps_every_image(labels: list[int], seed: int) -> None:
     examples = [Example(str(n), label, "train") for n, label in enumerate(labels)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -164,6 +164,7 @@ def test_a_text_chunk_bomb_is_refused() -> None:
 MUTABLE = sorted(SAMPLES.items())
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(MUTABLE),
     st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8),
@@ -185,6 +186,7 @@ def test_mutated_files_decode_or_raise_image_error(
             assert str(error)
 
 
+@settings(deadline=None)
 @given(
     st.binary(max_size=64), st.sampled_from([b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"RIFF"])
 )

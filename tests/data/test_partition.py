@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -45,6 +45,7 @@ def test_apportion_by_hand() -> None:
     assert apportion(np.array([2]), np.array([[1, 0, 1, 1]])).tolist() == [[1, 0, 1, 0]]
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 500),
     st.lists(st.integers(0, 50), min_size=1, max_size=20).filter(lambda weights: sum(weights) > 0),
@@ -57,6 +58,7 @@ def test_apportion_loses_nothing_and_is_near(total: int, weights: list[int]) -> 
     assert np.all(counts[row[0] == 0] == 0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=60), st.integers(0, 6), SEEDS)
 def test_shots_are_k_of_every_class(labels: list[int], num_shots: int, seed: int) -> None:
     array = np.array(labels, dtype=np.int64)
@@ -68,6 +70,7 @@ def test_shots_are_k_of_every_class(labels: list[int], num_shots: int, seed: int
         assert np.count_nonzero(array[drawn] == label) == expected
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), SEEDS)
 def test_class_groups_are_complete_and_even(classes: int, clients: int, seed: int) -> None:
     if clients > classes:
@@ -89,6 +92,7 @@ def test_more_clients_than_classes_says_what_to_change() -> None:
     )
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 6), SEEDS)
 def test_disjoint_deals_every_image_once(
     classes: int, clients: int, per_class: int, seed: int
@@ -106,6 +110,7 @@ def test_disjoint_deals_every_image_once(
     )
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(8, 40), min_size=1, max_size=8),
     st.integers(1, 6),
