@@ -48,7 +48,8 @@ class TrainConfig:
     """open_clip tag or file of weights; None takes the backbone's own default."""
     method: str = "pfedmma"
     clients: int = 10
-    """Number of clients N; with `partition="folders"` or `"domain"` the data decide."""
+    """Number of clients N: a multiple of the domains with `partition="domain"`; with `"folders"`
+    the data decide."""
     classes: Classes = "base-novel"
     """`base-novel` trains on the first half of the classes and keeps the rest unseen."""
     partition: Partition = "disjoint"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -80,7 +81,7 @@ def image_loss(student: Tensor, target: Tensor, anchors: Tensor) -> Tensor:
 
 
 def soft_labels(student: Tensor, target: Tensor) -> Tensor:
-    """KL(target || student) of softmax(PROMPT_SCALE * similarity) over the last axis, batch mean."""
+    """KL(target || student) of softmax(PROMPT_SCALE * similarity), batch mean."""
     return F.kl_div(
         F.log_softmax(PROMPT_SCALE * student, -1),
         F.log_softmax(PROMPT_SCALE * target, -1),
@@ -103,7 +104,12 @@ def augment(batch: np.ndarray, rng: np.random.Generator) -> Tensor:
 
 
 def train_images(
-    model: nn.Module, pixels: np.ndarray, targets: Tensor, anchors: Tensor, epochs: int, folder: Path
+    model: nn.Module,
+    pixels: np.ndarray,
+    targets: Tensor,
+    anchors: Tensor,
+    epochs: int,
+    folder: Path,
 ) -> list[dict[str, float]]:
     """Train the image tower; returns the curve, one entry an epoch."""
 
@@ -141,19 +147,32 @@ def train_texts(
     def loss(rows: np.ndarray, rng: np.random.Generator) -> Tensor:
         some = anchors[rng.integers(len(anchors), size=1024)]
         with torch.autocast("cpu", torch.bfloat16):
-            features = encode_text(model, tokens[rows, : lengths[rows].max()])
+            features = model(tokens[rows, : lengths[rows].max()])
         return image_loss(features, targets[rows], some)
 
     return fit(model, batches, loss, epochs, 1e-3, folder / "text.pt")
 
 
-def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
-    """open_clip's text tower on prompts cut short: exact, since the mask is causal."""
-    width = tokens.shape[1]
-    x = model.token_embedding(tokens) + model.positional_embedding[:width]
-    x = model.transformer(x, attn_mask=model.attn_mask[:width, :width])
-    x = model.ln_final(x)[torch.arange(len(x)), tokens.argmax(-1)]
-    return x @ model.text_projection
+class TextTower(nn.Module):
+    """The text side of an open_clip CLIP as a module of its own; the weights are the model's."""
+
+    def __init__(self, model: open_clip.CLIP) -> None:
+        super().__init__()
+        self.token_embedding = model.token_embedding
+        self.positional_embedding = model.positional_embedding
+        self.transformer = model.transformer
+        self.ln_final = model.ln_final
+        self.text_projection = model.text_projection
+        self.mask = model.attn_mask
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Features [N, 384] of prompts cut short: exact, since the mask is causal."""
+        width = tokens.shape[1]
+        x = self.token_embedding(tokens) + self.positional_embedding[:width]
+        x = self.transformer(x, attn_mask=self.mask[:width, :width])
+        x = self.ln_final(x)[torch.arange(len(x)), tokens.argmax(-1)]
+        features: Tensor = x @ self.text_projection
+        return features
 
 
 def fit(
@@ -181,16 +200,20 @@ def fit(
         for i, rows in enumerate(bar := tqdm(chunks, desc=f"{checkpoint.stem} epoch {epoch + 1}")):
             done = (epoch + i / len(chunks)) / epochs
             for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, done * epochs * 2) * 0.5 * (1 + np.cos(np.pi * done))
+                group["lr"] = (
+                    lr * min(1.0, done * epochs * 2) * 0.5 * (1 + math.cos(math.pi * done))
+                )
             value = loss(rows, rng)
             optimizer.zero_grad()
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             total += value.item()
             bar.set_postfix(loss=f"{total / (i + 1):.4f}")
         seconds = round(time.monotonic() - started, 1)
-        curve.append({"epoch": epoch + 1, "loss": round(total / len(chunks), 5), "seconds": seconds})
+        curve.append(
+            {"epoch": epoch + 1, "loss": round(total / len(chunks), 5), "seconds": seconds}
+        )
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "curve": curve}
         partial = checkpoint.with_suffix(".partial")
         torch.save(state, partial)
@@ -198,22 +221,11 @@ def fit(
     return curve
 
 
-def text_parts(model: open_clip.CLIP) -> nn.Module:
-    """The text side of an open_clip CLIP as one module, its parameters shared with `model`."""
-    part = nn.Module()
-    for name in ("token_embedding", "transformer", "ln_final"):
-        part.add_module(name, getattr(model, name))
-    part.register_parameter("positional_embedding", model.positional_embedding)
-    part.register_parameter("text_projection", model.text_projection)
-    part.register_buffer("attn_mask", model.attn_mask, persistent=False)
-    return part
-
-
-def export(model: nn.Module, out: Path, record: dict[str, object]) -> None:
+def export(model: open_clip.CLIP, out: Path, record: dict[str, object]) -> None:
     """The shipped fp16 file and its record, each written whole."""
     out.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
-        model.logit_scale.fill_(float(np.log(PROMPT_SCALE)))
+        model.logit_scale.fill_(math.log(PROMPT_SCALE))
     state = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     save_file(state, out / "model.partial", metadata={"format": "pt"})
     (out / "model.partial").replace(out / "model.safetensors")
@@ -232,6 +244,7 @@ def main() -> None:
     register()
     torch.manual_seed(SEED)
     model = open_clip.create_model(MODEL_NAME)
+    assert isinstance(model, open_clip.CLIP)
 
     pixels, features = image_data(work, options.cache)
     texts, embeddings = text_data(work, options.cache)
@@ -245,7 +258,7 @@ def main() -> None:
     with sdpa_kernel(SDPBackend.MATH):
         curves = {
             "text": train_texts(
-                text_parts(model), texts, text_targets, image_targets, options.text_epochs, work
+                TextTower(model), texts, text_targets, image_targets, options.text_epochs, work
             ),
             "image": train_images(
                 model.visual, pixels, image_targets, prompts, options.image_epochs, work

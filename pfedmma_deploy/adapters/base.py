@@ -1,4 +1,4 @@
-"""What every adapter is: a hook into the blocks of both towers that names its parameters' scopes."""
+"""What every adapter is: a hook into the blocks of both towers, with scopes for its parameters."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class Adapter(nn.Module, ABC):
             merged.update(part)
         own = dict(self.named_parameters())
         for name in sorted(own.keys() ^ merged.keys()):
-            raise ValueError(f"parameter {name} is {'missing' if name in own else 'not of this adapter'}")
+            raise ValueError(
+                f"parameter {name} is {'missing' if name in own else 'not of this adapter'}"
+            )
         for name, value in own.items():
             if merged[name].shape != value.shape:
                 raise ValueError(

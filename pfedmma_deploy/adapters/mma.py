@@ -32,7 +32,8 @@ class MultiModalAdapter(Adapter):
     """Adapters of the last P blocks of both towers, pair p joining two blocks by one projection.
 
     Parameters are named `image.{block}.down.weight` [r, d], `.down.bias` [r], `.up.weight` [d, r],
-    `.up.bias` [d], the same under `text.{block}`, and `pair.{p}.weight` [r, r], `pair.{p}.bias` [r].
+    `.up.bias` [d], the same under `text.{block}`, and `pair.{p}.weight` [r, r],
+    `pair.{p}.bias` [r].
 
     Args:
         widths: token width d of each tower.

@@ -11,6 +11,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pfedmma_deploy.data.preprocess import Interpolation, ResizeMode
 from pfedmma_deploy.errors import BackboneError
 from pfedmma_deploy.types import Tower
 
@@ -38,8 +39,8 @@ class Backbone:
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    resize_mode: str
-    interpolation: str
+    resize_mode: ResizeMode
+    interpolation: Interpolation
     activation: str
     """"gelu" or "quick_gelu": part of a checkpoint's identity."""
     tokenize: Callable[[Sequence[str]], Tensor] = field(repr=False)
@@ -48,7 +49,8 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.logit_scale.device
+        device: torch.device = self.model.logit_scale.device
+        return device
 
     @property
     def logit_scale(self) -> float:
@@ -154,7 +156,9 @@ def require_adaptable(model: nn.Module, name: str) -> CLIP:
     """
     reason = _unsupported(model)
     if reason is not None:
-        raise BackboneError(f"The backbone {name} cannot be adapted: {reason}. Supported: {ADAPTABLE}.")
+        raise BackboneError(
+            f"The backbone {name} cannot be adapted: {reason}. Supported: {ADAPTABLE}."
+        )
     assert isinstance(model, CLIP)
     return model
 

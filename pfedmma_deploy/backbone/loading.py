@@ -93,17 +93,18 @@ def _create(name: str, pretrained: str | None) -> nn.Module:
     source = None if pretrained == RANDOM else pretrained
     if tag:
         _announce_download(name, str(pretrained), tag)
-    logging.getLogger().addFilter(_quiet_random) if source is None else None
+    logging.getLogger().addFilter(_quiet_random)
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # The tag says which activation its weights were trained with; open_clip only warns.
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")
             torch.manual_seed(0)
-            return open_clip.create_model(
+            model: nn.Module = open_clip.create_model(
                 name,
                 pretrained=source,
                 force_quick_gelu=bool(tag.get("quick_gelu", False)),
             )
+            return model
     except (RuntimeError, OSError, ValueError) as error:
         raise BackboneError(
             f"The weights {pretrained!r} of {name} could not be loaded: {error}. Check the file, "
@@ -114,6 +115,7 @@ def _create(name: str, pretrained: str | None) -> nn.Module:
 
 
 def _quiet_random(record: logging.LogRecord) -> bool:
+    """Random weights were asked for by name, so their absence is no news."""
     return "No pretrained weights loaded" not in record.getMessage()
 
 
@@ -138,7 +140,7 @@ def _announce_download(name: str, tag: str, entry: dict[str, str]) -> None:
 
 
 def _size(repository: str) -> str:
-    """", 599 MB" where the hub tells the size of the weights file, else nothing."""
+    """The weights file's size, such as ", 599 MB", where the hub tells it; else nothing."""
     if not repository:
         return ""
     from huggingface_hub import HfApi

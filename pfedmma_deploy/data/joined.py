@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from PIL import Image
 
+from pfedmma_deploy.data.checks import class_key
 from pfedmma_deploy.types import Dataset, Example, Skipped
 
 _PREFIX = "client:"
@@ -14,14 +15,16 @@ _PREFIX = "client:"
 class JoinedDataset:
     """`first` as it is, followed by `second`, whose new class names come after the known ones.
 
-    Keys of the second are prefixed, so that none is taken for one of the first.
+    "Cat" beside "cat" is the same class (`checks.class_key`). Keys of the second are prefixed, so that none is taken for one of the first.
     """
 
     def __init__(self, first: Dataset, second: Dataset) -> None:
         self.name = f"{first.name} and {second.name}"
-        new = [name for name in second.class_names if name not in first.class_names]
+        known = {class_key(name): label for label, name in enumerate(first.class_names)}
+        new = [name for name in second.class_names if class_key(name) not in known]
+        known.update({class_key(name): len(known) + i for i, name in enumerate(new)})
         self.class_names: tuple[str, ...] = (*first.class_names, *new)
-        self.label = [self.class_names.index(name) for name in second.class_names]
+        self.label = [known[class_key(name)] for name in second.class_names]
         """Label here of each label of the second data set."""
         self.added: dict[str, Example] = {
             example.key: replace(
@@ -38,4 +41,6 @@ class JoinedDataset:
     def open_image(self, example: Example) -> Image.Image:
         """Decoded RGB pixels from whichever data set holds the example."""
         original = self._original.get(example.key)
-        return self._first.open_image(example) if original is None else self._second.open_image(original)
+        if original is None:
+            return self._first.open_image(example)
+        return self._second.open_image(original)

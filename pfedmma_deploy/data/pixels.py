@@ -9,7 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from pfedmma_deploy.data.preprocess import random_resized_crop, resize_crop
+from pfedmma_deploy.data.preprocess import (
+    Interpolation,
+    ResizeMode,
+    random_resized_crop,
+    resize_crop,
+)
 from pfedmma_deploy.errors import DataError, ImageError
 from pfedmma_deploy.types import Dataset, Example
 
@@ -31,8 +36,8 @@ class PixelLoader:
         self,
         dataset: Dataset,
         size: int,
-        resize_mode: str = "shortest",
-        interpolation: str = "bicubic",
+        resize_mode: ResizeMode = "shortest",
+        interpolation: Interpolation = "bicubic",
         budget: int = 1 << 30,
     ) -> None:
         self.dataset = dataset

@@ -53,7 +53,7 @@ class Accuracy:
 
 
 def harmonic_mean(values: Sequence[float | None]) -> float | None:
-    """n / sum(1 / v); 0 where one is 0, None where one is not measured."""
+    """N / sum(1 / v); 0 where one is 0, None where one is not measured."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None

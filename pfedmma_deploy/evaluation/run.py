@@ -96,7 +96,8 @@ def evaluate_zero_shot(
         images=len(examples),
         domains={name: accuracy(rows) for name, rows in _by_domain(examples).items()},
         classes={
-            dataset.class_names[label]: accuracy(rows) for label, rows in _by_label(examples).items()
+            dataset.class_names[label]: accuracy(rows)
+            for label, rows in _by_label(examples).items()
         },
     )
 

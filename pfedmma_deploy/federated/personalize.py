@@ -17,7 +17,7 @@ from torch import Tensor
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.config import nearest
 from pfedmma_deploy.data.datasets import load_dataset
-from pfedmma_deploy.data.federation import build_federation
+from pfedmma_deploy.data.federation import build_client
 from pfedmma_deploy.data.joined import JoinedDataset
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.errors import UsageError
@@ -76,18 +76,21 @@ def personalize(
         UsageError: an unknown client without data, or options out of range.
         PfedmmaError: anything in the run or the images that does not fit.
     """
+    progress = progress or Silent()
     run.require_complete()
     if epochs < 1 or (lr is not None and lr <= 0):
         raise UsageError("--epochs must be 1 or more and --lr above 0.")
     is_new = client not in run.client_ids
     if is_new and data is None:
         raise UsageError(
-            f"The run {run.folder} has no client {client!r}{nearest(client, run.client_ids)}. For a "
-            "new client pass --data with a folder of its images, one sub-folder per class."
+            f"The run {run.folder} has no client {client!r}{nearest(client, run.client_ids)}. "
+            "For a new client pass --data with a folder of its images, one sub-folder per class."
         )
     workspace = workspace or open_run_workspace(run)
     if data is not None:
         workspace = with_client_data(workspace, client, data)
+        for warning in workspace.federation.warnings:
+            progress.note(f"warning: {warning}")
     chosen = next(c for c in workspace.federation.clients if c.id == client)
     adapter = _starting_point(run, workspace, client, is_new)
     started = {**adapter.tensors(Scope.LOCAL), **adapter.tensors(Scope.SHARED)}
@@ -106,7 +109,10 @@ def personalize(
         np.random.default_rng([run.config.seed, zlib.crc32(client.encode()) + 1, 1]),
     )
     trained = {**adapter.tensors(Scope.LOCAL), **adapter.tensors(Scope.SHARED)}
-    own = {**adapter.tensors(Scope.LOCAL), **(adapter.tensors(Scope.SHARED) if train_shared else {})}
+    own = {
+        **adapter.tensors(Scope.LOCAL),
+        **(adapter.tensors(Scope.SHARED) if train_shared else {}),
+    }
     scorer = Scorer(
         workspace.backbone, workspace.federation, workspace.pixels, workspace.config.prompt
     )
@@ -133,19 +139,11 @@ def with_client_data(workspace: Workspace, client: str, data: str | Path) -> Wor
     novel class of the run that the client holds is no longer novel to it.
     """
     run_data = workspace.federation
-    own = build_federation(
-        load_dataset(data),
-        clients=1,
-        classes="all",
-        partition="dirichlet",
-        dirichlet_beta=1.0,
-        num_shots=0,
-        seed=workspace.config.seed,
-    )
-    joined = JoinedDataset(run_data.dataset, own.dataset)
-    (held,) = own.clients
-    member = ClientData(
-        id=client,
+    own = load_dataset(data)
+    held, warnings = build_client(own, client_id=client, seed=workspace.config.seed)
+    joined = JoinedDataset(run_data.dataset, own)
+    member = replace(
+        held,
         classes=tuple(sorted(joined.label[label] for label in held.classes)),
         train=tuple(joined.added[e.key] for e in held.train),
         val=tuple(joined.added[e.key] for e in held.val),
@@ -161,7 +159,7 @@ def with_client_data(workspace: Workspace, client: str, data: str | Path) -> Wor
         clients=(*others, member),
         base_test=run_data.base_test,
         novel_test=tuple(e for e in run_data.novel_test if e.label in novel),
-        warnings=own.warnings,
+        warnings=warnings,
     )
     old = workspace.pixels
     pixels = PixelLoader(joined, old.size, old.resize_mode, old.interpolation)
@@ -184,12 +182,12 @@ def _compare(
     client: ClientData,
     started: dict[str, Tensor],
     trained: dict[str, Tensor],
-    progress: Progress | None,
+    progress: Progress,
 ) -> tuple[Accuracy, Accuracy, Accuracy]:
     """Zero-shot, before and after, on the same test images."""
     states = (None, started, trained)
     found = []
-    for state in (progress or Silent()).track(states, "models evaluated", len(states)):
+    for state in progress.track(states, "models evaluated", len(states)):
         if state is not None:
             adapter.load(state)
         found.extend(scorer.score(None if state is None else adapter.hook, [client]))

@@ -27,7 +27,7 @@ from pfedmma_deploy.store.run import Run, StoredClient
 from pfedmma_deploy.store.workspace import Workspace, open_run_workspace, open_workspace
 from pfedmma_deploy.types import ClientData, Scope
 
-RECORDED_LIBRARIES = ("pfedmma", "torch", "open_clip_torch", "numpy", "pillow", "safetensors")
+RECORDED_LIBRARIES = ("pfedmma-deploy", "torch", "open_clip_torch", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def require_same_config(run: Run, config: TrainConfig) -> None:
     for name, value in config.to_dict().items():
         if stored[name] != value:
             raise UsageError(
-                f"{run.folder} was started with {name} = {stored[name]!r}, not {value!r}. A resumed "
-                "run keeps its options: leave this one out, or start another run with --out."
+                f"{run.folder} was started with {name} = {stored[name]!r}, not {value!r}. A "
+                "resumed run keeps its options: leave this one out, or start another run with --out."
             )
 
 
@@ -112,7 +112,7 @@ def local_training(workspace: Workspace, **changes: Any) -> LocalTraining:
 
 def client_config(workspace: Workspace, client: ClientData, **provenance: Any) -> dict[str, Any]:
     """`adapter_config.json`: what someone needs to use or refuse this client's adapter."""
-    backbone, federation = workspace.backbone, workspace.federation
+    federation = workspace.federation
     parameters = workspace.method.configure(workspace.config.to_dict())
     return {
         "format": "pfedmma-client",

@@ -29,9 +29,7 @@ class PFedMMAParameters:
     """s"""
 
 
-def build(
-    backbone: Backbone, parameters: PFedMMAParameters, generator: torch.Generator
-) -> Adapter:
+def build(backbone: Backbone, parameters: PFedMMAParameters, generator: torch.Generator) -> Adapter:
     """Adapters in the upper two thirds of both towers."""
     return MultiModalAdapter(
         widths={tower: backbone.width(tower) for tower in TOWERS},

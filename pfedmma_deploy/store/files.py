@@ -57,11 +57,13 @@ def read_bytes(path: Path, sha256: str | None = None) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         reason = error.strerror or "cannot be read"
-        raise StoreError(f"{path}: {reason}. The folder is incomplete; copy or train it again.") from error
+        raise StoreError(
+            f"{path}: {reason}. The folder is incomplete; copy or train it again."
+        ) from error
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise StoreError(
-            f"{path} is damaged or was changed: its SHA-256 is not the one recorded ({sha256[:12]}...). "
-            "Restore the file or train again."
+            f"{path} is damaged or was changed: its SHA-256 is not the one recorded "
+            f"({sha256[:12]}...). Restore the file or train again."
         )
     return data
 

@@ -1,7 +1,7 @@
 """The run folder: what a federated training leaves behind, and what personalization adds.
 
     runs/<name>/
-      manifest.json     format, status, resolved configuration, backbone, classes, hashes of all files
+      manifest.json     format, status, resolved configuration, backbone, classes, hashes of files
       splits.json       which images each client trains, validates and is tested on
       shared/shared.safetensors
       clients/<id>/     adapter.safetensors, adapter_config.json: copy it and that client is yours
@@ -70,7 +70,8 @@ class Run:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             what = "a run" if (folder / "manifest.json").exists() else "something that is not a run"
             raise StoreError(
-                f"{folder} already holds {what}. Continue a run with --resume, or choose another --out."
+                f"{folder} already holds {what}. Continue a run with --resume, "
+                "or choose another --out."
             )
         run = cls(folder, {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest})
         run.manifest["files"] = {SPLITS_FILE: write_json(folder / SPLITS_FILE, splits)}
@@ -87,7 +88,8 @@ class Run:
         path = folder / "manifest.json"
         if not path.exists():
             raise StoreError(
-                f"{folder} holds no run (no manifest.json). `pfedmma train --out {folder}` makes one."
+                f"{folder} holds no run (no manifest.json). "
+                f"`pfedmma train --out {folder}` makes one."
             )
         manifest = read_json(path)
         if manifest.get("format") != FORMAT or manifest.get("format_version") != FORMAT_VERSION:
@@ -207,7 +209,8 @@ class Run:
         self.manifest["files"][ROUNDS_FILE] = hashlib.sha256(data).hexdigest()
 
     def _hash(self, file: str) -> str | None:
-        return self.manifest["files"].get(file)
+        found: str | None = self.manifest["files"].get(file)
+        return found
 
 
 def newest_run(root: Path = RUNS) -> Run:

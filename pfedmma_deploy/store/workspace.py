@@ -69,7 +69,9 @@ def open_run_workspace(run: Run) -> Workspace:
         PfedmmaError: the backbone's weights or the images are no longer those of the run.
     """
     config = run.config
-    federation = federation_from_dict(load_dataset(config.data), run.splits)
+    # The record names verified images only, so nothing has to be read to its end again.
+    dataset = load_dataset(config.data, verify=False)
+    federation = federation_from_dict(dataset, run.splits)
     workspace = _workspace(config, get_method(config.method), federation)
     require_fingerprint(workspace.backbone, run.manifest["backbone"], f"The run {run.folder}")
     return workspace
@@ -90,12 +92,16 @@ def load_client_tensors(client: StoredClient, shared: Mapping[str, Tensor]) -> d
     return {**shared, **client.tensors}
 
 
-def load_client_adapter(adapter: Adapter, client: StoredClient, shared: Mapping[str, Tensor]) -> None:
-    """Put a stored client into `adapter`. Raises `StoreError` naming the tensor that does not fit."""
+def load_client_adapter(
+    adapter: Adapter, client: StoredClient, shared: Mapping[str, Tensor]
+) -> None:
+    """Put a stored client into `adapter`. Raises `StoreError` naming what does not fit."""
     try:
         adapter.load(load_client_tensors(client, shared))
     except ValueError as error:
-        raise StoreError(f"The stored client {client.id} does not fit the method: {error}.") from error
+        raise StoreError(
+            f"The stored client {client.id} does not fit the method: {error}."
+        ) from error
 
 
 def _workspace(config: TrainConfig, method: Method, federation: Federation) -> Workspace:
