@@ -48,10 +48,10 @@ def export(
         opened = open_run(run)
         name = opened.folder.resolve().name
         folder = out or EXPORTS / (name if client is None else f"{name}-{client.replace(',', '-')}")
-        from pfedmma_deploy.export import export_run
+        from pfedmma_deploy.export.run import export_run
 
         values: dict[str, Any] = export_run(
-            opened.folder,
+            opened,
             folder,
             clients=split_names(client),
             classifier=classifier,
@@ -67,7 +67,11 @@ def export(
 def print_report(output: Output, values: dict[str, Any]) -> None:
     """The files of a bundle and how close it is to torch."""
     files = [[name, f"{size / 1e6:.2f}"] for name, size in values["files"].items()]
-    output.table(["File", "MB"], files, f"{values['bundle']}: {len(values['clients'])} clients")
+    output.table(
+        ["File", "MB"],
+        files,
+        f"{values['bundle']}: {len(values['clients']) - 1} clients and zero-shot",
+    )
     parity = values["parity"]
     output.say(
         f"Checked against torch on {parity['images']} images: largest difference "

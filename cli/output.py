@@ -94,11 +94,11 @@ def _print_plain(
     if title:
         print(title, file=stdout)
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    right = [all(map(_is_number, column)) for column in zip(*cells, strict=True)] or [False]
+    right = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(columns))]
     for row in [columns, *cells]:
         parts = [
             text.rjust(width) if align else text.ljust(width)
-            for text, width, align in zip(row, widths, right, strict=False)
+            for text, width, align in zip(row, widths, right, strict=True)
         ]
         print("  ".join(parts).rstrip(), file=stdout)
 

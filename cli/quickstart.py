@@ -62,7 +62,7 @@ def quickstart(
 def _run(config: TrainConfig, folder: Path, output: Output) -> None:
     times = _Times(output)
     from pfedmma_deploy.evaluation.run import evaluate_run
-    from pfedmma_deploy.export import export_run
+    from pfedmma_deploy.export.run import export_run
     from pfedmma_deploy.federated.personalize import personalize
     from pfedmma_deploy.federated.train import train
     from pfedmma_deploy.store.workspace import open_run_workspace
@@ -76,7 +76,7 @@ def _run(config: TrainConfig, folder: Path, output: Output) -> None:
         personalize(run, client, workspace=workspace)
     times.start("export", "Exporting all clients into one bundle, checked against torch")
     bundle = EXPORTS / folder.name
-    report = export_run(folder, bundle, progress=output.progress).to_dict()
+    report = export_run(run, bundle, workspace=workspace, progress=output.progress).to_dict()
     times.start("predict", "Predicting with the bundle")
     predictions = _predict(workspace, bundle, run.client_ids[0])
     times.start("evaluate", "Comparing with zero-shot CLIP")
