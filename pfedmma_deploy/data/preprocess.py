@@ -65,11 +65,12 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> NDArray[np.uint8]:
-    """Training transform: a random part of one image, `[size, size, 3]` uint8, flipped half the time.
+    """Training transform: a random part of one image, `[size, size, 3]` uint8, mirrored or not.
 
     The part covers a share of the area drawn from `scale` at an aspect ratio drawn (on a log scale)
     from `ratio`; after ten draws that do not fit, the largest centred part within `ratio` is taken.
-    Bicubic. Source: Szegedy et al., arXiv 1409.4842, as torchvision's `RandomResizedCrop` has it.
+    Bicubic, mirrored with probability 1/2.
+    Source: Szegedy et al., arXiv 1409.4842, as torchvision's `RandomResizedCrop` has it.
     """
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     left, top, width, height = _random_box(rgb.width, rgb.height, rng, scale, ratio)
@@ -93,8 +94,8 @@ def _resized(width: int, height: int, size: int, mode: ResizeMode) -> tuple[int,
         new = int(size * width / height), size
     if min(new) < 1 or new[0] * new[1] > MAX_RESIZED_PIXELS:
         raise ImageError(
-            f"{width} x {height} pixels is too long and thin: scaled to {size} ({mode} edge) it would"
-            f" be {new[0]} x {new[1]}; crop it first"
+            f"{width} x {height} pixels is too long and thin: scaled to {size} ({mode} edge) "
+            f"it would be {new[0]} x {new[1]}; crop it first"
         )
     return new
 

@@ -19,7 +19,7 @@ __all__ = ["require_clip_tokenizer", "write_tokenizer"]
 START, END = "<start_of_text>", "<end_of_text>"
 
 # open_clip's pattern, lower case; its IGNORECASE adds only the long s.
-_WORDS = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_WORDS = r"'[s\x{017f}]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 PROBES = (
     "",

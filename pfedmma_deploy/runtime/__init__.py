@@ -1,1 +1,36 @@
-"""Prediction from an exported bundle: numpy and ONNX Runtime, never torch."""
+"""Prediction from an exported bundle: numpy and ONNX Runtime, never torch.
+
+from pfedmma_deploy.runtime import Classifier
+
+classifier = Classifier.load("exports/quickstart")
+for prediction in classifier.predict(["cat.jpg"], client="3"):
+    print(prediction.top[0].name, prediction.top[0].probability)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pfedmma_deploy.runtime.bundle import Bundle as Bundle
+    from pfedmma_deploy.runtime.classifier import Classifier as Classifier
+    from pfedmma_deploy.runtime.results import ClassScore as ClassScore
+    from pfedmma_deploy.runtime.results import Prediction as Prediction
+
+__all__ = ["Bundle", "ClassScore", "Classifier", "Prediction"]
+
+_MODULES = {
+    "Bundle": "bundle",
+    "ClassScore": "results",
+    "Classifier": "classifier",
+    "Prediction": "results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import pfedmma_deploy.runtime` alone loads nothing heavy."""
+    import importlib
+
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -6,17 +6,16 @@ plain prediction never reads the text tower (often half of the bundle).
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pfedmma_deploy.config import nearest
 from pfedmma_deploy.errors import BundleError, UsageError
 from pfedmma_deploy.runtime.manifest import Manifest
 
@@ -31,7 +30,6 @@ __all__ = [
     "VISION_MODEL",
     "Bundle",
     "file_sha256",
-    "nearest_of",
 ]
 
 VISION_MODEL = "vision_model.onnx"
@@ -140,8 +138,8 @@ class Bundle:
                     return info.index
             ids = [info.id for info in clients]
             raise UsageError(
-                f"{self.path} has no client {client!r}{nearest_of(client, ids)} "
-                f"Its clients: {_listed(ids)}."
+                f"{self.path} has no client {client!r}{nearest(client, ids)} "
+                f"(clients: {_listed(ids)})."
             )
         if isinstance(client, bool) or not 0 <= int(client) < len(clients):
             raise UsageError(
@@ -155,12 +153,6 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def nearest_of(name: str, known: Iterable[str]) -> str:
-    """"; did you mean X?" where a known name is close, else "."."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def _listed(names: list[str], most: int = 12) -> str:

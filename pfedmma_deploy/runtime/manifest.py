@@ -1,4 +1,4 @@
-"""What `manifest.json` of an export bundle says, as data. The export writes it, the runtime reads it.
+"""What `manifest.json` of an export bundle says, as data: the export writes it, the runtime reads.
 
 One schema, one place: `Manifest.to_dict` and `Manifest.from_dict` are each other's inverse, and a
 manifest that lacks something, or has it in another form, is refused by the name of the key.

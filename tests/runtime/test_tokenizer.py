@@ -34,14 +34,15 @@ ODD = [
     "Ben &amp; Jerry &lt;3 &eacute; &amp;amp; &#233;",
     "Ben & Jerry's AT&T",
     "&ampere &copy 2020",
-    "“curly” ‘quotes’ – dash… ﬁne ﬂow",
+    "\u201ccurly\u201d \u2018quotes\u2019 \u2013 dash\u2026 \ufb01ne \ufb02ow",
     "cafÃ© donâ€™t",
-    "ＦＵＬＬ width",
+    "\uff26\uff35\uff2c\uff2c width",
     "İstanbul ΣΊΣΥΦΟΣ Straße",
     "zero\u200bwidth\u00a0space\u2028line",
     "\x1b[31mred\x1b[0m bell\x07 nul\x00",
     "a <start_of_text> b <end_of_text>",
 ]
+TRICKY = "aB'sStTeE 19&;#<>/!.\u017f\u0130\u03a3\u0301\u00e9\u2019"
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +93,8 @@ def assigned(text: str) -> bool:
     return all(unicodedata.category(char) != "Cn" for char in text)
 
 
-@settings(max_examples=400, deadline=None)
-@given(
-    st.text(max_size=60).filter(assigned)
-    | st.text(st.sampled_from("aB'sStTeE 19&;#<>/!.\u017f\u0130\u03a3\u0301\u00e9\u2019"), max_size=40)
-)
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=60).filter(assigned) | st.text(st.sampled_from(TRICKY), max_size=40))
 def test_random_texts(tokenizer: Tokenizer, reference: SimpleTokenizer, text: str) -> None:
     assert tokenizer([text])[0].tolist() == reference([text])[0].tolist()
 

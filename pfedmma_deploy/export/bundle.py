@@ -1,0 +1,208 @@
+"""A backbone and its clients' adapters become a verified bundle, `exports/<name>/`."""
+
+from __future__ import annotations
+
+import copy
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pfedmma_deploy.data.prompts import build_prompts
+from pfedmma_deploy.errors import ExportError
+from pfedmma_deploy.export import describe
+from pfedmma_deploy.export.card import model_card
+from pfedmma_deploy.export.clients import ExportClient, adapted_blocks, adapter_hook, stack_banks
+from pfedmma_deploy.export.graph import ClassifierGraph, ImageGraph, TextGraph
+from pfedmma_deploy.export.onnx_file import to_onnx
+from pfedmma_deploy.export.parity import Parity
+from pfedmma_deploy.export.publish import require_replaceable, staged
+from pfedmma_deploy.export.tokenizer import require_clip_tokenizer, write_tokenizer
+from pfedmma_deploy.export.verify import verify_models
+from pfedmma_deploy.progress import Progress, Silent
+from pfedmma_deploy.runtime import bundle as names
+from pfedmma_deploy.runtime.manifest import Manifest
+from pfedmma_deploy.store.files import write_bytes, write_json
+
+if TYPE_CHECKING:
+    from pfedmma_deploy.backbone.clip import Backbone, BlockHook
+
+__all__ = ["ExportReport", "export_bundle"]
+
+TEXT_BATCH = 64
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export made, and how close it is to the trained model."""
+
+    bundle: Path
+    clients: tuple[str, ...]
+    """Ids by index, zero-shot first."""
+    files: dict[str, int]
+    """Name -> bytes."""
+    parity: Parity
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stable keys of `pfedmma export --json`."""
+        return {
+            "bundle": str(self.bundle),
+            "clients": list(self.clients),
+            "files": dict(self.files),
+            "parity": self.parity.to_dict(),
+            "seconds": self.seconds,
+        }
+
+
+def export_bundle(
+    backbone: Backbone,
+    clients: Sequence[ExportClient],
+    out: Path,
+    *,
+    class_names: Sequence[str],
+    prompt: str,
+    base: Sequence[int],
+    novel: Sequence[int],
+    bottleneck_dim: int,
+    scale: float,
+    parity_images: NDArray[np.uint8],
+    provenance: Mapping[str, Any],
+    method: str = "pfedmma",
+    classifier: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Write a bundle that serves `clients`, client index 0 being zero-shot CLIP.
+
+    Args:
+        backbone: the frozen CLIP that the adapters were trained on.
+        clients: the rows 1, 2, ... of the banks.
+        out: folder to make; an older bundle there is replaced once the new one is complete.
+        class_names: all known classes in label order.
+        prompt: contains `{}`, where the class name goes.
+        base: labels that were trained on.
+        novel: labels that were not.
+        bottleneck_dim: r of the adapters.
+        scale: s of the adapters.
+        parity_images: real images, uint8 [N, H, W, 3] at the backbone's size, on which the
+            exported model is compared with torch.
+        provenance: where the adapters come from; JSON-able, stored as it is.
+        method: name of the method that trained them.
+        classifier: also write `classifier.onnx`, pixels to class scores in one file.
+        progress: is told what is being done.
+
+    Raises:
+        ExportError: wrong input, a backbone that cannot be exported, `out` is something else than
+            a bundle, or the exported model differs from the trained one. Nothing is left behind.
+    """
+    started, report = time.perf_counter(), progress or Silent()
+    _require_inputs(backbone, class_names, prompt, parity_images)
+    require_replaceable(out)
+    banks = stack_banks(clients, backbone, bottleneck_dim)
+    hooks = [None, *(client.hook or adapter_hook(client.tensors, scale) for client in clients)]
+    tokens = backbone.tokenize(build_prompts(class_names, prompt))
+    with torch.inference_mode():
+        text = np.stack([_encode_texts(backbone, tokens, hook) for hook in hooks])
+    image = ImageGraph(backbone, banks["image"], scale)
+    graphs: dict[str, nn.Module] = {
+        names.VISION_MODEL: image,
+        names.TEXT_MODEL: TextGraph(backbone, banks["text"], scale),
+    }
+    if classifier:
+        full = ClassifierGraph(image, torch.from_numpy(text), backbone.logit_scale)
+        graphs[names.CLASSIFIER_MODEL] = full
+    manifest = describe.manifest(
+        backbone,
+        clients,
+        class_names=class_names,
+        prompt=prompt,
+        base=base,
+        novel=novel,
+        provenance=provenance,
+        adapter={
+            "method": method,
+            "bottleneck_dim": bottleneck_dim,
+            "scale": scale,
+            "blocks": adapted_blocks(clients[0].tensors),
+        },
+    )
+    with staged(Path(out)) as folder:
+        for name, graph in report.track(graphs.items(), "models", len(graphs)):
+            write_bytes(folder / name, _onnx(name, graph, tokens, parity_images, manifest))
+        parity = verify_models(folder, backbone, hooks, manifest, tokens, text, parity_images)
+        sizes = _write_rest(folder, Path(out).name, backbone, manifest, text, parity)
+    ids = tuple(client.id for client in manifest.clients)
+    return ExportReport(Path(out), ids, sizes, parity, time.perf_counter() - started)
+
+
+def _require_inputs(
+    backbone: Backbone, class_names: Sequence[str], prompt: str, images: NDArray[np.uint8]
+) -> None:
+    if "{}" not in prompt:
+        raise ExportError(f"The prompt {prompt!r} has no {{}} where the class name goes.")
+    if not class_names or len(set(class_names)) < len(class_names):
+        raise ExportError("Class names should be at least one, each once: rename the equal ones.")
+    size = backbone.image_size
+    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or len(images) == 0:
+        raise ExportError(
+            f"The images to check the export on should be uint8 [N, {size}, {size}, 3], found "
+            f"{images.dtype} {list(images.shape)}."
+        )
+
+
+def _encode_texts(
+    backbone: Backbone, tokens: Tensor, hook: BlockHook | None
+) -> NDArray[np.float32]:
+    parts = [backbone.encode_text(chunk, hook).cpu() for chunk in torch.split(tokens, TEXT_BATCH)]
+    features: NDArray[np.float32] = torch.cat(parts).float().numpy()
+    return features
+
+
+def _onnx(
+    name: str, graph: nn.Module, tokens: Tensor, images: NDArray[np.uint8], manifest: Manifest
+) -> bytes:
+    """One of the three models as ONNX bytes."""
+    if any(p.device.type != "cpu" for p in graph.parameters()):
+        # The weights are the backbone's own, which stays where it is.
+        graph = copy.deepcopy(graph).cpu()
+    signature = describe.SIGNATURES[name]
+    items = tokens[:1] if name == names.TEXT_MODEL else torch.from_numpy(images[:1])
+    example = dict(
+        zip(
+            signature.inputs,
+            (items.cpu().repeat_interleave(2, 0), torch.tensor([0, 1])),
+            strict=True,
+        )
+    )
+    metadata = describe.metadata(manifest, name)
+    return to_onnx(graph.eval(), example, signature.output, signature.axis, metadata)
+
+
+def _write_rest(
+    folder: Path,
+    title: str,
+    backbone: Backbone,
+    manifest: Manifest,
+    text: NDArray[np.float32],
+    parity: Parity,
+) -> dict[str, int]:
+    """Everything that is not a model; the manifest last. Returns the size of every file."""
+    buffer = io.BytesIO()
+    np.save(buffer, text)
+    write_bytes(folder / names.TEXT_EMBEDS, buffer.getvalue())
+    write_tokenizer(folder / names.TOKENIZER, manifest.context_length)
+    require_clip_tokenizer(backbone, folder / names.TOKENIZER)
+    write_bytes(folder / names.LABELS, "".join(f"{n}\n" for n in manifest.class_names).encode())
+    manifest = describe.with_files(manifest, folder, parity)
+    write_bytes(folder / names.MODEL_CARD, model_card(title, manifest).encode())
+    manifest = describe.with_files(manifest, folder, parity)
+    write_json(folder / names.MANIFEST, manifest.to_dict())
+    names.Bundle.open(folder).verify()
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}

@@ -1,0 +1,118 @@
+"""`README.md` of a bundle: what the model is, what it was checked on, how to use it."""
+
+from __future__ import annotations
+
+from pfedmma_deploy.runtime.manifest import Manifest
+
+__all__ = ["model_card"]
+
+_CARD = """\
+# {title}
+
+A personalized CLIP classifier: {backbone}, fine-tuned for {count} by federated learning
+({method}), exported to ONNX. One file serves every client: client 0 is plain zero-shot CLIP, the
+others have their own adapters, gathered inside the graph by the `client` input.
+
+## Use
+
+    pfedmma predict photo.jpg --model {title} --client {example} --compare
+
+or from Python, without torch:
+
+    from pfedmma_deploy.runtime import Classifier
+
+    classifier = Classifier.load("{title}")
+    print(classifier.predict("photo.jpg", client="{example}")[0].top)
+
+| file | inputs | output |
+|---|---|---|
+{files}
+
+Pixels are {size} x {size}, RGB, 0 to 255, channels last ({resize}, {interpolation}; the graph
+normalises). Features are L2-normalised; class scores are {logit_scale:.4g} times the cosine with
+the text features of `{prompt}`.
+
+## Classes
+
+{classes}
+
+## Clients
+
+| index | client | classes seen in training |
+|---|---|---|
+{clients}
+
+## Checks
+
+Compared with torch before publishing: {images} images over all clients and a mixed batch, largest
+difference of a feature {error:.1e}, same class for {agreement:.1f} % of them.
+Precision {precision}, ONNX opset {opset}. `manifest.json` has the provenance and the SHA-256 of
+every file.
+
+## Limits
+
+The images behind the adapters were never shared, but an adapter is learned from them: treat a
+client's adapter as that client's data. Accuracy holds for images like the client's own; novel
+classes are answered zero-shot through the adapted towers. The backbone's licence and limits apply.
+"""
+
+_ROWS = {
+    "vision_model.onnx": "| `vision_model.onnx` | `pixel_values` uint8 [batch, {s}, {s}, 3], "
+    "`client` int64 [batch] | `image_embeds` float32 [batch, {d}] |",
+    "text_model.onnx": "| `text_model.onnx` | `input_ids` int64 [prompts, {c}], "
+    "`client` int64 [prompts] | `text_embeds` float32 [prompts, {d}] |",
+    "classifier.onnx": "| `classifier.onnx` | `pixel_values`, `client` as above | "
+    "`logits` float32 [batch, {n}] |",
+}
+MOST_ROWS = 50
+
+
+def model_card(title: str, manifest: Manifest) -> str:
+    """Markdown for a bundle named `title`."""
+    names, clients = manifest.class_names, manifest.clients
+    settings = manifest.preprocessing
+    sizes = {
+        "s": settings.image_size,
+        "d": manifest.embed_dim,
+        "c": manifest.context_length,
+        "n": len(names),
+    }
+    rows = [row.format(**sizes) for name, row in _ROWS.items() if name in manifest.files]
+    listed = [
+        f"| {client.index} | {client.id} | {', '.join(names[i] for i in client.seen) or '-'} |"
+        for client in clients[:MOST_ROWS]
+    ]
+    if len(clients) > MOST_ROWS:
+        listed.append(f"| ... | {len(clients) - MOST_ROWS} more in `manifest.json` | |")
+    count = len(clients) - 1
+    return _CARD.format(
+        title=title,
+        backbone=f"{manifest.backbone['name']} ({manifest.backbone['pretrained']})",
+        count="one client" if count == 1 else f"{count} clients",
+        method=manifest.adapter["method"],
+        example=clients[-1].id,
+        files="\n".join(rows),
+        size=settings.image_size,
+        resize={"shortest": "shorter edge resized, centre cut out"}.get(
+            settings.resize_mode, f"resized: {settings.resize_mode}"
+        ),
+        interpolation=settings.interpolation,
+        logit_scale=manifest.logit_scale,
+        prompt=manifest.prompt,
+        classes=_classes(manifest),
+        clients="\n".join(listed),
+        images=manifest.parity["images"],
+        error=manifest.parity["max_abs_error"],
+        agreement=manifest.parity["top1_agreement"],
+        precision=manifest.precision,
+        opset=manifest.opset,
+    )
+
+
+def _classes(manifest: Manifest) -> str:
+    def listed(labels: tuple[int, ...]) -> str:
+        return ", ".join(manifest.class_names[label] for label in labels)
+
+    if not manifest.novel:
+        return listed(tuple(range(len(manifest.class_names))))
+    return f"Trained on: {listed(manifest.base)}.\n\nNovel: {listed(manifest.novel)}."

@@ -1,0 +1,94 @@
+"""From a torch module to the bytes of one self-contained ONNX file."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pfedmma_deploy.errors import ExportError
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["OPSET", "to_onnx"]
+
+OPSET = 20
+LARGEST = (1 << 31) - (1 << 20)
+"""A protobuf file ends at 2 GiB; weights beside the file get lost on downloads."""
+LARGEST_BATCH = 1 << 16
+
+
+def to_onnx(
+    module: nn.Module,
+    example: Mapping[str, Tensor],
+    output: str,
+    axis: str,
+    metadata: Mapping[str, str],
+) -> bytes:
+    """Export `module`, called with `example`, with a first dimension of any length.
+
+    Args:
+        module: in evaluation mode; takes the tensors of `example` in their order.
+        example: inputs by name, of two items or more (torch would fix a length of one).
+        output: name of the only output.
+        axis: name of the first dimension of every input and of the output.
+        metadata: what is written into the file's `metadata_props`.
+
+    Raises:
+        ExportError: the file would be larger than protobuf can hold.
+    """
+    size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+    if size > LARGEST:
+        raise ExportError(
+            f"The model for {output} would have {size / 1e9:.1f} GB, one ONNX file holds 2.1: "
+            "export fewer clients, or use a smaller backbone."
+        )
+    length = torch.export.Dim(axis, min=1, max=LARGEST_BATCH)
+    with warnings.catch_warnings(), torch.no_grad():
+        # Remarks about the exporter's own internals, different with every release.
+        warnings.simplefilter("ignore")
+        disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            program = torch.onnx.export(
+                module,
+                tuple(example.values()),
+                dynamo=True,
+                external_data=False,
+                opset_version=OPSET,
+                input_names=list(example),
+                output_names=[output],
+                dynamic_shapes={name: {0: length} for name in example},
+                verbose=False,
+            )
+        finally:
+            logging.disable(disabled)
+    assert program is not None
+    model = program.model_proto
+    _clean(model)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _clean(model: onnx.ModelProto) -> None:
+    """Drop the exporter's notes: source paths of this machine, and a third of a small file."""
+    graph = model.graph
+    holders: Sequence[Sequence[object]] = (
+        graph.node,
+        graph.input,
+        graph.output,
+        graph.value_info,
+        graph.initializer,
+        [graph, model],
+    )
+    for holder in holders:
+        for entry in holder:
+            entry.ClearField("metadata_props")  # type: ignore[attr-defined]
+            entry.ClearField("doc_string")  # type: ignore[attr-defined]
+    del model.functions[:]

@@ -1,0 +1,136 @@
+"""The models of a bundle that is about to be published, against the trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pfedmma_deploy.errors import ExportError
+from pfedmma_deploy.export.describe import SIGNATURES
+from pfedmma_deploy.export.parity import (
+    TOLERANCE,
+    Parity,
+    check_model,
+    compare,
+    largest_difference,
+    run_clients,
+    sampled,
+)
+from pfedmma_deploy.runtime.bundle import CLASSIFIER_MODEL, TEXT_MODEL, VISION_MODEL
+from pfedmma_deploy.runtime.manifest import Manifest
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+    from pfedmma_deploy.backbone.clip import Backbone, BlockHook
+
+__all__ = ["verify_models"]
+
+Features = NDArray[np.float32]
+BATCH = 64
+
+
+def verify_models(
+    folder: Path,
+    backbone: Backbone,
+    hooks: Sequence[BlockHook | None],
+    manifest: Manifest,
+    tokens: Tensor,
+    text: Features,
+    images: NDArray[np.uint8],
+) -> Parity:
+    """Check every model in `folder`: structure, signature, values for every client, mixed batch.
+
+    Args:
+        folder: where the ONNX files are.
+        backbone: the trained side.
+        hooks: its adapters by client index; None for zero-shot.
+        manifest: what the bundle claims.
+        tokens: token ids of the class prompts, [C, context].
+        text: the trained side's text features, [clients, C, D].
+        images: uint8 [N, H, W, 3].
+
+    Raises:
+        ExportError: a model is invalid or differs from the trained one; with the figures.
+    """
+    share = sampled(len(images), len(hooks))
+    with torch.inference_mode():
+        each = [
+            _encode_images(backbone, images[own], hook)
+            for own, hook in zip(share, hooks, strict=True)
+        ]
+    # One call per client, then all clients interleaved: they must not influence each other.
+    rows = np.concatenate([share.ravel(), share.T.ravel()])
+    alone = np.repeat(np.arange(len(hooks)), share.shape[1])
+    mixed = np.tile(np.arange(len(hooks)), share.shape[1])
+    clients = np.concatenate([alone, mixed])
+    trained = np.concatenate([*each, np.stack(each, axis=1).reshape(-1, manifest.embed_dim)])
+
+    vision = _open(folder / VISION_MODEL, manifest)
+    by_client = [
+        run_clients(vision, images[own], np.full(len(own), i)) for i, own in enumerate(share)
+    ]
+    exported = np.concatenate([*by_client, run_clients(vision, images[share.T.ravel()], mixed)])
+    prompts = np.tile(tokens.cpu().numpy(), (len(hooks), 1))
+    owners = np.repeat(np.arange(len(hooks)), len(tokens))
+    exported_text = run_clients(_open(folder / TEXT_MODEL, manifest), prompts, owners)
+    parity = compare(exported, trained, text, exported_text.reshape(text.shape), clients)
+    if (folder / CLASSIFIER_MODEL).exists():
+        wanted = np.einsum("nd,ncd->nc", trained, text[clients])
+        _check_classifier(folder, manifest, images[rows], clients, wanted)
+    return parity
+
+
+def _check_classifier(
+    folder: Path,
+    manifest: Manifest,
+    images: NDArray[np.uint8],
+    clients: NDArray[np.int64],
+    cosines: Features,
+) -> None:
+    logits = run_clients(_open(folder / CLASSIFIER_MODEL, manifest), images, clients)
+    error = largest_difference(logits / manifest.logit_scale, cosines)
+    if not error <= TOLERANCE:
+        raise ExportError(
+            f"{CLASSIFIER_MODEL} differs from the trained model by {error:.2e} in a cosine "
+            f"(accepted {TOLERANCE:.0e}). Nothing was written; please report this with the "
+            "name of the backbone."
+        )
+
+
+def _encode_images(
+    backbone: Backbone, images: NDArray[np.uint8], hook: BlockHook | None
+) -> Features:
+    parts = [
+        backbone.encode_image(chunk, hook).float().cpu()
+        for chunk in torch.split(torch.from_numpy(images), BATCH)
+    ]
+    features: Features = torch.cat(parts).numpy()
+    return features
+
+
+def _open(file: Path, manifest: Manifest) -> onnxruntime.InferenceSession:
+    """A session for one of the models, its structure and signature found right."""
+    signature = SIGNATURES[file.name]
+    items, clients = signature.inputs
+    size = manifest.preprocessing.image_size
+    if file.name == TEXT_MODEL:
+        first: tuple[str, list[int | str]] = (
+            "tensor(int64)",
+            [signature.axis, manifest.context_length],
+        )
+    else:
+        first = "tensor(uint8)", [signature.axis, size, size, 3]
+    classifies = file.name == CLASSIFIER_MODEL
+    width = len(manifest.class_names) if classifies else manifest.embed_dim
+    return check_model(
+        file,
+        {items: first, clients: ("tensor(int64)", [signature.axis])},
+        {signature.output: ("tensor(float)", [signature.axis, width])},
+    )

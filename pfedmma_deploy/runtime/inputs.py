@@ -1,0 +1,87 @@
+"""Whatever a caller has at hand - paths, bytes, PIL images, arrays, streams - as model input."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from pfedmma_deploy.data.images import decode_image
+from pfedmma_deploy.data.preprocess import resize_crop
+from pfedmma_deploy.errors import ImageError, UsageError
+from pfedmma_deploy.runtime.manifest import Preprocessing
+
+__all__ = ["ImageSource", "Images", "iter_sources", "load_pixels"]
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
+"""One image: a path, the bytes of a file, a PIL image, or pixels uint8 [H, W], [H, W, 3 or 4]."""
+Images = ImageSource | Iterable[ImageSource]
+"""One image, a batch of pixels uint8 [N, H, W, 3], or any iterable of images, however long."""
+
+
+def iter_sources(images: Images) -> Iterator[tuple[str, ImageSource]]:
+    """Each image with a name to report it by: its path, or its number.
+
+    Raises:
+        UsageError: `images` is nothing that holds images.
+    """
+    batch = isinstance(images, np.ndarray) and images.ndim > 3
+    if not batch and isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray):
+        images = [images]
+    if not isinstance(images, Iterable):
+        raise UsageError(
+            f"Images are paths, bytes, PIL images, uint8 arrays or an iterable of those, "
+            f"found {type(images).__name__}."
+        )
+    for number, source in enumerate(cast("Iterable[ImageSource]", images)):
+        if isinstance(source, str | os.PathLike):
+            yield os.fspath(source), source
+        else:
+            yield f"image {number}", source
+
+
+def load_pixels(source: ImageSource, settings: Preprocessing) -> NDArray[np.uint8]:
+    """One image as the model takes it, uint8 [S, S, 3].
+
+    Raises:
+        ImageError: the image cannot be read; the message is the reason.
+        UsageError: the source is nothing that can be an image.
+    """
+    return resize_crop(
+        _as_image(source),
+        settings.image_size,
+        settings.resize_mode,
+        settings.interpolation,
+    )
+
+
+def _as_image(source: ImageSource) -> Image.Image:
+    if isinstance(source, str | os.PathLike):
+        return decode_image(Path(source))
+    if isinstance(source, bytes):
+        return decode_image(source)
+    if isinstance(source, Image.Image):
+        try:
+            return ImageOps.exif_transpose(source).convert("RGB")
+        except Exception as error:  # Pillow's list of exception types is open-ended
+            raise ImageError(str(error) or type(error).__name__) from error
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    raise UsageError(
+        f"An image is a path, bytes, a PIL image or a uint8 array, found {type(source).__name__}."
+    )
+
+
+def _from_array(pixels: NDArray[Any]) -> Image.Image:
+    channels = pixels.shape[2:] in {(), (3,), (4,)} and pixels.ndim >= 2
+    if pixels.dtype != np.uint8 or not channels or 0 in pixels.shape:
+        raise UsageError(
+            f"An array of pixels is uint8 [height, width, 3], found {pixels.dtype} "
+            f"{list(pixels.shape)}: values from 0 to 255, channels last."
+        )
+    return Image.fromarray(pixels).convert("RGB")

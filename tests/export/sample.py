@@ -1,0 +1,122 @@
+"""A tiny random CLIP with two clients, and its bundle: exported once for all tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from open_clip.model import CLIP
+
+from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.backbone.loading import fingerprint
+from pfedmma_deploy.export import ExportClient, ExportReport, export_bundle
+
+IMAGE_SIZE = 16
+BOTTLENECK_DIM = 4
+SCALE = 0.5
+CLASS_NAMES = ("cat", "dog", "fire_truck", "owl")
+PROMPT = "a photo of a {}."
+WIDTHS = {"image": 64, "text": 48}
+
+
+def tiny_backbone(*, layers: int = 3, quick_gelu: bool = False, **vision: Any) -> Backbone:
+    """Random weights; text features spread out, so that classes differ."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        vision_cfg = {
+            "image_size": IMAGE_SIZE,
+            "layers": layers,
+            "width": WIDTHS["image"],
+            "head_width": 32,
+            "patch_size": 8,
+            **vision,
+        }
+        text_cfg = {"width": WIDTHS["text"], "heads": 2, "layers": layers, "vocab_size": 49408}
+        model = CLIP(24, vision_cfg, text_cfg, quick_gelu=quick_gelu)
+        for parameter in model.parameters():
+            # Fresh models have zero biases and unit norms: those would hide mistakes.
+            parameter.data += torch.randn_like(parameter) * 0.05
+    model.eval().requires_grad_(False)
+    return Backbone(
+        model=model,
+        name="tiny-test",
+        pretrained="random",
+        fingerprint=fingerprint(model),
+        image_size=IMAGE_SIZE,
+        mean=(0.48, 0.46, 0.41),
+        std=(0.27, 0.26, 0.28),
+        resize_mode="shortest",
+        interpolation="bicubic",
+        activation="quick_gelu" if quick_gelu else "gelu",
+        tokenize=open_clip.tokenize,
+    )
+
+
+def random_client(name: str, seed: int, blocks: tuple[int, ...] = (1, 2)) -> ExportClient:
+    """An adapter large enough to change answers."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * 0.4
+
+    tensors = {}
+    r = BOTTLENECK_DIM
+    for tower, d in WIDTHS.items():
+        for block in blocks:
+            tensors[f"{tower}.{block}.down.weight"] = normal(r, d)
+            tensors[f"{tower}.{block}.down.bias"] = normal(r)
+            tensors[f"{tower}.{block}.up.weight"] = normal(d, r)
+            tensors[f"{tower}.{block}.up.bias"] = normal(d)
+    for pair in range(len(blocks)):
+        tensors[f"pair.{pair}.weight"] = normal(r, r)
+        tensors[f"pair.{pair}.bias"] = normal(r)
+    return ExportClient(name, tensors, seen=(seed % 2,))
+
+
+def images(count: int = 6, seed: int = 0) -> NDArray[np.uint8]:
+    """Random pixels at the tiny backbone's size."""
+    shape = (count, IMAGE_SIZE, IMAGE_SIZE, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+CLIENTS = (random_client("north", 1), random_client("0", 2))
+"""The second id is a number on purpose: `"0"` is a name, `0` is zero-shot."""
+
+
+def export_sample(out: Path, backbone: Backbone | None = None, **changes: Any) -> ExportReport:
+    """Export the sample, with other arguments than usual where `changes` has them."""
+    arguments: dict[str, Any] = {
+        "clients": CLIENTS,
+        "class_names": CLASS_NAMES,
+        "prompt": PROMPT,
+        "base": (0, 1),
+        "novel": (2, 3),
+        "bottleneck_dim": BOTTLENECK_DIM,
+        "scale": SCALE,
+        "parity_images": images(),
+        "provenance": {"run": "test"},
+        **changes,
+    }
+    return export_bundle(backbone or shared_backbone(), out=out, **arguments)
+
+
+@cache
+def shared_backbone() -> Backbone:
+    """The backbone of the shared bundle; nothing changes it."""
+    return tiny_backbone()
+
+
+def without(client: ExportClient, name: str) -> ExportClient:
+    """The client without one of its tensors."""
+    return replace(client, tensors={k: v for k, v in client.tensors.items() if k != name})
+
+
+def with_tensor(client: ExportClient, name: str, value: Any) -> ExportClient:
+    """The client with one tensor set to `value`."""
+    return replace(client, tensors={**client.tensors, name: value})

@@ -1,0 +1,69 @@
+"""The comparison that stands between an export and its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pfedmma_deploy.errors import ExportError
+from pfedmma_deploy.export.parity import check_model, compare, sampled
+
+
+def features() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Two images and two clients with two classes, in two dimensions."""
+    image = np.array([[1, 0], [0, 1]], np.float32)
+    text = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]]], np.float32)
+    return image, text
+
+
+def test_figures_by_hand() -> None:
+    image, text = features()
+    moved = image.copy()
+    moved[1, 0] += 5e-5
+    parity = compare(moved, image, text, text, np.array([0, 1]))
+    assert parity.max_abs_error == pytest.approx(5e-5)
+    assert (parity.top1_agreement, parity.images) == (100.0, 2)
+
+
+def test_text_differences_count_too() -> None:
+    image, text = features()
+    moved = text.copy()
+    moved[1, 0, 0] -= 2e-4
+    with pytest.raises(ExportError, match=r"largest difference 2\.00e-04 \(accepted 1e-04\)"):
+        compare(image, image, text, moved, np.array([0, 1]))
+
+
+def test_other_answers_are_refused_whatever_the_tolerance() -> None:
+    image, text = features()
+    with pytest.raises(ExportError, match=r"same class for 50\.0 % of 2 images"):
+        compare(image[[0, 0]], image, text, text, np.array([0, 0]), tolerance=9.0)
+
+
+@pytest.mark.parametrize("place", ["image", "text"])
+def test_nan_does_not_pass(place: str) -> None:
+    image, text = features()
+    broken, broken_text = image.copy(), text.copy()
+    (broken if place == "image" else broken_text)[0, 0] = np.nan
+    with pytest.raises(ExportError, match="largest difference nan"):
+        compare(broken, image, text, broken_text, np.array([0, 1]))
+
+
+def test_every_client_is_sampled() -> None:
+    assert sampled(3, 2).tolist() == [[0, 1, 2], [0, 1, 2]]
+    # With more clients than the budget allows, each has one image and all images are used.
+    many = sampled(4, 600)
+    assert many.shape == (600, 1)
+    assert set(many.ravel().tolist()) == {0, 1, 2, 3}
+
+
+def test_signature_and_structure(bundle: Path, tmp_path: Path) -> None:
+    file = bundle / "vision_model.onnx"
+    with pytest.raises(ExportError, match=r"vision_model\.onnx has the inputs .*expected \{'x'"):
+        check_model(file, {"x": ("tensor(float)", [1])}, {})
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ExportError, match=r"broken\.onnx is not a valid ONNX model"):
+        check_model(broken, {}, {})
