@@ -33,6 +33,8 @@ from tests.export.sample import (
     without,
 )
 
+pytest_plugins = ["tests.export.fixtures"]
+
 FILES = {
     "README.md",
     "classifier.onnx",

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export.parity import check_model, compare, sampled
 
+pytest_plugins = ["tests.export.fixtures"]
+
 
 def features() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Two images and two clients with two classes, in two dimensions."""

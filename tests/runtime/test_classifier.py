@@ -1,0 +1,241 @@
+"""Predicting from a bundle: every kind of input, every kind of client, many threads."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pfedmma_deploy.errors import ImageError, UsageError
+from pfedmma_deploy.export.clients import adapter_hook
+from pfedmma_deploy.runtime import Classifier
+from pfedmma_deploy.types import Skipped
+from tests.export.sample import CLASS_NAMES, CLIENTS, SCALE, images, shared_backbone
+
+pytest_plugins = ["tests.export.fixtures"]
+
+TYPED = ["a steam engine", "tea_pot", "zebra"]
+
+
+@pytest.fixture(scope="module")
+def classifier(bundle: Path) -> Classifier:
+    return Classifier.load(bundle, "cpu")
+
+
+def expected(pixels: NDArray[np.uint8], client: int, names: list[str]) -> NDArray[np.float64]:
+    """Probabilities [N, C] by torch and the trained adapter."""
+    backbone = shared_backbone()
+    hook = adapter_hook(CLIENTS[client - 1].tensors, SCALE) if client else None
+    prompts = [f"a photo of a {name.replace('_', ' ')}." for name in names]
+    with torch.inference_mode():
+        image = backbone.encode_image(torch.from_numpy(pixels), hook)
+        text = backbone.encode_text(backbone.tokenize(prompts), hook)
+        logits = backbone.logit_scale * image @ text.T
+        probabilities: NDArray[np.float64] = logits.double().softmax(-1).numpy()
+    return probabilities
+
+
+@pytest.mark.parametrize("client", [0, 1, 2])
+@pytest.mark.parametrize("typed", [False, True])
+def test_probabilities_equal_torch(classifier: Classifier, client: int, typed: bool) -> None:
+    names = TYPED if typed else list(CLASS_NAMES)
+    pixels = images(4)
+    found = classifier.predict(pixels, client, TYPED if typed else None, top_k=9)
+    for prediction, row in zip(found, expected(pixels, client, names), strict=True):
+        order = np.argsort(-row)
+        assert [score.name for score in prediction.top] == [names[i] for i in order]
+        np.testing.assert_allclose([s.probability for s in prediction.top], row[order], atol=1e-5)
+        assert sum(score.probability for score in prediction.top) == pytest.approx(1)
+
+
+def test_all_kinds_of_input_give_one_answer(classifier: Classifier, tmp_path: Path) -> None:
+    pixels = images(1)[0]
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(path)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "BMP")
+    alpha = np.concatenate([pixels, np.full((16, 16, 1), 7, np.uint8)], axis=2)
+    kinds = [str(path), path, stream.getvalue(), Image.fromarray(pixels), pixels, alpha]
+    reference = classifier.predict(pixels, "north")[0].top
+    for kind in kinds:
+        (single,) = classifier.predict(kind, "north")
+        assert single.top == reference
+    together = classifier.predict(iter(kinds), "north")
+    assert [p.source for p in together] == [
+        str(path),
+        str(path),
+        "image 2",
+        "image 3",
+        "image 4",
+        "image 5",
+    ]
+    for prediction in together:
+        np.testing.assert_allclose(prediction.top[0].probability, reference[0].probability)
+
+
+def test_clients_by_name_and_by_index(classifier: Classifier) -> None:
+    pixels = images(2)
+    assert [info.id for info in classifier.clients] == ["zero-shot", "north", "0"]
+    assert classifier.predict(pixels, "zero-shot") == classifier.predict(pixels)
+    assert classifier.predict(pixels, 2) == classifier.predict(pixels, "0")
+    assert classifier.predict(pixels, "0") != classifier.predict(pixels, 0)
+    number = np.arange(2)[1]
+    assert classifier.predict(pixels, number) == classifier.predict(pixels, "north")
+
+
+def test_one_client_per_image(classifier: Classifier) -> None:
+    pixels = images(3)
+    order: list[str | int] = ["0", 0, "north"]
+    mixed = classifier.predict(pixels, order, top_k=1)
+    assert [prediction.client for prediction in mixed] == ["0", "zero-shot", "north"]
+    for i, client in enumerate(order):
+        alone = classifier.predict(pixels[i], client, top_k=1)[0].top[0]
+        assert mixed[i].top[0].name == alone.name
+        assert mixed[i].top[0].probability == pytest.approx(alone.probability, abs=1e-6)
+    for clients in (["0"], ["0"] * 4):
+        more = "images" if len(clients) < 3 else "clients"
+        with pytest.raises(UsageError, match=f"There are more {more}: give one client for all"):
+            classifier.predict(pixels, clients)
+
+
+def test_wrong_clients(classifier: Classifier) -> None:
+    with pytest.raises(
+        UsageError,
+        match=r"has no client 'nort'; did you mean 'north'\? \(clients: zero-shot, north, 0\)",
+    ):
+        classifier.predict(images(1), "nort")
+    # Before anything is read, also where the result is only an iterator.
+    with pytest.raises(UsageError, match=r"no client number 3: it has 0 \(zero-shot\) to 2"):
+        classifier.iter_predict(["missing.jpg"], 3)
+    with pytest.raises(UsageError, match="no client number -1"):
+        classifier.predict(images(1), -1)
+
+
+def test_streams_are_read_as_they_are_needed(classifier: Classifier) -> None:
+    taken = 0
+
+    def camera() -> Iterator[NDArray[np.uint8]]:
+        nonlocal taken
+        for pixels in itertools.cycle(images(2)):
+            taken += 1
+            yield pixels
+
+    found = list(itertools.islice(classifier.iter_predict(camera(), batch_size=4), 6))
+    assert len(found) == 6
+    assert taken == 8
+
+
+def test_batch_size_changes_nothing(classifier: Classifier) -> None:
+    pixels = images(5)
+    one = classifier.embed_images(pixels, "north", batch_size=1)
+    all_ = classifier.embed_images(pixels, "north", batch_size=64)
+    assert one.shape == (5, classifier.manifest.embed_dim)
+    assert one.dtype == np.float32
+    np.testing.assert_allclose(one, all_, atol=1e-6)
+
+
+def test_unreadable_images(classifier: Classifier, tmp_path: Path) -> None:
+    broken, missing = tmp_path / "broken.jpg", tmp_path / "missing.jpg"
+    broken.write_bytes(b"\xff\xd8\xff nothing more")
+    batch = [images(1)[0], broken, missing, images(2)[1]]
+    skipped: list[Skipped] = []
+    found = classifier.predict(batch, on_skip=skipped.append)
+    assert [prediction.source for prediction in found] == ["image 0", "image 3"]
+    assert [entry.path for entry in skipped] == [str(broken), str(missing)]
+    assert all(entry.reason for entry in skipped)
+    with pytest.raises(ImageError, match=r"broken\.jpg: \w+"):
+        classifier.predict(batch)
+
+
+def test_nothing_in_nothing_out(classifier: Classifier) -> None:
+    assert classifier.predict([]) == []
+    assert classifier.embed_images([]).shape == (0, 24)
+    assert classifier.embed_texts([]).shape == (0, 24)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (5, "found int"),
+        ([5], "a path, bytes, a PIL image or a uint8 array, found int"),
+        (np.zeros((8, 8, 3)), r"uint8 \[height, width, 3\], found float64 \[8, 8, 3\]"),
+        (np.zeros((3, 8, 8), np.uint8), r"found uint8 \[3, 8, 8\]: .* channels last"),
+        (np.zeros((0, 8, 3), np.uint8), r"found uint8 \[0, 8, 3\]"),
+        (np.zeros(8, np.uint8), r"found uint8 \[8\]"),
+    ],
+)
+def test_what_is_no_image(classifier: Classifier, bad: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        classifier.predict(bad)  # type: ignore[arg-type]
+
+
+def test_wrong_numbers_and_classes(classifier: Classifier) -> None:
+    pixels = images(1)
+    with pytest.raises(UsageError, match="top_k should be at least 1, found 0"):
+        classifier.predict(pixels, top_k=0)
+    with pytest.raises(UsageError, match="batch_size should be at least 1, found -2"):
+        classifier.embed_images(pixels, batch_size=-2)
+    for classes in ([], "cat", ["cat", " "]):
+        with pytest.raises(UsageError, match="Classes are a list of names"):
+            classifier.predict(pixels, classes=classes)
+    with pytest.raises(UsageError, match="The class 'cat' is named twice"):
+        classifier.predict(pixels, classes=["cat", "dog", "cat "])
+
+
+def test_the_text_tower_waits_for_a_typed_text(bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    (copy / "text_model.onnx").unlink()
+    (copy / "tokenizer.json").unlink()
+    classifier = Classifier.load(copy, "cpu")
+    assert classifier.predict(images(1), "north")[0].top[0].name in CLASS_NAMES
+    from pfedmma_deploy.errors import BundleError
+
+    with pytest.raises(BundleError, match=r"tokenizer\.json is missing"):
+        classifier.predict(images(1), "north", ["zebra"])
+
+
+def test_texts_as_they_are(classifier: Classifier) -> None:
+    backbone = shared_backbone()
+    texts = ["", "Zebra", "caf\u00e9 " * 99, *(f"number {i}" for i in range(70))]
+    hook = adapter_hook(CLIENTS[0].tensors, SCALE)
+    found = classifier.embed_texts(texts, "north")
+    with torch.inference_mode():
+        wanted = backbone.encode_text(backbone.tokenize(texts), hook).numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_many_threads_one_classifier(bundle: Path) -> None:
+    shared = Classifier.load(bundle, "cpu")
+    alone = Classifier.load(bundle, "cpu")
+    jobs = [
+        (images(2, seed), client, typed)
+        for seed in range(4)
+        for client in range(3)
+        for typed in (None, TYPED)
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda job: shared.predict(*job), jobs))
+    assert found == [alone.predict(*job) for job in jobs]
+
+
+def test_typed_classes_are_kept_within_bounds(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pfedmma_deploy.runtime import texts
+
+    monkeypatch.setattr(texts, "CACHED_LISTS", 2)
+    classifier = Classifier.load(bundle, "cpu")
+    for name in ("a", "b", "a", "c"):
+        classifier.predict(images(1), 1, [name])
+    kept = list(classifier._texts._typed)
+    assert kept == [(1, ("a",)), (1, ("c",))]

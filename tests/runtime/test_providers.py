@@ -1,0 +1,113 @@
+"""`cuda` means CUDA: what cannot be had is said, never replaced in silence."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnxruntime
+import pytest
+
+from pfedmma_deploy.errors import BundleError, DeviceError, UsageError
+from pfedmma_deploy.runtime import Classifier, providers
+from pfedmma_deploy.runtime import classifier as classifier_module
+from pfedmma_deploy.runtime.providers import cuda_problem, open_session, resolve_device
+
+pytest_plugins = ["tests.export.fixtures"]
+
+
+def driver(monkeypatch: pytest.MonkeyPatch, start: int = 0, gpus: int = 1) -> None:
+    """A machine with an NVIDIA driver that starts with code `start` and sees `gpus` devices."""
+
+    def count(pointer: Any) -> int:
+        pointer._obj.value = gpus
+        return 0
+
+    fake = SimpleNamespace(cuInit=lambda flags: start, cuDeviceGetCount=count)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: fake)
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+
+
+def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+        assert "has no CUDA provider; run `pip uninstall" in str(cuda_problem())
+    with monkeypatch.context() as patch:
+        driver(patch)
+        assert cuda_problem() is None
+        driver(patch, start=100)
+        assert "does not start (CUDA error 100)" in str(cuda_problem())
+        driver(patch, gpus=0)
+        assert "sees no GPU" in str(cuda_problem())
+
+        def missing(name: str) -> None:
+            raise OSError(name)
+
+        patch.setattr(ctypes, "CDLL", missing)
+        assert "no NVIDIA driver was found" in str(cuda_problem())
+
+
+def test_resolving(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_device("cpu") == ("cpu", None)
+    monkeypatch.setattr(providers, "cuda_problem", lambda: None)
+    assert resolve_device("auto") == resolve_device("cuda") == ("cuda", None)
+    monkeypatch.setattr(providers, "cuda_problem", lambda: "it is missing")
+    assert resolve_device("auto") == ("cpu", "it is missing")
+    with pytest.raises(
+        DeviceError, match=r"'cuda' cannot be used: it is missing\. Or choose --device cpu"
+    ):
+        resolve_device("cuda")
+    with pytest.raises(UsageError, match="Device 'tpu' is unknown: expected auto, cpu, cuda"):
+        resolve_device("tpu")
+
+
+class FallenBack:
+    """What ONNX Runtime hands out when its CUDA provider does not load: a CPU session."""
+
+    def __init__(self, path: str, **options: Any) -> None:
+        self.options = options
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+
+def test_a_silent_fallback_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FallenBack)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcudnn.so.9"))
+    monkeypatch.setattr(classifier_module, "resolve_device", lambda device: ("cuda", None))
+    with pytest.raises(
+        DeviceError,
+        match=r"vision_model\.onnx was to run on CUDAExecutionProvider, ONNX Runtime chose "
+        r"CPUExecutionProvider: Failed to load libcudnn\.so\.9\. Run `pip",
+    ):
+        Classifier.load(bundle, "cuda")
+
+
+def test_auto_goes_on_with_the_cpu_and_says_why(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FallenBack)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(classifier_module, "resolve_device", lambda device: ("cuda", None))
+    classifier = Classifier.load(bundle, "auto")
+    assert (classifier.device, classifier.provider) == ("cpu", "CPUExecutionProvider")
+    assert "its libraries did not load" in str(classifier.fallback_reason)
+
+
+def test_files_that_are_no_models(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"\x08nonsense")
+    with pytest.raises(BundleError, match=r"ONNX Runtime [\d.]+ cannot open .*model\.onnx"):
+        open_session(file, "cpu")
+
+
+def test_cpu_and_auto_report_what_they_use(bundle: Path) -> None:
+    on_cpu = Classifier.load(bundle, "cpu")
+    assert (on_cpu.device, on_cpu.provider) == ("cpu", "CPUExecutionProvider")
+    assert on_cpu.fallback_reason is None
+    auto = Classifier.load(bundle)
+    assert auto.provider == ("CUDA" if auto.device == "cuda" else "CPU") + "ExecutionProvider"
+    assert (auto.fallback_reason is None) == (auto.device == "cuda")
