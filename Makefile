@@ -36,4 +36,4 @@ test: check
 	@$(python) -m pytest
 
 clean:
-	rm -rf .venv build dist pfedmma_deploy.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv.lock build dist pfedmma_deploy.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

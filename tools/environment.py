@@ -198,8 +198,11 @@ def main() -> int:
     try:
         key = environment_key(ROOT)
         shared = shared_path(key)
-        with locked(shared.with_name(f"{shared.name}.lock")):
-            ensure_shared(shared, key, install_dependencies)
+        # One that is whole may belong to somebody else: nothing is written beside it.
+        if not is_usable(shared, key):
+            with locked(shared.with_name(f"{shared.name}.lock")):
+                ensure_shared(shared, key, install_dependencies)
+        with locked(ROOT / ".venv.lock"):
             ensure_checkout(ROOT, shared)
     except SetupError as error:
         say(str(error))
