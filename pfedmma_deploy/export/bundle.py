@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from pfedmma_deploy.export.verify import verify_models
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.runtime import bundle as names
 from pfedmma_deploy.runtime.manifest import Manifest
-from pfedmma_deploy.store.files import write_bytes, write_json
+from pfedmma_deploy.store.files import write_bytes
 
 if TYPE_CHECKING:
     from pfedmma_deploy.backbone.clip import Backbone, BlockHook
@@ -190,12 +191,12 @@ def _write_rest(
     title: str,
     backbone: Backbone,
     manifest: Manifest,
-    text: NDArray[np.float32],
+    text_embeds: NDArray[np.float32],
     parity: Parity,
 ) -> dict[str, int]:
     """Everything that is not a model; the manifest last. Returns the size of every file."""
     buffer = io.BytesIO()
-    np.save(buffer, text)
+    np.save(buffer, text_embeds)
     write_bytes(folder / names.TEXT_EMBEDS, buffer.getvalue())
     write_tokenizer(folder / names.TOKENIZER, manifest.context_length)
     require_clip_tokenizer(backbone, folder / names.TOKENIZER)
@@ -203,6 +204,7 @@ def _write_rest(
     manifest = describe.with_files(manifest, folder, parity)
     write_bytes(folder / names.MODEL_CARD, model_card(title, manifest).encode())
     manifest = describe.with_files(manifest, folder, parity)
-    write_json(folder / names.MANIFEST, manifest.to_dict())
+    text = json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False)
+    write_bytes(folder / names.MANIFEST, f"{text}\n".encode())
     names.Bundle.open(folder).verify()
     return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}

@@ -18,6 +18,7 @@ from pfedmma_deploy.export.parity import (
     Parity,
     check_model,
     compare,
+    cosines,
     largest_difference,
     run_clients,
     sampled,
@@ -77,14 +78,21 @@ def verify_models(
         run_clients(vision, images[own], np.full(len(own), i)) for i, own in enumerate(share)
     ]
     exported = np.concatenate([*by_client, run_clients(vision, images[share.T.ravel()], mixed)])
-    prompts = np.tile(tokens.cpu().numpy(), (len(hooks), 1))
-    owners = np.repeat(np.arange(len(hooks)), len(tokens))
-    exported_text = run_clients(_open(folder / TEXT_MODEL, manifest), prompts, owners)
-    parity = compare(exported, trained, text, exported_text.reshape(text.shape), clients)
+    text_error = _text_error(folder, manifest, tokens, text)
+    parity = compare(exported, trained, text, clients, text_error)
     if (folder / CLASSIFIER_MODEL).exists():
-        wanted = np.einsum("nd,ncd->nc", trained, text[clients])
+        wanted = cosines(trained, text, clients)
         _check_classifier(folder, manifest, images[rows], clients, wanted)
     return parity
+
+
+def _text_error(folder: Path, manifest: Manifest, tokens: Tensor, text: Features) -> float:
+    """Largest difference between the text towers, for every client, all clients in every batch."""
+    share = sampled(len(tokens), len(text))
+    prompts = share.T.ravel()
+    owners = np.tile(np.arange(len(text)), share.shape[1])
+    found = run_clients(_open(folder / TEXT_MODEL, manifest), tokens.cpu().numpy()[prompts], owners)
+    return largest_difference(found, text[owners, prompts])
 
 
 def _check_classifier(
@@ -92,10 +100,10 @@ def _check_classifier(
     manifest: Manifest,
     images: NDArray[np.uint8],
     clients: NDArray[np.int64],
-    cosines: Features,
+    wanted: Features,
 ) -> None:
     logits = run_clients(_open(folder / CLASSIFIER_MODEL, manifest), images, clients)
-    error = largest_difference(logits / manifest.logit_scale, cosines)
+    error = largest_difference(logits / manifest.logit_scale, wanted)
     if not error <= TOLERANCE:
         raise ExportError(
             f"{CLASSIFIER_MODEL} differs from the trained model by {error:.2e} in a cosine "

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pfedmma_deploy.adapters.mma import MultiModalAdapter
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export.clients import adapter_hook, stack_banks
 from pfedmma_deploy.export.graph import ClassifierGraph, ImageGraph, TextGraph, is_quick_gelu
+from pfedmma_deploy.types import TOWERS
 from tests.export.sample import (
     BOTTLENECK_DIM,
     CLASS_NAMES,
@@ -144,3 +146,16 @@ def test_unknown_activations_are_refused() -> None:
         is_quick_gelu(nn.SiLU())
     with pytest.raises(ExportError, match="approximate='tanh'"):
         is_quick_gelu(nn.GELU(approximate="tanh"))
+
+
+@torch.inference_mode()
+def test_the_hook_is_the_trained_module() -> None:
+    backbone = shared_backbone()
+    widths = {tower: backbone.width(tower) for tower in TOWERS}
+    depths = {tower: backbone.depth(tower) for tower in TOWERS}
+    generator = torch.Generator().manual_seed(5)
+    adapter = MultiModalAdapter(widths, depths, BOTTLENECK_DIM, SCALE, generator)
+    hook = adapter_hook(adapter.state_dict(), SCALE)
+    pixels, tokens = torch.from_numpy(images(2)), backbone.tokenize(["cat", "dog"])
+    for encode, items in ((backbone.encode_image, pixels), (backbone.encode_text, tokens)):
+        assert torch.equal(encode(items, hook), encode(items, adapter.hook))

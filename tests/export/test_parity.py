@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pfedmma_deploy.errors import ExportError
-from pfedmma_deploy.export.parity import check_model, compare, sampled
+from pfedmma_deploy.export.parity import check_model, compare, cosines, sampled
 
 pytest_plugins = ["tests.export.fixtures"]
 
@@ -25,32 +25,38 @@ def test_figures_by_hand() -> None:
     image, text = features()
     moved = image.copy()
     moved[1, 0] += 5e-5
-    parity = compare(moved, image, text, text, np.array([0, 1]))
+    parity = compare(moved, image, text, np.array([0, 1]), text_error=1e-6)
     assert parity.max_abs_error == pytest.approx(5e-5)
     assert (parity.top1_agreement, parity.images) == (100.0, 2)
 
 
+def test_cosines_are_with_each_clients_own_texts() -> None:
+    image, text = features()
+    assert cosines(image, text, np.array([1, 0])).tolist() == [[0, 1], [0, 1]]
+
+
 def test_text_differences_count_too() -> None:
     image, text = features()
-    moved = text.copy()
-    moved[1, 0, 0] -= 2e-4
     with pytest.raises(ExportError, match=r"largest difference 2\.00e-04 \(accepted 1e-04\)"):
-        compare(image, image, text, moved, np.array([0, 1]))
+        compare(image, image, text, np.array([0, 1]), text_error=2e-4)
 
 
 def test_other_answers_are_refused_whatever_the_tolerance() -> None:
     image, text = features()
     with pytest.raises(ExportError, match=r"same class for 50\.0 % of 2 images"):
-        compare(image[[0, 0]], image, text, text, np.array([0, 0]), tolerance=9.0)
+        compare(image[[0, 0]], image, text, np.array([0, 0]), 0.0, tolerance=9.0)
 
 
 @pytest.mark.parametrize("place", ["image", "text"])
 def test_nan_does_not_pass(place: str) -> None:
     image, text = features()
-    broken, broken_text = image.copy(), text.copy()
-    (broken if place == "image" else broken_text)[0, 0] = np.nan
+    broken, text_error = image.copy(), 0.0
+    if place == "image":
+        broken[0, 0] = np.nan
+    else:
+        text_error = float("nan")
     with pytest.raises(ExportError, match="largest difference nan"):
-        compare(broken, image, text, broken_text, np.array([0, 1]))
+        compare(broken, image, text, np.array([0, 1]), text_error)
 
 
 def test_every_client_is_sampled() -> None:
