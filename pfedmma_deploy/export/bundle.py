@@ -77,6 +77,7 @@ def export_bundle(
     parity_images: NDArray[np.uint8],
     provenance: Mapping[str, Any],
     method: str = "pfedmma",
+    logit_scale: float | None = None,
     classifier: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -96,6 +97,7 @@ def export_bundle(
             exported model is compared with torch.
         provenance: where the adapters come from; JSON-able, stored as it is.
         method: name of the method that trained them.
+        logit_scale: factor on the similarities; None takes the backbone's own.
         classifier: also write `classifier.onnx`, pixels to class scores in one file.
         progress: is told what is being done.
 
@@ -104,6 +106,7 @@ def export_bundle(
             a bundle, or the exported model differs from the trained one. Nothing is left behind.
     """
     started, report = time.perf_counter(), progress or Silent()
+    factor = logit_scale or backbone.logit_scale
     _require_inputs(backbone, class_names, prompt, parity_images)
     require_replaceable(out)
     banks = stack_banks(clients, backbone, bottleneck_dim)
@@ -117,7 +120,7 @@ def export_bundle(
         names.TEXT_MODEL: TextGraph(backbone, banks["text"], scale),
     }
     if classifier:
-        full = ClassifierGraph(image, torch.from_numpy(text), backbone.logit_scale)
+        full = ClassifierGraph(image, torch.from_numpy(text), factor)
         graphs[names.CLASSIFIER_MODEL] = full
     manifest = describe.manifest(
         backbone,
@@ -127,6 +130,7 @@ def export_bundle(
         base=base,
         novel=novel,
         provenance=provenance,
+        logit_scale=factor,
         adapter={
             "method": method,
             "bottleneck_dim": bottleneck_dim,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pfedmma_deploy import __version__
 from pfedmma_deploy.export.clients import ExportClient
@@ -61,6 +61,7 @@ def manifest(
     base: Sequence[int],
     novel: Sequence[int],
     adapter: Mapping[str, Any],
+    logit_scale: float,
     provenance: Mapping[str, Any],
 ) -> Manifest:
     """The manifest of a bundle whose files are not written yet."""
@@ -74,11 +75,11 @@ def manifest(
         base=tuple(map(int, base)),
         novel=tuple(map(int, novel)),
         prompt=prompt,
-        logit_scale=backbone.logit_scale,
+        logit_scale=logit_scale,
         preprocessing=Preprocessing(
             image_size=backbone.image_size,
-            resize_mode=cast(Any, backbone.resize_mode),
-            interpolation=cast(Any, backbone.interpolation),
+            resize_mode=backbone.resize_mode,
+            interpolation=backbone.interpolation,
             mean=backbone.mean,
             std=backbone.std,
         ),

@@ -17,7 +17,14 @@ from typing import Any
 from torch import Tensor
 
 from pfedmma_deploy.errors import StoreError
-from pfedmma_deploy.store.files import read_json, read_tensors, write_json, write_tensors
+from pfedmma_deploy.store.files import (
+    json_bytes,
+    parse_json,
+    parse_tensors,
+    read_bytes,
+    tensor_bytes,
+    write_bytes,
+)
 
 _MOMENTUM = "momentum."
 
@@ -39,7 +46,8 @@ class Checkpoint:
         self._state: dict[str, Any] = {"round": -1, "shared": None, "clients": {}, "record": None}
         self._staged: dict[str, dict[str, str]] = {}
         if (folder / "state.json").exists():
-            self._state = read_json(folder / "state.json")
+            path = folder / "state.json"
+            self._state = parse_json(read_bytes(path), path)
             self._remove_leftovers()
 
     @property
@@ -56,14 +64,14 @@ class Checkpoint:
     def load_shared(self) -> dict[str, Tensor] | None:
         """Shared tensors after the last finished round, or None before the first."""
         entry = self._state["shared"]
-        return None if entry is None else read_tensors(self.folder / entry["file"], entry["sha256"])
+        return None if entry is None else self._read(entry)
 
     def load_client(self, client: str) -> ClientState | None:
         """A client's state, or None where it has not trained yet."""
         entry = self._state["clients"].get(client)
         if entry is None:
             return None
-        tensors = read_tensors(self.folder / entry["file"], entry["sha256"])
+        tensors = self._read(entry)
         names = [name for name in tensors if name.startswith(_MOMENTUM)]
         momentum = {name.removeprefix(_MOMENTUM): tensors.pop(name) for name in names}
         return ClientState(local=tensors, momentum=momentum)
@@ -71,20 +79,25 @@ class Checkpoint:
     def stage_client(self, client: str, round: int, state: ClientState) -> None:
         """Write a client's new state; it counts once the round is committed."""
         tensors = {**state.local, **{_MOMENTUM + n: value for n, value in state.momentum.items()}}
-        file = f"clients/{client}.r{round}.safetensors"
-        self._staged[client] = {"file": file, "sha256": write_tensors(self.folder / file, tensors)}
+        self._staged[client] = self._write(f"clients/{client}.r{round}.safetensors", tensors)
 
     def commit(self, round: int, shared: dict[str, Tensor], record: dict[str, Any]) -> None:
         """Finish a round: from here on a restart continues after it."""
         if round != self.round + 1:
             raise StoreError(f"{self.folder}: round {round} cannot follow round {self.round}.")
-        file = f"shared.r{round}.safetensors"
-        entry = {"file": file, "sha256": write_tensors(self.folder / file, shared)}
+        entry = self._write(f"shared.r{round}.safetensors", shared)
         clients = {**self._state["clients"], **self._staged}
         self._state = {"round": round, "shared": entry, "clients": clients, "record": record}
-        write_json(self.folder / "state.json", self._state)
+        write_bytes(self.folder / "state.json", json_bytes(self._state))
         self._staged = {}
         self._remove_leftovers()
+
+    def _read(self, entry: dict[str, str]) -> dict[str, Tensor]:
+        path = self.folder / entry["file"]
+        return parse_tensors(read_bytes(path, [entry["sha256"]]), path)
+
+    def _write(self, file: str, tensors: dict[str, Tensor]) -> dict[str, str]:
+        return {"file": file, "sha256": write_bytes(self.folder / file, tensor_bytes(tensors))}
 
     def _remove_leftovers(self) -> None:
         entries = [self._state["shared"], *self._state["clients"].values()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +36,19 @@ def write_bytes(path: Path, data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write_json(path: Path, value: object) -> str:
-    """Write `value` as indented JSON; returns the SHA-256."""
-    return write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+def json_bytes(value: object) -> bytes:
+    """Indented JSON."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write tensors as safetensors, in name order so that equal tensors give equal bytes."""
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """safetensors, in name order so that equal tensors give equal bytes."""
     ordered = {name: tensors[name].detach().to("cpu").contiguous() for name in sorted(tensors)}
-    return write_bytes(path, save(ordered))
+    return save(ordered)
 
 
-def read_bytes(path: Path, sha256: str | None = None) -> bytes:
-    """Contents of a file, verified where its hash is known.
+def read_bytes(path: Path, sha256: Collection[str] = ()) -> bytes:
+    """Contents of a file, verified where hashes are given: it must have one of them.
 
     Raises:
         StoreError: the file is missing or not what was written.
@@ -60,17 +60,16 @@ def read_bytes(path: Path, sha256: str | None = None) -> bytes:
         raise StoreError(
             f"{path}: {reason}. The folder is incomplete; copy or train it again."
         ) from error
-    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+    if sha256 and hashlib.sha256(data).hexdigest() not in sha256:
         raise StoreError(
             f"{path} is damaged or was changed: its SHA-256 is not the one recorded "
-            f"({sha256[:12]}...). Restore the file or train again."
+            f"({next(iter(sha256))[:12]}...). Restore the file or train again."
         )
     return data
 
 
-def read_json(path: Path, sha256: str | None = None) -> dict[str, Any]:
-    """A JSON object. Raises `StoreError` where it is missing, damaged or something else."""
-    data = read_bytes(path, sha256)
+def parse_json(data: bytes, path: Path) -> dict[str, Any]:
+    """A JSON object; `path` is named in the error. Raises `StoreError` where it is not one."""
     try:
         value = json.loads(data)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -80,13 +79,12 @@ def read_json(path: Path, sha256: str | None = None) -> dict[str, Any]:
     return value
 
 
-def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; every value must be finite.
+def parse_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, all finite; `path` is named in the error.
 
     Raises:
-        StoreError: the file is missing, damaged, not safetensors, or holds NaN or infinity.
+        StoreError: not safetensors, or values that are NaN or infinite.
     """
-    data = read_bytes(path, sha256)
     try:
         tensors = load(data)
     except (SafetensorError, KeyError, ValueError) as error:

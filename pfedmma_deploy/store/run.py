@@ -26,12 +26,12 @@ from pfedmma_deploy.config import TrainConfig, config_from_mapping, nearest
 from pfedmma_deploy.errors import StoreError, UsageError
 from pfedmma_deploy.store.checkpoint import Checkpoint
 from pfedmma_deploy.store.files import (
+    json_bytes,
+    parse_json,
+    parse_tensors,
     read_bytes,
-    read_json,
-    read_tensors,
+    tensor_bytes,
     write_bytes,
-    write_json,
-    write_tensors,
 )
 
 FORMAT = "pfedmma-run"
@@ -67,14 +67,14 @@ class Run:
         Raises:
             StoreError: the folder holds something already.
         """
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not _is_free(folder):
             what = "a run" if (folder / "manifest.json").exists() else "something that is not a run"
             raise StoreError(
                 f"{folder} already holds {what}. Continue a run with --resume, "
                 "or choose another --out."
             )
         run = cls(folder, {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest})
-        run.manifest["files"] = {SPLITS_FILE: write_json(folder / SPLITS_FILE, splits)}
+        run.manifest["files"] = {SPLITS_FILE: write_bytes(folder / SPLITS_FILE, json_bytes(splits))}
         run.save()
         return run
 
@@ -91,7 +91,7 @@ class Run:
                 f"{folder} holds no run (no manifest.json). "
                 f"`pfedmma train --out {folder}` makes one."
             )
-        manifest = read_json(path)
+        manifest = parse_json(read_bytes(path), path)
         if manifest.get("format") != FORMAT or manifest.get("format_version") != FORMAT_VERSION:
             raise StoreError(
                 f"{path}: expected format {FORMAT} version {FORMAT_VERSION}, found "
@@ -122,7 +122,7 @@ class Run:
     @property
     def splits(self) -> dict[str, Any]:
         """The federation as `federation_to_dict` wrote it."""
-        return read_json(self.folder / SPLITS_FILE, self._hash(SPLITS_FILE))
+        return parse_json(self._read(SPLITS_FILE), self.folder / SPLITS_FILE)
 
     def require_complete(self) -> None:
         """Raises `StoreError` where training has not finished."""
@@ -135,7 +135,7 @@ class Run:
 
     def load_shared(self) -> dict[str, Tensor]:
         """The global shared tensors."""
-        return read_tensors(self.folder / SHARED_FILE, self._hash(SHARED_FILE))
+        return parse_tensors(self._read(SHARED_FILE), self.folder / SHARED_FILE)
 
     def load_client(self, client: str, *, federated: bool = False) -> StoredClient:
         """A client's own part; with `federated`, as the federation left it before personalization.
@@ -157,8 +157,8 @@ class Run:
         config_file = f"{base}/adapter_config.json"
         return StoredClient(
             id=client,
-            tensors=read_tensors(self.folder / file, self._hash(file)),
-            config=read_json(self.folder / config_file, self._hash(config_file)),
+            tensors=parse_tensors(self._read(file), self.folder / file),
+            config=parse_json(self._read(config_file), self.folder / config_file),
         )
 
     def save_client(self, client: StoredClient, *, keep_federated: bool = False) -> None:
@@ -168,23 +168,36 @@ class Run:
         """
         base = f"clients/{client.id}"
         adapter, federated = f"{base}/adapter.safetensors", f"{base}/federated.safetensors"
-        files = self.manifest["files"]
-        if keep_federated and adapter in files and federated not in files:
-            data = read_bytes(self.folder / adapter, files[adapter])
-            files[federated] = write_bytes(self.folder / federated, data)
-        files[adapter] = write_tensors(self.folder / adapter, client.tensors)
-        config_file = f"{base}/adapter_config.json"
-        files[config_file] = write_json(self.folder / config_file, client.config)
+        new = {
+            adapter: tensor_bytes(client.tensors),
+            f"{base}/adapter_config.json": json_bytes(client.config),
+        }
+        if keep_federated and federated not in self.manifest["files"]:
+            new[federated] = self._read(adapter)
+        self._write(new)
         if client.id not in self.manifest["clients"]:
             self.manifest["clients"].append(client.id)
 
     def save_shared(self, shared: Mapping[str, Tensor]) -> None:
         """Write the global shared tensors and record them; `save` makes it count."""
-        self.manifest["files"][SHARED_FILE] = write_tensors(self.folder / SHARED_FILE, shared)
+        self._write({SHARED_FILE: tensor_bytes(shared)})
 
     def save(self) -> None:
         """Write the manifest."""
-        write_json(self.folder / "manifest.json", self.manifest)
+        write_bytes(self.folder / "manifest.json", json_bytes(self.manifest))
+
+    def _write(self, new: Mapping[str, bytes]) -> None:
+        """Write files; a kill between them and the manifest leaves a run that still loads.
+
+        The manifest first says which hashes are about to appear beside the old ones.
+        """
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in new.items()}
+        self.manifest["pending"] = hashes
+        self.save()
+        for name, data in new.items():
+            write_bytes(self.folder / name, data)
+        self.manifest["files"].update(hashes)
+        del self.manifest["pending"]
 
     def write_rounds(self, rounds: int, record: dict[str, Any] | None) -> None:
         """Cut `rounds.jsonl` to its first `rounds` lines, the last one being `record`.
@@ -208,9 +221,17 @@ class Run:
         data = read_bytes(self.folder / ROUNDS_FILE)
         self.manifest["files"][ROUNDS_FILE] = hashlib.sha256(data).hexdigest()
 
-    def _hash(self, file: str) -> str | None:
-        found: str | None = self.manifest["files"].get(file)
-        return found
+    def _read(self, file: str) -> bytes:
+        """A file of the run, verified."""
+        hashes = (self.manifest["files"].get(file), self.manifest.get("pending", {}).get(file))
+        return read_bytes(self.folder / file, [h for h in hashes if h is not None])
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether nothing is lost by starting a run here: empty, or a start that was cut off."""
+    if not folder.is_dir():
+        return False
+    return all(p.name == SPLITS_FILE or p.name.endswith(".partial") for p in folder.iterdir())
 
 
 def newest_run(root: Path = RUNS) -> Run:

@@ -1,0 +1,103 @@
+"""`pfedmma export`: the clients of a run become one bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pfedmma_deploy.config import nearest
+from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.export.bundle import ExportReport, export_bundle
+from pfedmma_deploy.export.clients import ExportClient
+from pfedmma_deploy.progress import Progress
+from pfedmma_deploy.store.run import Run
+from pfedmma_deploy.store.workspace import (
+    Workspace,
+    load_client_adapter,
+    load_client_tensors,
+    open_run_workspace,
+)
+from pfedmma_deploy.types import Example
+
+PARITY_IMAGES = 64
+"""Test images, spread over the classes, on which a bundle is compared with torch."""
+
+
+def export_run(
+    run: Run,
+    out: Path,
+    *,
+    clients: Sequence[str] | None = None,
+    classifier: bool = False,
+    workspace: Workspace | None = None,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Write the bundle `out` from a finished run.
+
+    Args:
+        run: the run.
+        out: bundle folder; a pfedmma bundle there is replaced once the new one has passed.
+        clients: ids in the order of their index from 1; None takes all, also those that joined
+            with images of their own, whose new class names follow the run's.
+        classifier: add `classifier.onnx`.
+        workspace: the run's, where it is open already.
+        progress: told of the steps.
+
+    Raises:
+        UsageError: an unknown client.
+        ExportError: the bundle is not equal to the trained model.
+    """
+    run.require_complete()
+    chosen = list(run.client_ids if clients is None else clients)
+    for client in chosen:
+        if client not in run.client_ids:
+            hint = nearest(client, run.client_ids)
+            raise UsageError(f"The run {run.folder} has no client {client!r}{hint}.")
+    workspace = workspace or open_run_workspace(run)
+    shared = run.load_shared()
+    stored = [run.load_client(client) for client in chosen]
+    names: list[str] = list(run.manifest["class_names"])
+    names += list(dict.fromkeys(n for c in stored for n in c.config["seen"] if n not in names))
+    members = []
+    for client in stored:
+        adapter = workspace.build_adapter()
+        load_client_adapter(adapter, client, shared)
+        seen = [names.index(name) for name in client.config["seen"]]
+        tensors = load_client_tensors(client, shared)
+        members.append(ExportClient(client.id, tensors, seen, hook=adapter.hook))
+    config = run.config
+    novel = [names.index(name) for name in run.manifest["novel"]]
+    return export_bundle(
+        workspace.backbone,
+        members,
+        out,
+        class_names=names,
+        prompt=config.prompt,
+        base=[label for label in range(len(names)) if label not in novel],
+        novel=novel,
+        bottleneck_dim=config.bottleneck_dim,
+        scale=config.scale,
+        logit_scale=workspace.logit_scale,
+        parity_images=workspace.pixels.load(_parity_examples(workspace)),
+        provenance={
+            "run": run.folder.resolve().name,
+            "data": Path(config.data).name,
+            "config": {**config.to_dict(), "data": Path(config.data).name},
+            "rounds": config.rounds,
+            "personalized": [c.id for c in stored if c.config["personalized"] is not None],
+        },
+        method=workspace.method.name,
+        classifier=classifier,
+        progress=progress,
+    )
+
+
+def _parity_examples(workspace: Workspace) -> list[Example]:
+    """Test images of all classes in turn."""
+    federation = workspace.federation
+    tests = [*federation.base_test, *federation.novel_test]
+    rows = np.linspace(0, len(tests) - 1, min(PARITY_IMAGES, len(tests))).round().astype(int)
+    ordered = sorted(tests, key=lambda example: example.label)
+    return [ordered[row] for row in rows]
