@@ -7,9 +7,11 @@ import logging
 import sys
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 
 import open_clip
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from pfedmma_deploy.backbone import tiny
@@ -18,6 +20,17 @@ from pfedmma_deploy.errors import BackboneError
 
 RANDOM = "random"
 """Value of `pretrained` for seeded random weights: for measuring speed, never for accuracy."""
+
+
+_UNREADABLE = (
+    RuntimeError,
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    UnpicklingError,
+    SafetensorError,
+)
 
 
 def load_backbone(name: str, pretrained: str | None = None, *, device: str = "cpu") -> Backbone:
@@ -105,13 +118,18 @@ def _create(name: str, pretrained: str | None) -> nn.Module:
                 force_quick_gelu=bool(tag.get("quick_gelu", False)),
             )
             return model
-    except (RuntimeError, OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise BackboneError(
-            f"The weights {pretrained!r} of {name} could not be loaded: {error}. Check the file, "
-            "or the network where it is a tag."
+            f"The weights {pretrained!r} of {name} could not be loaded: {_first_line(error)} "
+            "Check the file, or the network where it is a tag."
         ) from error
     finally:
         logging.getLogger().removeFilter(_quiet_random)
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong, without the advice and the traceback that libraries append."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."
 
 
 def _quiet_random(record: logging.LogRecord) -> bool:

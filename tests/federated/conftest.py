@@ -53,7 +53,7 @@ def config(sites: Path) -> TrainConfig:
         pretrained="random",
         partition="folders",
         shots=0,
-        rounds=3,
+        rounds=2,
         local_epochs=1,
         batch_size=4,
         bottleneck_dim=4,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from pfedmma_deploy.errors import StoreError, UsageError
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.store import files
 from pfedmma_deploy.store.run import Run
+
+Rename = Callable[[Path, Path], Path]
 
 CHILD = """
 import json, sys, torch
@@ -76,33 +80,35 @@ def test_a_stop_at_every_single_write(
 ) -> None:
     """Before and after each file is renamed into place, from the first to the last."""
     rename = Path.replace
-    moment, stops = 0, 0
-    while True:
-        out = tmp_path / f"stop-{moment}"
-        seen = 0
+    for write in range(100):
+        for after in (False, True):
+            out = tmp_path / f"stop-{write}-{after}"
+            monkeypatch.setattr(Path, "replace", stop_at(write, after, rename))
+            try:
+                train(config, out)
+            except Stop:
+                monkeypatch.setattr(Path, "replace", rename)
+                train(config, out, resume=(out / "manifest.json").exists())
+                assert contents(out) == whole, f"stopped at write {write}, {after=}"
+            else:
+                assert write > 15, "there are not so few writes in a run"
+                return
 
-        def replace_or_stop(self: Path, target: Path) -> Path:
-            nonlocal seen
-            seen += 1
-            if seen == moment // 2 + 1 and moment % 2 == 0:
-                raise Stop
-            moved = rename(self, target)
-            if seen == moment // 2 + 1:
-                raise Stop
-            return moved
 
-        monkeypatch.setattr(Path, "replace", replace_or_stop)
-        try:
-            train(config, out)
-        except Stop:
-            stops += 1
-            monkeypatch.setattr(Path, "replace", rename)
-            train(config, out, resume=(out / "manifest.json").exists())
-        else:
-            break
-        assert contents(out) == whole, f"stopped at moment {moment}"
-        moment += 1
-    assert stops > 30
+def stop_at(write: int, after: bool, rename: Rename) -> Rename:
+    """A rename that stops the program at the given call, before or after doing its work."""
+    calls = itertools.count()
+
+    def replace_or_stop(self: Path, target: Path) -> Path:
+        number = next(calls)
+        if number == write and not after:
+            raise Stop
+        moved = rename(self, target)
+        if number == write:
+            raise Stop
+        return moved
+
+    return replace_or_stop
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is a POSIX signal")

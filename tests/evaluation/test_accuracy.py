@@ -1,0 +1,101 @@
+"""Local, base and novel accuracy on cases that can be worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pfedmma_deploy.data.pixels import PixelLoader
+from pfedmma_deploy.evaluation.accuracy import (
+    Accuracy,
+    Scorer,
+    harmonic_mean,
+    mean_accuracy,
+    top1_accuracy,
+)
+from pfedmma_deploy.types import ClientData, Federation, Tower
+from tests.images import MemoryDataset
+from tests.tinyclip import tiny_backbone
+
+
+def test_harmonic_means_of_the_paper() -> None:
+    """pFedMMA's published means over seven data sets: 97.17, 77.40, 81.49."""
+    row = Accuracy(local=97.17, base=77.40, novel=81.49)
+    assert row.hm2 == pytest.approx(2 / (1 / 77.40 + 1 / 81.49))
+    assert row.hm3 == pytest.approx(3 / (1 / 97.17 + 1 / 77.40 + 1 / 81.49))
+
+
+def test_harmonic_mean_of_nothing_known_or_zero() -> None:
+    assert harmonic_mean((50.0, None)) is None
+    assert harmonic_mean((50.0, 0.0)) == 0.0
+    assert Accuracy(local=90.0, base=80.0, novel=None).hm3 is None
+
+
+def test_means_are_unweighted_and_skip_what_is_not_measured() -> None:
+    rows = [Accuracy(80.0, 60.0, None), Accuracy(100.0, 70.0, None), Accuracy(None, 50.0, None)]
+    assert mean_accuracy(rows) == Accuracy(90.0, 60.0, None)
+
+
+def test_top1() -> None:
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.8, 0.6]])
+    texts = torch.eye(2)
+    assert top1_accuracy(images, texts, torch.tensor([0, 1, 1, 1])) == 75.0
+
+
+def federation() -> tuple[Federation, MemoryDataset]:
+    dataset = MemoryDataset(("cat", "dog", "ship"), [0, 0, 1, 1, 2, 2], split="test")
+    cats, dogs, ships = dataset.examples[:2], dataset.examples[2:4], dataset.examples[4:]
+    clients = (
+        ClientData("a", (0,), train=(), val=(), test=cats),
+        ClientData("b", (1,), train=(), val=(), test=dogs),
+        ClientData("c", (1,), train=(), val=(), test=()),
+    )
+    return Federation(dataset, (0, 1), (2,), clients, (*cats, *dogs), ships), dataset
+
+
+def always(label_text: str) -> object:
+    """A hook that drives every image towards the text feature of one class name."""
+    backbone = tiny_backbone()
+    wanted = backbone.encode_text(backbone.tokenize([label_text]))[0]
+
+    def hook(tower: Tower, block: int, h: Tensor) -> Tensor | None:
+        if tower == "text" or block < 2:
+            return None
+        # The last block's class token decides the image feature: solve for a token that projects
+        # onto the wanted direction and let it outweigh everything else.
+        token = torch.linalg.lstsq(backbone.visual.proj.T, wanted).solution
+        return 1e4 * token.expand_as(h)
+
+    return hook
+
+
+def test_local_base_and_novel_by_hand() -> None:
+    """A model that answers "cat" to everything: all right for a, wrong for b, half of base."""
+    data, dataset = federation()
+    scorer = Scorer(tiny_backbone(), data, PixelLoader(dataset, 16), "a photo of a {}.")
+    hook = always("a photo of a cat.")
+    found = scorer.score(hook, data.clients)  # type: ignore[arg-type]
+    assert [row.local for row in found] == [100.0, 0.0, None]
+    assert [row.base for row in found] == [50.0] * 3
+    # One novel name: whatever the image, it wins among the novel names.
+    assert [row.novel for row in found] == [100.0] * 3
+
+
+def test_text_features_are_rebuilt_for_every_model() -> None:
+    """No model may be scored with the text side of another."""
+    data, dataset = federation()
+    scorer = Scorer(tiny_backbone(), data, PixelLoader(dataset, 16), "a photo of a {}.")
+    seen: list[str] = []
+
+    def watch(name: str) -> object:
+        def hook(tower: Tower, block: int, h: Tensor) -> Tensor | None:
+            if tower == "text" and block == 0:
+                seen.append(f"{name}:{len(h)}")
+            return None
+
+        return hook
+
+    for name in ("first", "second", "first"):
+        scorer.score(watch(name), data.clients)  # type: ignore[arg-type]
+    assert seen == ["first:2", "first:1", "second:2", "second:1", "first:2", "first:1"]

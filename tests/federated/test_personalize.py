@@ -1,0 +1,141 @@
+"""From the global shared projection to one client's own model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pfedmma_deploy.config import TrainConfig
+from pfedmma_deploy.errors import DataError, UsageError
+from pfedmma_deploy.evaluation.run import evaluate_run
+from pfedmma_deploy.export.run import export_run
+from pfedmma_deploy.federated.personalize import personalize, with_client_data
+from pfedmma_deploy.federated.train import train
+from pfedmma_deploy.runtime import Classifier
+from pfedmma_deploy.store.run import Run
+from pfedmma_deploy.store.workspace import open_run_workspace
+from tests.federated.conftest import COLOURS, write_images
+
+
+@pytest.fixture
+def run(config: TrainConfig, tmp_path: Path) -> Run:
+    return train(replace(config, rounds=2), tmp_path / "run").run
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path) -> Path:
+    """A brand-new site: a class of the run's base, one of its novel ones, and one of its own."""
+    for i, name in enumerate(("Cat", "tree", "lighthouse")):
+        colour = COLOURS.get(name.lower(), (230, 230, 230))
+        write_images(tmp_path / "newcomer" / name, 10, colour, seed=900 + i)
+    return tmp_path / "newcomer"
+
+
+def test_only_local_layers_move(run: Run) -> None:
+    before = run.load_client("clinic")
+    result = personalize(run, "clinic")
+    after = Run.open(run.folder).load_client("clinic")
+    assert not result.is_new
+    assert after.tensors.keys() == before.tensors.keys()
+    assert any(not torch.equal(after.tensors[n], before.tensors[n]) for n in before.tensors)
+    assert after.config["personalized"]["trained_shared"] is False
+    assert after.config["seen"] == ["cat", "dog"]
+
+
+def test_the_shared_part_moves_only_when_asked_for(run: Run) -> None:
+    shared = run.load_shared()
+    personalize(run, "clinic", train_shared=True)
+    reopened = Run.open(run.folder)
+    own = reopened.load_client("clinic").tensors
+    assert shared.keys() <= own.keys()
+    assert any(not torch.equal(own[name], shared[name]) for name in shared)
+    assert all(torch.equal(reopened.load_shared()[name], shared[name]) for name in shared)
+
+
+def test_repeating_does_not_compound(run: Run) -> None:
+    personalize(run, "clinic", epochs=2)
+    first = Run.open(run.folder).load_client("clinic").tensors
+    personalize(Run.open(run.folder), "clinic", epochs=2)
+    second = Run.open(run.folder).load_client("clinic").tensors
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_before_and_zero_shot_are_those_of_the_evaluation(run: Run) -> None:
+    evaluation = evaluate_run(run)
+    result = personalize(run, "harbour")
+    assert result.before == evaluation.personalized["harbour"]
+    assert result.zero_shot == evaluation.zero_shot["harbour"]
+    assert result.after == evaluate_run(Run.open(run.folder)).personalized["harbour"]
+
+
+def test_a_brand_new_client(run: Run, newcomer: Path) -> None:
+    result = personalize(run, "newcomer", data=newcomer, epochs=2)
+    assert result.is_new
+    assert result.after.local is not None
+    reopened = Run.open(run.folder)
+    assert reopened.client_ids == ["clinic", "harbour", "newcomer"]
+    assert reopened.load_client("newcomer").config["seen"] == ["cat", "tree", "lighthouse"]
+    # It can be repeated, and the federation's own clients are still evaluated on their own.
+    personalize(reopened, "newcomer", data=newcomer, epochs=1)
+    assert list(evaluate_run(reopened).personalized) == ["clinic", "harbour"]
+
+
+def test_a_new_client_joins_the_class_lists(run: Run, newcomer: Path) -> None:
+    joined = with_client_data(open_run_workspace(run), "newcomer", newcomer).federation
+    names = joined.dataset.class_names
+    assert names == ("cat", "dog", "ship", "tree", "lighthouse")
+    assert joined.names(joined.base) == ["cat", "dog", "tree", "lighthouse"]
+    assert joined.names(joined.novel) == ["ship"]
+    assert {names[e.label] for e in joined.novel_test} == {"ship"}
+    member = joined.clients[-1]
+    for example in (*member.train, *member.val, *member.test):
+        assert names[example.label].casefold() in example.key.casefold()
+        joined.dataset.open_image(example)
+
+
+def test_export_and_predict_equal_training(run: Run, newcomer: Path, tmp_path: Path) -> None:
+    """The slice as a whole: the bundle's answers are those of the run, new client included."""
+    personalize(run, "newcomer", data=newcomer, epochs=2)
+    run = Run.open(run.folder)
+    report = export_run(run, tmp_path / "bundle", classifier=True)
+    assert report.clients == ("zero-shot", "clinic", "harbour", "newcomer")
+    assert report.parity.top1_agreement == 100.0
+    assert report.parity.max_abs_error < 1e-5
+    classifier = Classifier.load(tmp_path / "bundle", device="cpu")
+    assert classifier.class_names == ("cat", "dog", "ship", "tree", "lighthouse")
+    workspace = open_run_workspace(run)
+    federation = workspace.federation
+    base = federation.names(federation.base)
+    images = [federation.dataset.open_image(e) for e in federation.base_test]
+    right = sum(
+        prediction.top[0].name == federation.dataset.class_names[example.label]
+        for prediction, example in zip(
+            classifier.predict(images, "clinic", classes=base, top_k=1),
+            federation.base_test,
+            strict=True,
+        )
+    )
+    measured = evaluate_run(run, workspace=workspace).personalized["clinic"].base
+    assert measured == pytest.approx(100 * right / len(images))
+
+
+@pytest.mark.parametrize(
+    ("client", "options", "message"),
+    [
+        ("clinik", {}, "has no client 'clinik'; did you mean 'clinic'"),
+        ("clinic", {"epochs": 0}, "--epochs must be 1 or more"),
+        ("clinic", {"lr": -1.0}, "--lr above 0"),
+    ],
+)
+def test_wrong_use(run: Run, client: str, options: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        personalize(run, client, **options)  # type: ignore[arg-type]
+
+
+def test_data_that_is_not_there(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no folder"):
+        personalize(run, "new", data=tmp_path / "nothing")
+    assert Run.open(run.folder).client_ids == ["clinic", "harbour"]
