@@ -17,7 +17,7 @@ from tools.packages import PACKAGES, unpack
 
 pytest.importorskip("resvg_py", reason="drawing emoji needs resvg-py (the dev extra has it)")
 
-from tools import images, packages  # noqa: E402 - after the check above
+from tools import images, packages
 
 TOOLS = Path(packages.__file__).parent
 LABEL_FILES = ("train_lables.json", "test_lables.json")
