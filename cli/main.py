@@ -14,9 +14,6 @@ from pfedmma_deploy.errors import PfedmmaError, UsageError
 
 from . import evaluate, export, inspect, personalize, predict, quickstart, train
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
-
 app = typer.Typer(
     name="pfedmma",
     no_args_is_help=True,
@@ -65,28 +62,22 @@ app.command()(inspect.inspect)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code: 0, 1 failed, 2 wrong use, 130 interrupted.
+    """Run one command and return its exit code: 0, 1 failed, 2 wrong use, 130 after Ctrl-C.
 
     A mistake of the user is one sentence on stderr; `--verbose` adds the traceback.
     """
     try:
         app(list(arguments), prog_name="pfedmma")
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-        if code == INTERRUPTED:
-            _complain("interrupted")
-        return code
-    except (Exception, KeyboardInterrupt) as error:
+        return end.code if isinstance(end.code, int) else 1
+    except Exception as error:
         if "--verbose" in arguments:
             traceback.print_exc()
         return _explain(error)
     return 0
 
 
-def _explain(error: BaseException) -> int:
-    if isinstance(error, KeyboardInterrupt):
-        _complain("interrupted")
-        return INTERRUPTED
+def _explain(error: Exception) -> int:
     if isinstance(error, UsageError):
         _complain(str(error))
         return 2

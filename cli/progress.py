@@ -46,7 +46,6 @@ class Bars:
         )
 
     def __enter__(self) -> Self:
-        self._bars.start()
         return self
 
     def __exit__(
@@ -59,6 +58,7 @@ class Bars:
 
     def track(self, items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
         """The same items; a bar moves as they are taken and goes when they are used up."""
+        self._bars.start()
         task = self._bars.add_task(label, total=total)
         try:
             for item in items:
@@ -66,6 +66,9 @@ class Bars:
                 self._bars.advance(task)
         finally:
             self._bars.remove_task(task)
+            if not self._bars.tasks:
+                # Results are printed without a live display around them.
+                self._bars.stop()
 
     def note(self, message: str) -> None:
         """A line above the bars that stays."""

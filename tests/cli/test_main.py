@@ -104,7 +104,7 @@ def test_verbose_shows_where(in_empty_folder: Path, capsys: pytest.CaptureFixtur
     [
         (OSError(28, "No space left on device", "runs/x"), 1, "Error: runs/x: No space left"),
         (ValueError("odd"), 1, "Error: ValueError: odd. This is a defect of pfedmma"),
-        (KeyboardInterrupt(), 130, "Error: interrupted"),
+        (KeyboardInterrupt(), 130, ""),
     ],
 )
 def test_what_is_nobodys_mistake(
