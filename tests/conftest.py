@@ -1,8 +1,14 @@
-"""What holds for every test: nothing is downloaded, and help texts have one width."""
+"""What holds for every test: one thread, nothing downloaded, help texts of one width."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# Before torch is imported: models this small gain nothing from threads, and on a busy machine
+# threads that wait for each other make a test thirty times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True, scope="session")
