@@ -63,7 +63,7 @@ def _run(config: TrainConfig, folder: Path, output: Output) -> None:
     times = _Times(output)
     from pfedmma_deploy.evaluation.run import evaluate_run
     from pfedmma_deploy.export.run import export_run
-    from pfedmma_deploy.federated.personalize import personalize
+    from pfedmma_deploy.federated.personalize import fine_tune
     from pfedmma_deploy.federated.train import train
     from pfedmma_deploy.store.workspace import open_run_workspace
 
@@ -73,7 +73,7 @@ def _run(config: TrainConfig, folder: Path, output: Output) -> None:
     times.start("personalize", "Personalizing every client")
     workspace = open_run_workspace(run)
     for client in output.progress.track(run.client_ids, "clients", len(run.client_ids)):
-        personalize(run, client, workspace=workspace)
+        fine_tune(run, client, workspace=workspace)
     times.start("export", "Exporting all clients into one bundle, checked against torch")
     bundle = EXPORTS / folder.name
     report = export_run(run, bundle, workspace=workspace, progress=output.progress).to_dict()

@@ -113,9 +113,10 @@ def train_images(
 ) -> list[dict[str, float]]:
     """Train the image tower; returns the curve, one entry an epoch."""
 
-    def batches(rng: np.random.Generator) -> list[np.ndarray]:
+    def batches(rng: np.random.Generator, epoch: int) -> list[np.ndarray]:
         order = rng.permutation(len(pixels))
-        return np.array_split(order, len(order) // 256)
+        # Large batches to begin with, then twice the steps for the same images.
+        return np.array_split(order, len(order) // (256 if epoch < 4 else 128))
 
     def loss(rows: np.ndarray, rng: np.random.Generator) -> Tensor:
         x = augment(pixels[rows], rng)
@@ -133,7 +134,7 @@ def train_texts(
     tokens = open_clip.get_tokenizer(MODEL_NAME)(texts)
     lengths = tokens.argmax(-1).numpy() + 1
 
-    def batches(rng: np.random.Generator) -> list[np.ndarray]:
+    def batches(rng: np.random.Generator, epoch: int) -> list[np.ndarray]:
         # Phrases of like length stand together, so that a batch is cut to little padding.
         order = rng.permutation(len(texts))
         pools = np.array_split(order, max(1, len(order) // 16384))
@@ -177,7 +178,7 @@ class TextTower(nn.Module):
 
 def fit(
     model: nn.Module,
-    batches: Callable[[np.random.Generator], list[np.ndarray]],
+    batches: Callable[[np.random.Generator, int], list[np.ndarray]],
     loss: Callable[[np.ndarray, np.random.Generator], Tensor],
     epochs: int,
     lr: float,
@@ -196,7 +197,7 @@ def fit(
         curve = state["curve"]
     for epoch in range(len(curve), epochs):
         rng = np.random.default_rng([SEED, epoch])
-        started, total, chunks = time.monotonic(), 0.0, batches(rng)
+        started, total, chunks = time.monotonic(), 0.0, batches(rng, epoch)
         for i, rows in enumerate(bar := tqdm(chunks, desc=f"{checkpoint.stem} epoch {epoch + 1}")):
             done = (epoch + i / len(chunks)) / epochs
             for group in optimizer.param_groups:

@@ -33,6 +33,20 @@ DEFAULT_EPOCHS = 4
 
 
 @dataclass(frozen=True)
+class FineTuned:
+    """A client's model before and after, and what it was fine-tuned on."""
+
+    client: ClientData
+    is_new: bool
+    workspace: Workspace
+    """The run's, with the client's own images where it brought some."""
+    before: dict[str, Tensor]
+    after: dict[str, Tensor]
+    loss: float
+    """Mean training loss over the fine-tuning."""
+
+
+@dataclass(frozen=True)
 class PersonalizeResult:
     """Accuracies of one client: zero-shot CLIP, as it started, and after fine-tuning."""
 
@@ -42,7 +56,6 @@ class PersonalizeResult:
     before: Accuracy
     after: Accuracy
     loss: float
-    """Mean training loss over the fine-tuning."""
     folder: Path
 
 
@@ -57,7 +70,49 @@ def personalize(
     workspace: Workspace | None = None,
     progress: Progress | None = None,
 ) -> PersonalizeResult:
+    """Fine-tune one client's own model, store it in the run, and compare it with what was before.
+
+    The arguments and errors are those of `fine_tune`.
+    """
+    progress = progress or Silent()
+    tuned = fine_tune(
+        run,
+        client,
+        data=data,
+        epochs=epochs,
+        lr=lr,
+        train_shared=train_shared,
+        workspace=workspace,
+        progress=progress,
+    )
+    space = tuned.workspace
+    scorer = Scorer(space.backbone, space.federation, space.pixels, space.config.prompt)
+    adapter = space.build_adapter()
+    states = (None, tuned.before, tuned.after)
+    found = []
+    for state in progress.track(states, "models evaluated", len(states)):
+        if state is not None:
+            adapter.load(state)
+        found.extend(scorer.score(None if state is None else adapter.hook, [tuned.client]))
+    zero_shot, before, after = found
+    folder = run.folder / "clients" / client
+    return PersonalizeResult(client, tuned.is_new, zero_shot, before, after, tuned.loss, folder)
+
+
+def fine_tune(
+    run: Run,
+    client: str,
+    *,
+    data: str | Path | None = None,
+    epochs: int = DEFAULT_EPOCHS,
+    lr: float | None = None,
+    train_shared: bool = False,
+    workspace: Workspace | None = None,
+    progress: Progress | None = None,
+) -> FineTuned:
     """Fine-tune one client's own model and store it in the run.
+
+    Repeating it starts from the federation's adapter again: nothing compounds.
 
     Args:
         run: a finished run.
@@ -68,32 +123,21 @@ def personalize(
         lr: learning rate; None takes the run's.
         train_shared: fine-tune the client's copy of the shared part as well and store it with it.
         workspace: the run's, where it is open already.
-        progress: told of the steps.
-
-    Repeating a personalization starts from the federation's adapter again: nothing compounds.
+        progress: told of warnings about the images.
 
     Raises:
         UsageError: an unknown client without data, or options out of range.
         PfedmmaError: anything in the run or the images that does not fit.
     """
-    progress = progress or Silent()
-    run.require_complete()
-    if epochs < 1 or (lr is not None and lr <= 0):
-        raise UsageError("--epochs must be 1 or more and --lr above 0.")
-    is_new = client not in run.client_ids
-    if is_new and data is None:
-        raise UsageError(
-            f"The run {run.folder} has no client {client!r}{nearest(client, run.client_ids)}. "
-            "For a new client pass --data with a folder of its images, one sub-folder per class."
-        )
+    is_new = _require_options(run, client, data, epochs, lr)
     workspace = workspace or open_run_workspace(run)
     if data is not None:
         workspace = with_client_data(workspace, client, data)
         for warning in workspace.federation.warnings:
-            progress.note(f"warning: {warning}")
+            (progress or Silent()).note(f"warning: {warning}")
     chosen = next(c for c in workspace.federation.clients if c.id == client)
     adapter = _starting_point(run, workspace, client, is_new)
-    started = {**adapter.tensors(Scope.LOCAL), **adapter.tensors(Scope.SHARED)}
+    before = _all_tensors(adapter)
     scopes = {Scope.LOCAL, Scope.SHARED} if train_shared else {Scope.LOCAL}
     changes = {"epochs": epochs, "scopes": frozenset(scopes)} | ({"lr": lr} if lr else {})
     loss, _ = train_locally(
@@ -108,15 +152,6 @@ def personalize(
         # Ids are text, so the client's part of the seed is their checksum.
         np.random.default_rng([run.config.seed, zlib.crc32(client.encode()) + 1, 1]),
     )
-    trained = {**adapter.tensors(Scope.LOCAL), **adapter.tensors(Scope.SHARED)}
-    own = {
-        **adapter.tensors(Scope.LOCAL),
-        **(adapter.tensors(Scope.SHARED) if train_shared else {}),
-    }
-    scorer = Scorer(
-        workspace.backbone, workspace.federation, workspace.pixels, workspace.config.prompt
-    )
-    zero_shot, before, after = _compare(scorer, adapter, chosen, started, trained, progress)
     provenance = {
         "epochs": epochs,
         "lr": lr or run.config.lr,
@@ -126,10 +161,26 @@ def personalize(
     config = client_config(
         workspace, chosen, rounds=0 if is_new else run.config.rounds, personalized=provenance
     )
+    own = _all_tensors(adapter) if train_shared else adapter.tensors(Scope.LOCAL)
     run.save_client(StoredClient(client, own, config), keep_federated=not is_new)
     run.save()
-    folder = run.folder / "clients" / client
-    return PersonalizeResult(client, is_new, zero_shot, before, after, loss, folder)
+    return FineTuned(chosen, is_new, workspace, before, _all_tensors(adapter), loss)
+
+
+def _require_options(
+    run: Run, client: str, data: str | Path | None, epochs: int, lr: float | None
+) -> bool:
+    """Whether the client is new to the run; raises where it cannot be personalized."""
+    run.require_complete()
+    if epochs < 1 or (lr is not None and lr <= 0):
+        raise UsageError("--epochs must be 1 or more and --lr above 0.")
+    is_new = client not in run.client_ids
+    if is_new and data is None:
+        raise UsageError(
+            f"The run {run.folder} has no client {client!r}{nearest(client, run.client_ids)}. "
+            "For a new client pass --data with a folder of its images, one sub-folder per class."
+        )
+    return is_new
 
 
 def with_client_data(workspace: Workspace, client: str, data: str | Path) -> Workspace:
@@ -176,20 +227,5 @@ def _starting_point(run: Run, workspace: Workspace, client: str, is_new: bool) -
     return adapter
 
 
-def _compare(
-    scorer: Scorer,
-    adapter: Adapter,
-    client: ClientData,
-    started: dict[str, Tensor],
-    trained: dict[str, Tensor],
-    progress: Progress,
-) -> tuple[Accuracy, Accuracy, Accuracy]:
-    """Zero-shot, before and after, on the same test images."""
-    states = (None, started, trained)
-    found = []
-    for state in progress.track(states, "models evaluated", len(states)):
-        if state is not None:
-            adapter.load(state)
-        found.extend(scorer.score(None if state is None else adapter.hook, [client]))
-    zero_shot, before, after = found
-    return zero_shot, before, after
+def _all_tensors(adapter: Adapter) -> dict[str, Tensor]:
+    return {**adapter.tensors(Scope.LOCAL), **adapter.tensors(Scope.SHARED)}

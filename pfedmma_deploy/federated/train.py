@@ -84,7 +84,7 @@ def require_same_config(run: Run, config: TrainConfig) -> None:
         if stored[name] != value:
             raise UsageError(
                 f"{run.folder} was started with {name} = {stored[name]!r}, not {value!r}. A "
-                "resumed run keeps its options: leave this one out, or start another run with --out."
+                "resumed run keeps its options: leave this one out, or start another with --out."
             )
 
 
