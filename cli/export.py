@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.export.form import Flavour, Form, Precision, Storage
 
 from .options import EXPORTS, AsJson, Quiet, RunFolder, Verbose, open_run, split_names
 from .output import Output, open_output
@@ -27,6 +28,20 @@ def export(
         bool,
         typer.Option("--classifier", help="Add classifier.onnx: pixels in, class scores out."),
     ] = False,
+    flavour: Annotated[
+        Flavour,
+        typer.Option(help="ort: ONNX Runtime's fused operators; portable: standard operators."),
+    ] = "ort",
+    precision: Annotated[
+        Precision, typer.Option(help="Arithmetic: fp16 for GPUs, int8 for CPUs.")
+    ] = "fp32",
+    weights: Annotated[
+        Storage, typer.Option(help="Storage of the weights; fp16 is half the file, run as fp32.")
+    ] = "fp32",
+    max_accuracy_drop: Annotated[
+        float,
+        typer.Option(metavar="POINTS", help="What a form less exact than fp32 may lose."),
+    ] = 0.5,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -34,16 +49,18 @@ def export(
     """Write an ONNX bundle from a run.
 
     It predicts without torch; client 0 in it is zero-shot CLIP. The bundle is compared with torch
-    on real images before it gets its name.
+    on real images before it gets its name; fp16 and int8 also by their accuracy.
 
     \b
     Examples:
       pfedmma export
+      pfedmma export --precision int8
       pfedmma export --client 3 --out exports/site3
       pfedmma export --run runs/sites --all --classifier
     """
     if all_clients and client is not None:
         raise UsageError("--all and --client exclude each other: leave one of them out")
+    form = Form(flavour, precision, weights, max_accuracy_drop)
     with open_output(as_json=as_json, quiet=quiet) as output:
         opened = open_run(run)
         name = opened.folder.resolve().name
@@ -55,6 +72,7 @@ def export(
             folder,
             clients=split_names(client),
             classifier=classifier,
+            form=form,
             progress=output.progress,
         ).to_dict()
         print_report(output, values)
@@ -77,3 +95,13 @@ def print_report(output: Output, values: dict[str, Any]) -> None:
         f"Checked against torch on {parity['images']} images: largest difference "
         f"{parity['max_abs_error']:.1e}, same answer on {parity['top1_agreement']:.1f} %."
     )
+    quality = values["quality"]
+    if quality is not None:
+        before, after = quality["before"], quality["after"]
+        rows = [[name.replace("_", " "), before[name], after[name]] for name in before]
+        output.table(
+            ["Accuracy, %", "Exact", "This model"],
+            rows,
+            f"Judged on {quality['images']} images: same answer on "
+            f"{quality['top1_agreement']:.1f} %, mean cosine {quality['mean_cosine']:.5f}",
+        )

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from pfedmma_deploy.data.prompts import build_prompts
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import describe
 from pfedmma_deploy.export.card import model_card
 from pfedmma_deploy.export.clients import ExportClient, adapted_blocks, adapter_hook, stack_banks
-from pfedmma_deploy.export.graph import ClassifierGraph, ImageGraph, TextGraph
-from pfedmma_deploy.export.onnx_file import to_onnx
+from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.models import build_graphs, portable_model, write_fp32, write_reduced
 from pfedmma_deploy.export.parity import Parity
 from pfedmma_deploy.export.publish import require_replaceable, staged
+from pfedmma_deploy.export.quality import Evaluation, Quality, measure_quality
 from pfedmma_deploy.export.tokenizer import require_clip_tokenizer, write_tokenizer
-from pfedmma_deploy.export.verify import verify_models
+from pfedmma_deploy.export.verify import Trained, verify_models
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.runtime import bundle as names
 from pfedmma_deploy.runtime.manifest import Manifest
@@ -51,6 +53,8 @@ class ExportReport:
     """Name -> bytes."""
     parity: Parity
     seconds: float
+    quality: Quality | None = None
+    """What a form less exact than fp32 changes in decisions on real images."""
 
     def to_dict(self) -> dict[str, Any]:
         """The stable keys of `pfedmma export --json`."""
@@ -59,6 +63,7 @@ class ExportReport:
             "clients": list(self.clients),
             "files": dict(self.files),
             "parity": self.parity.to_dict(),
+            "quality": None if self.quality is None else self.quality.to_dict(),
             "seconds": self.seconds,
         }
 
@@ -79,6 +84,8 @@ def export_bundle(
     method: str = "pfedmma",
     logit_scale: float | None = None,
     classifier: bool = False,
+    form: Form | None = None,
+    evaluation: Evaluation | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Write a bundle that serves `clients`, client index 0 being zero-shot CLIP.
@@ -99,29 +106,36 @@ def export_bundle(
         method: name of the method that trained them.
         logit_scale: factor on the similarities; None takes the backbone's own.
         classifier: also write `classifier.onnx`, pixels to class scores in one file.
+        form: operators, precision and storage; default fused for ONNX Runtime, fp32.
+        evaluation: labelled images on which a form less exact than fp32 is judged; it needs them.
         progress: is told what is being done.
 
     Raises:
         ExportError: wrong input, a backbone that cannot be exported, `out` is something else than
-            a bundle, or the exported model differs from the trained one. Nothing is left behind.
+            a bundle, the exported model differs from the trained one, or the form asked for costs
+            more accuracy than it may. Nothing is left behind.
     """
     started, report = time.perf_counter(), progress or Silent()
-    factor = logit_scale or backbone.logit_scale
+    form, factor = form or Form(), logit_scale or backbone.logit_scale
     _require_inputs(backbone, class_names, prompt, parity_images)
+    if evaluation is None and not form.is_exact:
+        raise ExportError(
+            "Less exact models than fp32 are judged on labelled images before they are written: "
+            "give `evaluation`, or export in fp32."
+        )
     require_replaceable(out)
     banks = stack_banks(clients, backbone, bottleneck_dim)
     hooks = [None, *(client.hook or adapter_hook(client.tensors, scale) for client in clients)]
     tokens = backbone.tokenize(build_prompts(class_names, prompt))
     with torch.inference_mode():
         text = np.stack([_encode_texts(backbone, tokens, hook) for hook in hooks])
-    image = ImageGraph(backbone, banks["image"], scale)
-    graphs: dict[str, nn.Module] = {
-        names.VISION_MODEL: image,
-        names.TEXT_MODEL: TextGraph(backbone, banks["text"], scale),
-    }
-    if classifier:
-        full = ClassifierGraph(image, torch.from_numpy(text), factor)
-        graphs[names.CLASSIFIER_MODEL] = full
+    graphs = build_graphs(
+        backbone,
+        banks,
+        scale,
+        text_embeds=torch.from_numpy(text) if classifier else None,
+        logit_scale=factor,
+    )
     manifest = describe.manifest(
         backbone,
         clients,
@@ -131,6 +145,7 @@ def export_bundle(
         novel=novel,
         provenance=provenance,
         logit_scale=factor,
+        form=form,
         adapter={
             "method": method,
             "bottleneck_dim": bottleneck_dim,
@@ -138,13 +153,35 @@ def export_bundle(
             "blocks": adapted_blocks(clients[0].tensors),
         },
     )
+    quality = None
     with staged(Path(out)) as folder:
         for name, graph in report.track(graphs.items(), "models", len(graphs)):
-            write_bytes(folder / name, _onnx(name, graph, tokens, parity_images, manifest))
-        parity = verify_models(folder, backbone, hooks, manifest, tokens, text, parity_images)
+            model = portable_model(name, graph, tokens, parity_images)
+            write_fp32(folder, model, name, backbone, manifest)
+        trained = Trained(backbone, hooks, tokens, text, parity_images)
+        parity = verify_models(folder, trained, manifest)
+        if evaluation is not None and not form.is_exact:
+            parity, quality = _reduce(folder, form, manifest, trained, evaluation)
+        manifest = replace(manifest, quality={} if quality is None else quality.to_dict())
         sizes = _write_rest(folder, Path(out).name, backbone, manifest, text, parity)
     ids = tuple(client.id for client in manifest.clients)
-    return ExportReport(Path(out), ids, sizes, parity, time.perf_counter() - started)
+    return ExportReport(Path(out), ids, sizes, parity, time.perf_counter() - started, quality)
+
+
+def _reduce(
+    folder: Path, form: Form, manifest: Manifest, trained: Trained, evaluation: Evaluation
+) -> tuple[Parity, Quality]:
+    """Bring the verified fp32 models of `folder` into a less exact form that is good enough."""
+    with tempfile.TemporaryDirectory(dir=folder) as inner:
+        reduced = Path(inner)
+        write_reduced(folder, reduced, form, manifest)
+        parity = verify_models(reduced, trained, manifest, is_exact=False)
+        tokens = trained.tokens.cpu().numpy()
+        quality = measure_quality(folder, reduced, manifest, tokens, evaluation)
+        quality.require(form.max_accuracy_drop)
+        for file in reduced.iterdir():
+            shutil.move(file, folder / file.name)
+    return parity, quality
 
 
 def _require_inputs(
@@ -168,26 +205,6 @@ def _encode_texts(
     parts = [backbone.encode_text(chunk, hook).cpu() for chunk in torch.split(tokens, TEXT_BATCH)]
     features: NDArray[np.float32] = torch.cat(parts).float().numpy()
     return features
-
-
-def _onnx(
-    name: str, graph: nn.Module, tokens: Tensor, images: NDArray[np.uint8], manifest: Manifest
-) -> bytes:
-    """One of the three models as ONNX bytes."""
-    if any(p.device.type != "cpu" for p in graph.parameters()):
-        # The weights are the backbone's own, which stays where it is.
-        graph = copy.deepcopy(graph).cpu()
-    signature = describe.SIGNATURES[name]
-    items = tokens[:1] if name == names.TEXT_MODEL else torch.from_numpy(images[:1])
-    example = dict(
-        zip(
-            signature.inputs,
-            (items.cpu().repeat_interleave(2, 0), torch.tensor([0, 1])),
-            strict=True,
-        )
-    )
-    metadata = describe.metadata(manifest, name)
-    return to_onnx(graph.eval(), example, signature.output, signature.axis, metadata)
 
 
 def _write_rest(

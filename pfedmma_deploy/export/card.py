@@ -46,7 +46,8 @@ the text features of `{prompt}`.
 
 Compared with torch before publishing: {images} images over all clients and a mixed batch, largest
 difference of a feature {error:.1e}, same class for {agreement:.1f} % of them.
-Precision {precision}, ONNX opset {opset}. `manifest.json` has the provenance and the SHA-256 of
+{quality}Flavour {flavour}, precision {precision}, weights stored in {weights}, ONNX opset {opset}.
+`manifest.json` has the provenance and the SHA-256 of
 every file.
 
 ## Limits
@@ -104,9 +105,30 @@ def model_card(title: str, manifest: Manifest) -> str:
         images=manifest.parity["images"],
         error=manifest.parity["max_abs_error"],
         agreement=manifest.parity["top1_agreement"],
+        quality=_quality(manifest),
+        flavour=manifest.flavour,
         precision=manifest.precision,
+        weights=manifest.weights,
         opset=manifest.opset,
     )
+
+
+def _quality(manifest: Manifest) -> str:
+    """The decision-level report of a form less exact than fp32; nothing for fp32."""
+    found = manifest.quality
+    if not found:
+        return ""
+    text = (
+        f"Judged on {found['images']} images against the exact model: same class for "
+        f"{found['top1_agreement']:.1f} %, cosine of image features {found['mean_cosine']:.5f} "
+        f"(least {found['least_cosine']:.5f}), largest difference of a class score "
+        f"{found['max_logit_difference']:.2f}.\n\n"
+        "| accuracy, % | exact | this model |\n|---|---|---|\n"
+    )
+    for name, before in found["before"].items():
+        if before is not None:
+            text += f"| {name.replace('_', ' ')} | {before:.2f} | {found['after'][name]:.2f} |\n"
+    return f"{text}\n"
 
 
 def _classes(manifest: Manifest) -> str:

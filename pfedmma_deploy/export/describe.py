@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pfedmma_deploy import __version__
 from pfedmma_deploy.export.clients import ExportClient
+from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.export.onnx_file import OPSET
 from pfedmma_deploy.export.parity import Parity
 from pfedmma_deploy.runtime import bundle as names
@@ -62,6 +63,7 @@ def manifest(
     novel: Sequence[int],
     adapter: Mapping[str, Any],
     logit_scale: float,
+    form: Form,
     provenance: Mapping[str, Any],
 ) -> Manifest:
     """The manifest of a bundle whose files are not written yet."""
@@ -85,7 +87,9 @@ def manifest(
         ),
         embed_dim=backbone.embed_dim,
         context_length=backbone.context_length,
-        precision="fp32",
+        flavour=form.flavour,
+        precision=form.precision,
+        weights="fp16" if form.precision == "fp16" else form.weights,
         opset=OPSET,
         backbone={
             "name": backbone.name,
@@ -102,6 +106,7 @@ def manifest(
             },
         },
         parity={},
+        quality={},
         files={},
     )
 
@@ -119,8 +124,9 @@ def with_files(base: Manifest, folder: Path, parity: Parity) -> Manifest:
 def metadata(base: Manifest, name: str) -> dict[str, str]:
     """`metadata_props` of one model: enough to use the file alone.
 
-    `description`, `task`, `version`, `imgsz`, `batch` and `names` mean what they mean in
-    Ultralytics' exports, and are written as there; the rest is JSON.
+    `description`, `task`, `version`, `license`, `imgsz`, `batch`, `channels`, `names` and `args`
+    mean what they mean in Ultralytics' exports, and are written as there (Python literals); the
+    rest is JSON. There is no `date`: equal models are equal files.
     """
     size = base.preprocessing.image_size
     settings = base.preprocessing
@@ -129,16 +135,29 @@ def metadata(base: Manifest, name: str) -> dict[str, str]:
         f"{len(base.clients) - 1} clients",
         "task": "classify" if name == names.CLASSIFIER_MODEL else "embed",
         "version": __version__,
+        "license": "the backbone's own; see README.md of the bundle",
         "imgsz": str([size, size]),
         "batch": "1",
+        "channels": "3",
         "names": str(dict(enumerate(base.class_names))),
+        "args": str(
+            {
+                "batch": 1,
+                "dynamic": True,
+                "half": base.precision == "fp16",
+                "int8": base.precision == "int8",
+                "opset": base.opset,
+            }
+        ),
         "clients": json.dumps([client.id for client in base.clients]),
         "prompt": base.prompt,
         "logit_scale": repr(base.logit_scale),
         "preprocessing": json.dumps(
             {"resize_mode": settings.resize_mode, "interpolation": settings.interpolation}
         ),
+        "flavour": base.flavour,
         "precision": base.precision,
+        "weights": base.weights,
         "backbone": json.dumps(dict(base.backbone)),
         "adapter": json.dumps(dict(base.adapter)),
     }

@@ -1,4 +1,4 @@
-"""From a torch module to the bytes of one self-contained ONNX file."""
+"""From a torch module to one self-contained ONNX file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pfedmma_deploy.errors import ExportError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OPSET", "to_onnx"]
+__all__ = ["OPSET", "to_bytes", "to_onnx"]
 
 OPSET = 20
 LARGEST = (1 << 31) - (1 << 20)
@@ -28,8 +28,7 @@ def to_onnx(
     example: Mapping[str, Tensor],
     output: str,
     axis: str,
-    metadata: Mapping[str, str],
-) -> bytes:
+) -> onnx.ModelProto:
     """Export `module`, called with `example`, with a first dimension of any length.
 
     Args:
@@ -37,7 +36,6 @@ def to_onnx(
         example: inputs by name, of two items or more (torch would fix a length of one).
         output: name of the only output.
         axis: name of the first dimension of every input and of the output.
-        metadata: what is written into the file's `metadata_props`.
 
     Raises:
         ExportError: the file would be larger than protobuf can hold.
@@ -69,8 +67,14 @@ def to_onnx(
         finally:
             logging.disable(disabled)
     assert program is not None
-    model = program.model_proto
+    model: onnx.ModelProto = program.model_proto
     _clean(model)
+    return model
+
+
+def to_bytes(model: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
+    """The model as the content of a file, with `metadata` and nothing else in `metadata_props`."""
+    del model.metadata_props[:]
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     return bytes(model.SerializeToString(deterministic=True))

@@ -121,6 +121,7 @@ def compare(
     clients: NDArray[np.int64],
     text_error: float,
     tolerance: float = TOLERANCE,
+    least_agreement: float = LEAST_AGREEMENT,
 ) -> Parity:
     """Compare the image features of both sides, and the classes that they lead to.
 
@@ -131,6 +132,7 @@ def compare(
         clients: client index of every row, [N].
         text_error: largest difference found between the text towers.
         tolerance: largest accepted absolute difference.
+        least_agreement: percent of the images for which both must choose the same class.
 
     Raises:
         ExportError: the exported model differs by more than the tolerance; with the figures.
@@ -141,11 +143,11 @@ def compare(
     agreement = 100.0 * float((ours.argmax(1) == theirs.argmax(1)).mean())
     parity = Parity(error, agreement, len(clients))
     # Written so that NaN does not pass.
-    if not error <= tolerance or not agreement >= LEAST_AGREEMENT:
+    if not error <= tolerance or not agreement >= least_agreement:
         raise ExportError(
             f"The exported model is not the trained one: largest difference {error:.2e} "
             f"(accepted {tolerance:.0e}), same class for {agreement:.1f} % of {len(clients)} "
-            f"images (accepted {LEAST_AGREEMENT:.0f} %). Nothing was written; please report this "
+            f"images (accepted {least_agreement:.0f} %). Nothing was written; please report this "
             "with the name of the backbone."
         )
     return parity

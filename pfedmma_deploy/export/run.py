@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pfedmma_deploy.config import nearest
 from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.evaluation.accuracy import unique
 from pfedmma_deploy.export.bundle import ExportReport, export_bundle
 from pfedmma_deploy.export.clients import ExportClient
+from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.quality import Evaluation
 from pfedmma_deploy.progress import Progress
 from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.store.workspace import (
@@ -31,6 +36,7 @@ def export_run(
     *,
     clients: Sequence[str] | None = None,
     classifier: bool = False,
+    form: Form | None = None,
     workspace: Workspace | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -42,12 +48,14 @@ def export_run(
         clients: ids in the order of their index from 1; None takes all, also those that joined
             with images of their own, whose new class names follow the run's.
         classifier: add `classifier.onnx`.
+        form: operators, precision and storage; what is less exact than fp32 is judged on the run's
+            test images first.
         workspace: the run's, where it is open already.
         progress: told of the steps.
 
     Raises:
         UsageError: an unknown client.
-        ExportError: the bundle is not equal to the trained model.
+        ExportError: the bundle is not equal to the trained model, or its form loses too much.
     """
     run.require_complete()
     chosen = list(run.client_ids if clients is None else clients)
@@ -61,13 +69,13 @@ def export_run(
     names: list[str] = list(run.manifest["class_names"])
     names += list(dict.fromkeys(n for c in stored for n in c.config["seen"] if n not in names))
     members = []
-    for client in stored:
+    for one in stored:
         adapter = workspace.build_adapter()
-        load_client_adapter(adapter, client, shared)
-        seen = [names.index(name) for name in client.config["seen"]]
-        tensors = load_client_tensors(client, shared)
-        members.append(ExportClient(client.id, tensors, seen, hook=adapter.hook))
-    config = run.config
+        load_client_adapter(adapter, one, shared)
+        seen = [names.index(name) for name in one.config["seen"]]
+        tensors = load_client_tensors(one, shared)
+        members.append(ExportClient(one.id, tensors, seen, hook=adapter.hook))
+    config, form = run.config, form or Form()
     novel = [names.index(name) for name in run.manifest["novel"]]
     return export_bundle(
         workspace.backbone,
@@ -90,7 +98,28 @@ def export_run(
         },
         method=workspace.method.name,
         classifier=classifier,
+        form=form,
+        evaluation=None if form.is_exact else _evaluation(workspace),
         progress=progress,
+    )
+
+
+def _evaluation(workspace: Workspace) -> Evaluation:
+    """The run's test images: all base and novel ones, and which are each client's own."""
+    federation = workspace.federation
+    own = {client.id: client.test for client in federation.clients}
+    examples = unique([*federation.base_test, *federation.novel_test, *chain(*own.values())])
+    row_of = {example.key: row for row, example in enumerate(examples)}
+
+    def rows(chosen: Sequence[Example]) -> NDArray[np.int64]:
+        return np.array([row_of[example.key] for example in chosen], np.int64)
+
+    return Evaluation(
+        pixels=workspace.pixels.load(examples),
+        labels=np.array([example.label for example in examples], np.int64),
+        base=rows(federation.base_test),
+        novel=rows(federation.novel_test),
+        local={client: rows(tests) for client, tests in own.items()},
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,39 +33,46 @@ if TYPE_CHECKING:
 
     from pfedmma_deploy.backbone.clip import Backbone, BlockHook
 
-__all__ = ["verify_models"]
+__all__ = ["Trained", "verify_models"]
 
 Features = NDArray[np.float32]
 BATCH = 64
 
 
+@dataclass(frozen=True)
+class Trained:
+    """The trained side, which an export is compared with."""
+
+    backbone: Backbone
+    hooks: Sequence[BlockHook | None]
+    """Its adapters by client index; None for zero-shot."""
+    tokens: Tensor
+    """Token ids of the class prompts, [C, context]."""
+    text: Features
+    """Its text features, [clients, C, D]."""
+    images: NDArray[np.uint8]
+    """What to compare on, uint8 [N, H, W, 3]."""
+
+
 def verify_models(
-    folder: Path,
-    backbone: Backbone,
-    hooks: Sequence[BlockHook | None],
-    manifest: Manifest,
-    tokens: Tensor,
-    text: Features,
-    images: NDArray[np.uint8],
+    folder: Path, trained: Trained, manifest: Manifest, *, is_exact: bool = True
 ) -> Parity:
     """Check every model in `folder`: structure, signature, values for every client, mixed batch.
 
     Args:
         folder: where the ONNX files are.
-        backbone: the trained side.
-        hooks: its adapters by client index; None for zero-shot.
+        trained: what they must compute.
         manifest: what the bundle claims.
-        tokens: token ids of the class prompts, [C, context].
-        text: the trained side's text features, [clients, C, D].
-        images: uint8 [N, H, W, 3].
+        is_exact: whether values must agree; without it they are measured, and must be finite.
 
     Raises:
         ExportError: a model is invalid or differs from the trained one; with the figures.
     """
+    images, hooks, text = trained.images, trained.hooks, trained.text
     share = sampled(len(images), len(hooks))
     with torch.inference_mode():
         each = [
-            _encode_images(backbone, images[own], hook)
+            _encode_images(trained.backbone, images[own], hook)
             for own, hook in zip(share, hooks, strict=True)
         ]
     # One call per client, then all clients interleaved: they must not influence each other.
@@ -71,18 +80,21 @@ def verify_models(
     alone = np.repeat(np.arange(len(hooks)), share.shape[1])
     mixed = np.tile(np.arange(len(hooks)), share.shape[1])
     clients = np.concatenate([alone, mixed])
-    trained = np.concatenate([*each, np.stack(each, axis=1).reshape(-1, manifest.embed_dim)])
+    wanted = np.concatenate([*each, np.stack(each, axis=1).reshape(-1, manifest.embed_dim)])
 
     vision = _open(folder / VISION_MODEL, manifest)
     by_client = [
         run_clients(vision, images[own], np.full(len(own), i)) for i, own in enumerate(share)
     ]
     exported = np.concatenate([*by_client, run_clients(vision, images[share.T.ravel()], mixed)])
-    text_error = _text_error(folder, manifest, tokens, text)
-    parity = compare(exported, trained, text, clients, text_error)
+    text_error = _text_error(folder, manifest, trained.tokens, text)
+    limits = {} if is_exact else {"tolerance": math.inf, "least_agreement": 0.0}
+    parity = compare(exported, wanted, text, clients, text_error, **limits)
     if (folder / CLASSIFIER_MODEL).exists():
-        wanted = cosines(trained, text, clients)
-        _check_classifier(folder, manifest, images[rows], clients, wanted)
+        session = _open(folder / CLASSIFIER_MODEL, manifest)
+        logits = run_clients(session, images[rows], clients)
+        scores = logits / manifest.logit_scale
+        require_scores(scores, cosines(wanted, text, clients), TOLERANCE if is_exact else math.inf)
     return parity
 
 
@@ -95,19 +107,13 @@ def _text_error(folder: Path, manifest: Manifest, tokens: Tensor, text: Features
     return largest_difference(found, text[owners, prompts])
 
 
-def _check_classifier(
-    folder: Path,
-    manifest: Manifest,
-    images: NDArray[np.uint8],
-    clients: NDArray[np.int64],
-    wanted: Features,
-) -> None:
-    logits = run_clients(_open(folder / CLASSIFIER_MODEL, manifest), images, clients)
-    error = largest_difference(logits / manifest.logit_scale, wanted)
-    if not error <= TOLERANCE:
+def require_scores(scores: Features, wanted: Features, tolerance: float) -> None:
+    """Raises `ExportError` where the classifier's cosines [N, C] are not those wanted."""
+    error = largest_difference(scores, wanted)
+    if not error <= tolerance:
         raise ExportError(
             f"{CLASSIFIER_MODEL} differs from the trained model by {error:.2e} in a cosine "
-            f"(accepted {TOLERANCE:.0e}). Nothing was written; please report this with the "
+            f"(accepted {tolerance:.0e}). Nothing was written; please report this with the "
             "name of the backbone."
         )
 

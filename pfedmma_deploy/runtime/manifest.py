@@ -73,12 +73,20 @@ class Manifest:
     preprocessing: Preprocessing
     embed_dim: int
     context_length: int
+    flavour: str
+    """`ort` (ONNX Runtime's own operators) or `portable` (standard operators only)."""
     precision: str
+    """Arithmetic: `fp32`, `fp16` or `int8`."""
+    weights: str
+    """Storage of the weights that are not int8: `fp32` or `fp16`."""
     opset: int
     backbone: Mapping[str, Any]
     adapter: Mapping[str, Any]
     provenance: Mapping[str, Any]
     parity: Mapping[str, Any]
+    """Of the files as they are, with the trained model."""
+    quality: Mapping[str, Any]
+    """Decisions on real images before and after, where the models are less exact than fp32."""
     files: Mapping[str, FileInfo]
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,12 +120,15 @@ class Manifest:
             ),
             embed_dim=reader.get("embed_dim", int),
             context_length=reader.get("context_length", int),
-            precision=reader.get("precision", str),
+            flavour=reader.one_of("flavour", "ort", "portable"),
+            precision=reader.one_of("precision", "fp32", "fp16", "int8"),
+            weights=reader.one_of("weights", "fp32", "fp16"),
             opset=reader.get("opset", int),
             backbone=reader.get("backbone", dict),
             adapter=reader.get("adapter", dict),
             provenance=reader.get("provenance", dict),
             parity=reader.get("parity", dict),
+            quality=reader.get("quality", dict),
             files={name: _file(name, entry) for name, entry in reader.get("files", dict).items()},
         )
         _require_consistent(manifest)

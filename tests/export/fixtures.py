@@ -1,7 +1,8 @@
-"""The sample's bundle as fixtures, made once; test modules name this file in `pytest_plugins`."""
+"""The sample's bundles as fixtures, made once; test modules name this file in `pytest_plugins`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,41 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+def portable(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
     """Report of exporting `tests.export.sample`: a tiny random CLIP, two clients, all files."""
+    from pfedmma_deploy.export.form import Form
     from tests.export.sample import export_sample
 
-    return export_sample(tmp_path_factory.mktemp("exports") / "sample", classifier=True)
+    out = tmp_path_factory.mktemp("exports") / "portable"
+    return export_sample(out, classifier=True, form=Form(flavour="portable"))
+
+
+@pytest.fixture(scope="session")
+def reuse(portable: ExportReport) -> Callable[[pytest.MonkeyPatch], None]:
+    """Makes exports of the sample start from the models of `portable` instead of from torch."""
+    import onnx
+
+    from pfedmma_deploy.export import bundle as bundle_module
+
+    def loaded(name: str, *_: object) -> onnx.ModelProto:
+        return onnx.load(portable.bundle / name)
+
+    return lambda patch: patch.setattr(bundle_module, "portable_model", loaded)
+
+
+@pytest.fixture(scope="session")
+def exported(
+    portable: ExportReport,
+    reuse: Callable[[pytest.MonkeyPatch], None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> ExportReport:
+    """Report of exporting the same as `pfedmma export` does by default, fused."""
+    from tests.export.sample import export_sample
+
+    out = tmp_path_factory.mktemp("exports") / "sample"
+    with pytest.MonkeyPatch.context() as patch:
+        reuse(patch)
+        return export_sample(out, classifier=True)
 
 
 @pytest.fixture(scope="session")

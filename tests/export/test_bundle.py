@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import torch
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import ExportReport, publish
-from pfedmma_deploy.export import bundle as bundle_module
 from pfedmma_deploy.export.clients import ExportClient, adapter_hook
 from pfedmma_deploy.runtime.bundle import Bundle
 from pfedmma_deploy.runtime.manifest import Manifest
@@ -34,6 +34,8 @@ from tests.export.sample import (
 )
 
 pytest_plugins = ["tests.export.fixtures"]
+
+Reuse = Callable[[pytest.MonkeyPatch], None]
 
 FILES = {
     "README.md",
@@ -92,7 +94,8 @@ def test_models_carry_their_description_and_no_paths(bundle: Path) -> None:
         assert json.loads(notes["backbone"])["fingerprint"] == shared_backbone().fingerprint
         assert float(notes["logit_scale"]) == shared_backbone().logit_scale
         assert b".py" not in data
-        assert {opset.domain for opset in model.opset_import} == {""}
+        assert ast.literal_eval(notes["args"])["half"] is False
+        assert (notes["flavour"], notes["precision"], notes["weights"]) == ("ort", "fp32", "fp32")
 
 
 def test_one_gather_per_bank_and_no_weights_beside_the_file(bundle: Path) -> None:
@@ -138,19 +141,10 @@ def test_quick_gelu_and_arrays_and_same_bytes_again(tmp_path: Path) -> None:
         assert (first.bundle / name).read_bytes() == (again.bundle / name).read_bytes()
 
 
-def fast(monkeypatch: pytest.MonkeyPatch, exported: ExportReport) -> None:
-    """Reuse the shared bundle's models instead of exporting them again."""
-
-    def copied(name: str, *_: object) -> bytes:
-        return (exported.bundle / name).read_bytes()
-
-    monkeypatch.setattr(bundle_module, "_onnx", copied)
-
-
 def test_an_older_bundle_is_replaced(
-    tmp_path: Path, exported: ExportReport, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reuse: Reuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fast(monkeypatch, exported)
+    reuse(monkeypatch)
     out = tmp_path / "exports" / "site"
     export_sample(out)
     (out / "stray.txt").write_text("from before")
@@ -200,9 +194,9 @@ def test_other_folders_are_never_overwritten(tmp_path: Path, content: str | None
 
 
 def test_a_model_that_differs_is_not_published(
-    tmp_path: Path, exported: ExportReport, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reuse: Reuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fast(monkeypatch, exported)
+    reuse(monkeypatch)
     north, other = CLIENTS
     changed = with_tensor(north, "image.2.up.bias", north.tensors["image.2.up.bias"] * 1.5)
     with pytest.raises(
@@ -215,10 +209,10 @@ def test_a_model_that_differs_is_not_published(
 
 
 def test_the_trained_adapters_own_forward_is_what_counts(
-    tmp_path: Path, exported: ExportReport, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reuse: Reuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client's hook that computes something else than its tensors say is noticed."""
-    fast(monkeypatch, exported)
+    reuse(monkeypatch)
     north, other = CLIENTS
     wrong = ExportClient("north", north.tensors, hook=adapter_hook(north.tensors, scale=0.6))
     with pytest.raises(ExportError, match="not the trained one"):
@@ -277,9 +271,9 @@ def test_wrong_input_is_refused(tmp_path: Path, changes: dict[str, Any], message
 
 
 def test_another_tokenizer_is_refused(
-    tmp_path: Path, exported: ExportReport, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reuse: Reuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fast(monkeypatch, exported)
+    reuse(monkeypatch)
     backbone = tiny_backbone()
     plain = backbone.tokenize
 

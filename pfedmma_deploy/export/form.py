@@ -1,0 +1,43 @@
+"""In which form a bundle's models are written: operators, arithmetic, storage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from pfedmma_deploy.errors import UsageError
+
+__all__ = ["Flavour", "Form", "Precision", "Storage"]
+
+Flavour = Literal["ort", "portable"]
+Precision = Literal["fp32", "fp16", "int8"]
+Storage = Literal["fp32", "fp16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Raises `UsageError` on a value that there is not."""
+
+    flavour: Flavour = "ort"
+    """`ort`: ONNX Runtime's fused operators; `portable`: standard operators for any runtime."""
+    precision: Precision = "fp32"
+    """Arithmetic: `fp16` for GPUs, `int8` for CPUs."""
+    weights: Storage = "fp32"
+    """How weights that are not int8 are stored; `fp16` is half the file, computed with as fp32."""
+    max_accuracy_drop: float = 0.5
+    """Percentage points of accuracy that a form less exact than fp32 may lose."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (("flavour", Flavour), ("precision", Precision), ("weights", Storage)):
+            value, known = getattr(self, name), get_args(kind)
+            if value not in known:
+                raise UsageError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        if not 0 <= self.max_accuracy_drop <= 100:
+            raise UsageError(
+                f"max_accuracy_drop must be between 0 and 100 points, not {self.max_accuracy_drop}"
+            )
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the models compute what the trained one does, up to rounding in fp32."""
+        return self.precision == "fp32" and self.weights == "fp32"

@@ -1,0 +1,136 @@
+"""The `ort` flavour: a portable graph with ONNX Runtime's own fused operators in it.
+
+One Attention per block instead of its three dozen nodes, SkipLayerNormalization for the residual
+additions, BiasGelu or QuickGelu for the activation, by `onnxruntime.transformers.optimizer`. What
+was fused is counted: that optimizer says nothing when a pattern no longer fits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pfedmma_deploy.errors import ExportError
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["TowerShape", "fuse", "fused_counts", "require_fused"]
+
+MASK = "mask"
+"""Initializer that the text tower's causal mask has in the portable graph."""
+DOMAIN = "com.microsoft"
+
+
+@dataclass(frozen=True, slots=True)
+class TowerShape:
+    """What the fusion needs to know of a tower."""
+
+    depth: int
+    """Number of blocks."""
+    width: int
+    heads: int
+    quick_gelu: bool
+    is_causal: bool
+    adapted: int
+    """Number of blocks with an adapter."""
+
+    @property
+    def expected(self) -> dict[str, int]:
+        """Operators of a fully fused graph. The first `ln_1` and the last norm skip nothing."""
+        return {
+            "Attention": self.depth,
+            "SkipLayerNormalization": 2 * self.depth - 1,
+            "QuickGelu" if self.quick_gelu else "BiasGelu": self.depth,
+        }
+
+
+def fuse(model: onnx.ModelProto, shape: TowerShape) -> onnx.ModelProto:
+    """The same model with fused operators; every name of an adapter bank stays.
+
+    The optimizer knows no causal mask that is a plain constant: the mask is taken out before, and
+    the fused Attention does it itself (`unidirectional`).
+
+    Raises:
+        ExportError: an operator was not fused as often as there are blocks; with the counts.
+    """
+    from onnxruntime.transformers.fusion_options import FusionOptions
+    from onnxruntime.transformers.optimizer import optimize_by_fusion
+
+    if shape.is_causal:
+        _drop_causal_mask(model.graph, shape.depth)
+    producer = model.producer_name, model.producer_version
+    model.producer_name = ""  # it warns of any producer but torch's older exporter
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        fused: onnx.ModelProto = optimize_by_fusion(
+            model, "clip", shape.heads, shape.width, FusionOptions("clip")
+        ).model
+    finally:
+        logging.disable(disabled)
+    fused.producer_name, fused.producer_version = producer
+    if all(entry.domain != DOMAIN for entry in fused.opset_import):
+        fused.opset_import.add(domain=DOMAIN, version=1)
+    if shape.is_causal:
+        for node in fused.graph.node:
+            if node.op_type == "Attention":
+                _set_unidirectional(node)
+    require_fused(fused_counts(fused), shape)
+    return fused
+
+
+def fused_counts(model: onnx.ModelProto) -> dict[str, int]:
+    """How often each operator is in the graph, and `banks`: gathered adapter matrices."""
+    counts = Counter(node.op_type for node in model.graph.node)
+    banks = {entry.name for entry in model.graph.initializer if ".adapter." in entry.name}
+    gathered = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
+    return {**counts, "banks": len(banks & gathered)}
+
+
+def require_fused(found: Mapping[str, int], shape: TowerShape) -> None:
+    """Raises `ExportError` where an operator is missing, or an adapter matrix got lost."""
+    wanted = {**shape.expected, "banks": 6 * shape.adapted}
+    counts = {name: found.get(name, 0) for name in wanted}
+    if counts != wanted:
+        raise ExportError(
+            f"ONNX Runtime's optimizer did not fuse the graph as it should: expected {wanted}, "
+            f"found {counts}. Export with --flavour portable, or use onnxruntime 1.30 or 1.31."
+        )
+
+
+def _drop_causal_mask(graph: onnx.GraphProto, depth: int) -> None:
+    """Take the additions of the causal mask out. The graph alone is wrong without it."""
+    from onnx import numpy_helper
+
+    masks = [entry for entry in graph.initializer if entry.name == MASK]
+    adds = [node for node in graph.node if node.op_type == "Add" and MASK in node.input]
+    if len(masks) != 1 or len(adds) != depth:
+        raise ExportError(
+            f"The text tower adds {len(adds)} causal masks, expected one in each of {depth} "
+            "blocks: export with --flavour portable."
+        )
+    values = numpy_helper.to_array(masks[0])
+    if not np.array_equal(values, np.triu(np.full(values.shape, -np.inf, values.dtype), 1)):
+        raise ExportError("The text tower's mask is not causal: export with --flavour portable.")
+    unmasked = {add.output[0]: next(n for n in add.input if n != MASK) for add in adds}
+    for add in adds:
+        graph.node.remove(add)
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if name in unmasked:
+                node.input[position] = unmasked[name]
+    graph.initializer.remove(masks[0])
+
+
+def _set_unidirectional(node: onnx.NodeProto) -> None:
+    from onnx import helper
+
+    kept = [entry for entry in node.attribute if entry.name != "unidirectional"]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute("unidirectional", 1)])

@@ -1,0 +1,114 @@
+"""The ONNX models of a bundle: exported from torch once, then brought into the form asked for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pfedmma_deploy.export import describe
+from pfedmma_deploy.export.clients import AdapterBanks
+from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.fusion import TowerShape, fuse
+from pfedmma_deploy.export.graph import ClassifierGraph, ImageGraph, TextGraph
+from pfedmma_deploy.export.onnx_file import to_bytes, to_onnx
+from pfedmma_deploy.export.precision import halve_weights, to_half, to_int8
+from pfedmma_deploy.runtime import bundle as names
+from pfedmma_deploy.runtime.manifest import Manifest
+from pfedmma_deploy.store.files import write_bytes
+from pfedmma_deploy.types import Tower
+
+if TYPE_CHECKING:
+    import onnx
+
+    from pfedmma_deploy.backbone.clip import Backbone
+
+__all__ = ["build_graphs", "portable_model", "reduced_model", "write_fp32", "write_reduced"]
+
+Banks = Mapping[Tower, Mapping[int, AdapterBanks]]
+
+
+def build_graphs(
+    backbone: Backbone,
+    banks: Banks,
+    scale: float,
+    *,
+    text_embeds: Tensor | None,
+    logit_scale: float,
+) -> dict[str, nn.Module]:
+    """The modules to export by file name; with `text_embeds` [clients, C, D] the classifier too."""
+    image = ImageGraph(backbone, banks["image"], scale)
+    graphs: dict[str, nn.Module] = {
+        names.VISION_MODEL: image,
+        names.TEXT_MODEL: TextGraph(backbone, banks["text"], scale),
+    }
+    if text_embeds is not None:
+        graphs[names.CLASSIFIER_MODEL] = ClassifierGraph(image, text_embeds, logit_scale)
+    return graphs
+
+
+def portable_model(
+    name: str, graph: nn.Module, tokens: Tensor, images: NDArray[np.uint8]
+) -> onnx.ModelProto:
+    """One of the modules in standard operators, fp32."""
+    if any(p.device.type != "cpu" for p in graph.parameters()):
+        # The weights are the backbone's own, which stays where it is.
+        graph = copy.deepcopy(graph).cpu()
+    signature = describe.SIGNATURES[name]
+    items = tokens[:1] if name == names.TEXT_MODEL else torch.from_numpy(images[:1])
+    example = dict(
+        zip(
+            signature.inputs,
+            (items.cpu().repeat_interleave(2, 0), torch.tensor([0, 1])),
+            strict=True,
+        )
+    )
+    return to_onnx(graph.eval(), example, signature.output, signature.axis)
+
+
+def write_fp32(
+    folder: Path, model: onnx.ModelProto, name: str, backbone: Backbone, manifest: Manifest
+) -> None:
+    """Write a portable model under `name`, fused first where the manifest says so."""
+    if manifest.flavour == "ort":
+        model = fuse(model, _shape(backbone, name, manifest))
+    data = to_bytes(model, describe.metadata(manifest, name))
+    write_bytes(folder / name, data)
+
+
+def write_reduced(source: Path, out: Path, form: Form, manifest: Manifest) -> None:
+    """Write the models of folder `source` to folder `out`, less exact, as the form says."""
+    import onnx
+
+    for file in sorted(source.glob("*.onnx")):
+        model = reduced_model(onnx.load(file), form)
+        data = to_bytes(model, describe.metadata(manifest, file.name))
+        write_bytes(out / file.name, data)
+
+
+def reduced_model(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
+    """An fp32 model in the form's precision and storage."""
+    if form.precision == "fp16":
+        return to_half(model)
+    if form.precision == "int8":
+        model = to_int8(model)
+    return halve_weights(model) if form.weights == "fp16" else model
+
+
+def _shape(backbone: Backbone, name: str, manifest: Manifest) -> TowerShape:
+    tower: Tower = "text" if name == names.TEXT_MODEL else "image"
+    blocks = backbone.blocks(tower)
+    return TowerShape(
+        depth=len(blocks),
+        width=backbone.width(tower),
+        heads=int(blocks[0].attn.num_heads),
+        quick_gelu=backbone.activation == "quick_gelu",
+        is_causal=tower == "text",
+        adapted=len(manifest.adapter["blocks"][tower]),
+    )

@@ -1,0 +1,200 @@
+"""Smaller and faster forms of an exported model: fp16, int8, and weights stored in half precision.
+
+All keep the signature (uint8 or int64 in, fp32 out) and the names of the adapter banks. None is as
+exact as fp32: `pfedmma_deploy.export.quality` decides whether it is good enough.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pfedmma_deploy.errors import ExportError
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["halve_weights", "to_half", "to_int8"]
+
+HEADS = frozenset({"projection", "image.projection"})
+"""Initializer that maps a tower's last token to the joint space (the second is the classifier's);
+what follows it normalises."""
+SMALLEST_HALVED = 1024
+"""Weights with fewer numbers stay fp32: they cost nothing, and some of them are scales."""
+
+
+def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Weights and compute in fp16, for GPUs.
+
+    Pixels are normalised in fp32 (a pixel's deviation would lose a third of its digits), and so
+    are the features (their squares may leave fp16's range) and the class scores.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = model.graph
+    exact = [*_before_patches(graph), *_after_head(graph)]
+    # The classifier's text features are gathered by client right before the last product.
+    read = {name for node in exact for name in node.input}
+    exact += [n for n in graph.node if n.op_type == "Gather" and n.output[0] in read]
+    kept = {node.name for node in exact}
+    nodes: list[onnx.NodeProto] = []
+    halved: set[str] = set()
+    floats = {e.name for e in graph.initializer if e.data_type == TensorProto.FLOAT}
+    for node in graph.node:
+        if node.name in kept:
+            nodes.append(node)
+            continue
+        if node.op_type == "Conv" and node.input[0] not in floats:
+            pixels = f"{node.input[0]}.fp16"
+            nodes.append(
+                helper.make_node("Cast", [node.input[0]], [pixels], to=TensorProto.FLOAT16)
+            )
+            node.input[0] = pixels
+        for position, name in enumerate(node.input):
+            if name in floats:
+                halved.add(name)
+                node.input[position] = f"{name}.fp16" if _is_read_by(name, graph, kept) else name
+        nodes.append(node)
+        if HEADS & set(node.input):
+            full, half = node.output[0], f"{node.output[0]}.fp16"
+            node.output[0] = half
+            nodes.append(helper.make_node("Cast", [half], [full], to=TensorProto.FLOAT))
+    for entry in [e for e in graph.initializer if e.name in halved]:
+        values = numpy_helper.to_array(entry).astype(np.float16)
+        if _is_read_by(entry.name, graph, kept):
+            graph.initializer.append(numpy_helper.from_array(values, f"{entry.name}.fp16"))
+        else:
+            entry.CopyFrom(numpy_helper.from_array(values, entry.name))
+    return _with_nodes(model, nodes)
+
+
+def to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Matrix products of the blocks in int8, for CPUs: weights per channel, activations dynamic.
+
+    The patch embedding, the adapters and the projection into the joint space stay fp32. Weights
+    take 7 bits, because the 8-bit products of CPUs without VNNI saturate: one file gives the same
+    answers on both kinds.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    _name_nodes(model.graph)
+    head = [node.name for node in _after_head(model.graph, with_head=True)]
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        out = Path(folder) / "int8.onnx"
+        quantize_dynamic(
+            model,
+            out,
+            op_types_to_quantize=["MatMul", "Attention"],
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=head,
+        )
+        import onnx
+
+        quantized = onnx.load(out)
+    if not any(node.op_type in {"MatMulInteger", "QAttention"} for node in quantized.graph.node):
+        raise ExportError("Nothing was quantized: export with --precision fp32.")
+    return quantized
+
+
+def halve_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Large weights stored as fp16 and computed with as fp32: half the file.
+
+    ONNX Runtime converts matrices once, when it loads the file. Tables that a Gather reads (the
+    token embedding, the adapter banks) stay fp16 in memory: only the rows read are converted.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = model.graph
+    halved = set()
+    for entry in graph.initializer:
+        if entry.data_type == TensorProto.FLOAT and len(entry.dims) > 1:
+            values = numpy_helper.to_array(entry)
+            if values.size >= SMALLEST_HALVED:
+                entry.CopyFrom(numpy_helper.from_array(values.astype(np.float16), entry.name))
+                halved.add(entry.name)
+    nodes: list[onnx.NodeProto] = []
+    converted = set()
+    for node in graph.node:
+        if node.op_type == "Gather" and node.input[0] in halved:
+            rows, full = f"{node.output[0]}.fp16", node.output[0]
+            node.output[0] = rows
+            nodes += [node, helper.make_node("Cast", [rows], [full], to=TensorProto.FLOAT)]
+            continue
+        for position, name in enumerate(node.input):
+            if name in halved:
+                node.input[position] = f"{name}.fp32"
+                if name not in converted:
+                    converted.add(name)
+                    nodes.append(
+                        helper.make_node("Cast", [name], [f"{name}.fp32"], to=TensorProto.FLOAT)
+                    )
+        nodes.append(node)
+    return _with_nodes(model, nodes)
+
+
+def _with_nodes(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
+    """The model with other nodes. What was noted of its inner types holds no longer."""
+    kept = list(nodes)
+    del model.graph.node[:]
+    del model.graph.value_info[:]
+    model.graph.node.extend(kept)
+    return model
+
+
+def _is_read_by(name: str, graph: onnx.GraphProto, kept: Collection[str]) -> bool:
+    """Whether a node that stays in fp32 reads the initializer too."""
+    return any(node.name in kept and name in node.input for node in graph.node)
+
+
+def _before_patches(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Nodes from the pixels to the patch embedding, without it; none in a text tower."""
+    found: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type == "Conv":
+            _name_nodes(graph)
+            return found
+        found.append(node)
+    return []
+
+
+def _after_head(graph: onnx.GraphProto, *, with_head: bool = False) -> list[onnx.NodeProto]:
+    """Nodes that follow the projection into the joint space."""
+    _name_nodes(graph)
+    reached, found = set(HEADS), []
+    for node in graph.node:
+        if reached & set(node.input):
+            reached.update(node.output)
+            if with_head or not HEADS & set(node.input):
+                found.append(node)
+    if not found:
+        raise ExportError("The model has no projection: export with --precision fp32.")
+    return found
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Every node gets a name of its own, by which the libraries are told to leave it alone."""
+    for number, node in enumerate(graph.node):
+        node.name = node.name or f"node_{number}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' advice, which is about models of another kind."""
+    import warnings
+
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,213 @@
+"""Is a less exact model good enough? Its decisions on real images, before and after.
+
+Parity in fp32 has been shown already; what counts for fp16 and int8 is whether the answers stay:
+cosine with the exact features, class scores, chosen classes, accuracy on local, base and novel.
+Text features are the less exact text tower's own, as for classes typed at run time; the stored
+ones of the known classes are exact, so plain prediction is no worse than what is measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pfedmma_deploy.errors import DeviceError, ExportError
+from pfedmma_deploy.export.parity import run_clients, sampled
+from pfedmma_deploy.runtime.bundle import TEXT_MODEL, VISION_MODEL
+from pfedmma_deploy.runtime.manifest import Manifest
+from pfedmma_deploy.runtime.providers import open_session, resolve_device
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+__all__ = ["Evaluation", "Quality", "measure_quality"]
+
+Rows = NDArray[np.int64]
+Features = NDArray[np.float32]
+BUDGET = 4096
+"""(image, client) pairs for each of base and novel; more images are sampled evenly."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Labelled real images on which a model is judged."""
+
+    pixels: NDArray[np.uint8]
+    """uint8 [N, H, W, 3] at the backbone's size."""
+    labels: Rows
+    """Label of every image, [N]."""
+    base: Rows
+    """Rows of the test images of base classes."""
+    novel: Rows
+    """Rows of the test images of novel classes; empty where there are none."""
+    local: Mapping[str, Rows]
+    """By client id: rows of its own test images."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a less exact form changes; accuracies in percent, None where nothing is measured."""
+
+    device: str
+    """Where the less exact model was run."""
+    images: int
+    """(image, client) pairs compared."""
+    mean_cosine: float
+    least_cosine: float
+    """Between an image's exact and less exact features."""
+    least_text_cosine: float
+    max_logit_difference: float
+    """Of a class score: logit_scale times a cosine."""
+    top1_agreement: float
+    """Percent of the pairs for which the same of all class names is chosen."""
+    before: Mapping[str, float | None]
+    after: Mapping[str, float | None]
+    """`zero_shot_base`, `zero_shot_novel`, and means over clients: `local`, `base`, `novel`."""
+
+    @property
+    def accuracy_drop(self) -> float:
+        """Points lost, of the figure that loses most; below 0 where all gain."""
+        return max(
+            old - new
+            for old, new in zip(self.before.values(), self.after.values(), strict=True)
+            if old is not None and new is not None
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "device": self.device,
+            "images": self.images,
+            "mean_cosine": self.mean_cosine,
+            "least_cosine": self.least_cosine,
+            "least_text_cosine": self.least_text_cosine,
+            "max_logit_difference": self.max_logit_difference,
+            "top1_agreement": self.top1_agreement,
+            "before": dict(self.before),
+            "after": dict(self.after),
+            "accuracy_drop": self.accuracy_drop,
+        }
+
+    def require(self, max_drop: float) -> None:
+        """Raises `ExportError` with the figures where accuracy falls by more than `max_drop`."""
+        # Written so that NaN does not pass.
+        if self.accuracy_drop <= max_drop and self.least_cosine > -2:
+            return
+        figures = ", ".join(
+            f"{name} {old:.1f} -> {self.after[name]:.1f} %"
+            for name, old in self.before.items()
+            if old is not None
+        )
+        raise ExportError(
+            f"The less exact model loses {self.accuracy_drop:.2f} points of accuracy (accepted "
+            f"{max_drop:g}): {figures}; same class for {self.top1_agreement:.1f} % of {self.images}"
+            f" images, least cosine {self.least_cosine:.4f}, largest difference of a class score "
+            f"{self.max_logit_difference:.2f}. Nothing was written: export with --precision fp32, "
+            "or accept more with --max-accuracy-drop."
+        )
+
+
+def measure_quality(
+    exact: Path, reduced: Path, manifest: Manifest, tokens: NDArray[np.int64], images: Evaluation
+) -> Quality:
+    """Compare the two towers in folder `reduced` with those in `exact`.
+
+    Args:
+        exact: folder of the fp32 models, found equal to the trained one.
+        reduced: folder of the models to judge. They run on CUDA where it works, else on the CPU.
+        manifest: clients, labels and logit scale.
+        tokens: token ids of the class prompts, [C, context].
+        images: what to judge on.
+    """
+    before = _Towers(exact, "cpu")
+    after = _Towers(reduced, "auto")
+    count, tally = len(manifest.clients), _Tally()
+    base, novel = sampled(len(images.base), count, BUDGET), None
+    if len(images.novel):
+        novel = sampled(len(images.novel), count, BUDGET)
+    for client in manifest.clients:
+        parts = {"base": images.base[base[client.index]]}
+        if novel is not None:
+            parts["novel"] = images.novel[novel[client.index]]
+        if client.index and len(images.local.get(client.id, ())):
+            own = images.local[client.id]
+            parts["local"] = own[sampled(len(own), count, BUDGET)[client.index]]
+        rows = np.unique(np.concatenate(list(parts.values())))
+        old = before.features(images.pixels[rows], tokens, client.index)
+        new = after.features(images.pixels[rows], tokens, client.index)
+        tally.add_features(old, new, manifest.logit_scale)
+        for name, chosen in parts.items():
+            of = np.searchsorted(rows, chosen)
+            known = np.array(manifest.novel if name == "novel" else manifest.base)
+            figure = name if client.index else f"zero_shot_{name}"
+            for side, (image, text) in enumerate((old, new)):
+                answers = known[(image[of] @ text[known].T).argmax(1)]
+                hits = float((answers == images.labels[chosen]).mean() * 100)
+                tally.accuracy.setdefault(figure, ([], []))[side].append(hits)
+    return tally.quality(after.device)
+
+
+class _Towers:
+    """Both towers of a folder, on one device."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        where, _ = resolve_device(device)
+        try:
+            self.vision = open_session(folder / VISION_MODEL, where)
+        except DeviceError:
+            where = "cpu"
+            self.vision = open_session(folder / VISION_MODEL, where)
+        self.text: onnxruntime.InferenceSession = open_session(folder / TEXT_MODEL, where)
+        self.device: str = where
+
+    def features(
+        self, pixels: NDArray[np.uint8], tokens: NDArray[np.int64], client: int
+    ) -> tuple[Features, Features]:
+        """Features of images [N, D] and of texts [C, D] by one client's model."""
+        image = run_clients(self.vision, pixels, np.full(len(pixels), client))
+        return image, run_clients(self.text, tokens, np.full(len(tokens), client))
+
+
+class _Tally:
+    """Figures gathered client by client."""
+
+    def __init__(self) -> None:
+        self.cosines: list[Features] = []
+        self.text_cosines: list[Features] = []
+        self.logit_difference = 0.0
+        self.agree: list[NDArray[np.bool_]] = []
+        self.accuracy: dict[str, tuple[list[float], list[float]]] = {}
+
+    def add_features(
+        self, old: tuple[Features, Features], new: tuple[Features, Features], scale: float
+    ) -> None:
+        self.cosines.append((old[0] * new[0]).sum(1))
+        self.text_cosines.append((old[1] * new[1]).sum(1))
+        left, right = old[0] @ old[1].T, new[0] @ new[1].T
+        self.agree.append(left.argmax(1) == right.argmax(1))
+        difference = scale * np.abs(left - right).max()
+        self.logit_difference = float(np.max([self.logit_difference, difference]))
+
+    def quality(self, device: str) -> Quality:
+        cosines = np.concatenate(self.cosines)
+        names = ("zero_shot_base", "zero_shot_novel", "local", "base", "novel")
+        sides: list[dict[str, float | None]] = []
+        for side in (0, 1):
+            means = {k: float(np.mean(v[side])) for k, v in self.accuracy.items()}
+            sides.append({name: means.get(name) for name in names})
+        return Quality(
+            device=device,
+            images=len(cosines),
+            mean_cosine=float(cosines.mean()),
+            least_cosine=float(cosines.min()),
+            least_text_cosine=float(np.concatenate(self.text_cosines).min()),
+            max_logit_difference=self.logit_difference,
+            top1_agreement=float(np.concatenate(self.agree).mean() * 100),
+            before=sides[0],
+            after=sides[1],
+        )
