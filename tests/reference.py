@@ -1,8 +1,8 @@
 """pFedMMA once more, straight from its equations, in float64 and sharing no code with the package.
 
 Towers, adapter and loss are plain functions of dictionaries of arrays. Gradients are torch's own
-through the s-scaled forward pass, divided by s: an adapter's parameters act on the loss only through
-its own scaled output, so "as if s were 1" means exactly the true gradient over s.
+through the s-scaled forward pass, divided by s: an adapter's parameters act on the loss only
+through its own scaled output, so "as if s were 1" means exactly the true gradient over s.
 """
 
 from __future__ import annotations

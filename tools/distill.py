@@ -116,7 +116,7 @@ def train_images(
     def batches(rng: np.random.Generator, epoch: int) -> list[np.ndarray]:
         order = rng.permutation(len(pixels))
         # Large batches to begin with, then twice the steps for the same images.
-        return np.array_split(order, len(order) // (256 if epoch < 4 else 128))
+        return np.array_split(order, len(order) // (256 if epoch < 3 else 128))
 
     def loss(rows: np.ndarray, rng: np.random.Generator) -> Tensor:
         x = augment(pixels[rows], rng)
@@ -236,7 +236,7 @@ def export(model: open_clip.CLIP, out: Path, record: dict[str, object]) -> None:
 def main() -> None:
     """Run every stage, or what is left of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--image-epochs", type=int, default=10)
+    parser.add_argument("--image-epochs", type=int, default=12)
     parser.add_argument("--text-epochs", type=int, default=8)
     parser.add_argument("--cache", type=Path, default=default_cache())
     parser.add_argument("--out", type=Path, default=ASSETS)

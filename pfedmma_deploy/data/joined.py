@@ -15,7 +15,8 @@ _PREFIX = "client:"
 class JoinedDataset:
     """`first` as it is, followed by `second`, whose new class names come after the known ones.
 
-    "Cat" beside "cat" is the same class (`checks.class_key`). Keys of the second are prefixed, so that none is taken for one of the first.
+    "Cat" beside "cat" is the same class (`checks.class_key`). Keys of the second are prefixed, so
+    that none is taken for one of the first.
     """
 
     def __init__(self, first: Dataset, second: Dataset) -> None:

@@ -116,9 +116,10 @@ def test_a_tag_decides_the_activation(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def create_model(name: str, **options: object) -> torch.nn.Module:
         asked.update(options)
-        return tiny_backbone().model
+        model: torch.nn.Module = tiny_backbone().model
+        return model
 
-    monkeypatch.setattr(loading.open_clip, "create_model", create_model)
+    monkeypatch.setattr(open_clip, "create_model", create_model)
     monkeypatch.setattr(loading, "_announce_download", lambda *_: None)
     load_backbone("ViT-B-32", "openai")
     assert asked["force_quick_gelu"] is True

@@ -65,7 +65,8 @@ def always(label_text: str) -> object:
         # The last block's class token decides the image feature: solve for a token that projects
         # onto the wanted direction and let it outweigh everything else.
         token = torch.linalg.lstsq(backbone.visual.proj.T, wanted).solution
-        return 1e4 * token.expand_as(h)
+        pull: Tensor = 1e4 * token.expand_as(h)
+        return pull
 
     return hook
 
