@@ -1,0 +1,72 @@
+"""Defects of earlier implementations of this field, each kept out by a test.
+
+1. text features of one client scoring another       evaluation/test_accuracy.py
+2. images paired with other images' labels           test_round_by_hand.py, data/test_federation.py
+3. class order that changes with the hash seed       data/test_folders.py
+4. equal Dirichlet proportions, seed ignored         data/test_partition.py
+5. one optimizer state for all clients               test_round_by_hand.py
+6. clients dropped, endless draws                    data/test_partition.py
+7. checkpoints chosen on test images                 here
+8. sharing decided by a substring of a name          here
+9. flags silently overridden by a file               test_config.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.config import TrainConfig
+from pfedmma_deploy.data.datasets import FolderDataset
+from pfedmma_deploy.federated.train import train
+from pfedmma_deploy.types import Example, Scope, Tower
+
+
+def test_training_never_opens_a_test_image(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that training decides can depend on test accuracy: the last round is what is kept."""
+    opened: set[str] = set()
+    open_image = FolderDataset.open_image
+
+    def watch(self: FolderDataset, example: Example) -> Image.Image:
+        opened.add(example.key.split("/")[1])
+        return open_image(self, example)
+
+    monkeypatch.setattr(FolderDataset, "open_image", watch)
+    train(config, tmp_path / "run")
+    assert opened == {"train", "val"}
+
+
+class Misleading(Adapter):
+    """Names that say the opposite of what the module declares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared_adapter = nn.Linear(1, 1)
+        self.local_head = nn.Linear(1, 1)
+
+    def hook(self, tower: Tower, block: int, h: Tensor) -> Tensor | None:
+        return None
+
+    def scopes(self) -> dict[str, Scope]:
+        return {
+            "shared_adapter.weight": Scope.LOCAL,
+            "shared_adapter.bias": Scope.LOCAL,
+            "local_head.weight": Scope.SHARED,
+            "local_head.bias": Scope.SHARED,
+        }
+
+
+def test_a_module_declares_its_scopes() -> None:
+    adapter = Misleading()
+    assert set(adapter.tensors(Scope.SHARED)) == {"local_head.weight", "local_head.bias"}
+    assert set(adapter.tensors(Scope.LOCAL)) == {"shared_adapter.weight", "shared_adapter.bias"}
+    copied = adapter.tensors(Scope.SHARED)["local_head.weight"]
+    copied.add_(1)
+    assert not torch.equal(copied, adapter.local_head.weight.detach())
