@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import describe
 from pfedmma_deploy.export.clients import AdapterBanks
 from pfedmma_deploy.export.form import Form
@@ -69,7 +71,41 @@ def portable_model(
             strict=True,
         )
     )
-    return to_onnx(graph.eval(), example, signature.output, signature.axis)
+    banks = {key: value for key, value in graph.named_buffers() if ".adapter." in key}
+    with _told_apart(banks.values()):
+        model = to_onnx(graph.eval(), example, signature.output, signature.axis)
+    _fill_banks(model, banks)
+    return model
+
+
+@contextmanager
+def _told_apart(banks: Iterable[Tensor]) -> Iterator[None]:
+    """Give every bank values of its own: the exporter merges weights that happen to be equal.
+
+    Biases that were never trained are, and a bank without a name of its own cannot take a client.
+    """
+    kept = [(bank, bank.clone()) for bank in banks]
+    for number, (bank, _) in enumerate(kept, start=1):
+        bank.fill_(number)
+    try:
+        yield
+    finally:
+        for bank, values in kept:
+            bank.copy_(values)
+
+
+def _fill_banks(model: onnx.ModelProto, banks: Mapping[str, Tensor]) -> None:
+    """Put the true values of the banks into the model, by name."""
+    from onnx import numpy_helper
+
+    entries = {entry.name: entry for entry in model.graph.initializer}
+    for name, values in banks.items():
+        if name not in entries or list(entries[name].dims) != list(values.shape):
+            raise ExportError(
+                f"torch's exporter left no {name} in the model: torch 2.15 does; please report "
+                "this with the version installed."
+            )
+        entries[name].CopyFrom(numpy_helper.from_array(values.cpu().numpy(), name))
 
 
 def write_fp32(

@@ -2,7 +2,7 @@
 
 1. text features of one client scoring another       evaluation/test_accuracy.py
 2. images paired with other images' labels           test_round_by_hand.py, data/test_federation.py
-3. class order that changes with the hash seed       data/test_folders.py
+3. class order that changes with the hash seed       data/test_federation.py
 4. equal Dirichlet proportions, seed ignored         data/test_partition.py
 5. one optimizer state for all clients               test_round_by_hand.py
 6. clients dropped, endless draws                    data/test_partition.py
