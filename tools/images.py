@@ -21,6 +21,9 @@ from tools.packages import fetch
 HELD_OUT = 5000
 """CIFAR-10 train images that the distillation never sees; `cifar10-sample` is drawn from them."""
 
+PHOTOS = 50_000 - HELD_OUT
+"""The first of `distillation_images` are photos."""
+
 SKETCHES_RESERVED = 80
 """Of each category's 100 drawings, the first that the distillation leaves to `domains-sample`."""
 
