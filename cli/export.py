@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -12,6 +12,8 @@ from pfedmma_deploy.export.form import Flavour, Form, Precision, Storage
 
 from .options import EXPORTS, AsJson, Quiet, RunFolder, Verbose, open_run, split_names
 from .output import Output, open_output
+
+FileFormat = Literal["onnx", "open_clip"]
 
 
 def export(
@@ -42,6 +44,23 @@ def export(
         float,
         typer.Option(metavar="POINTS", help="What a form less exact than fp32 may lose."),
     ] = 0.5,
+    file_format: Annotated[
+        FileFormat,
+        typer.Option("--format", help="open_clip: a stock state dict, for methods that fold."),
+    ] = "onnx",
+    add_client: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Add the client in this folder to the bundle --to."),
+    ] = None,
+    remove_client: Annotated[
+        str | None, typer.Option(metavar="ID", help="Take a client out of the bundle --to.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The bundle that is changed.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--as", metavar="ID", help="Id for the added client.")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -57,12 +76,22 @@ def export(
       pfedmma export --precision int8
       pfedmma export --client 3 --out exports/site3
       pfedmma export --run runs/sites --all --classifier
+      pfedmma export --add-client runs/sites/clients/9 --to exports/sites
+      pfedmma export --remove-client 9 --to exports/sites
     """
     if all_clients and client is not None:
         raise UsageError("--all and --client exclude each other: leave one of them out")
+    if (add_client or remove_client or to or name) is not None:
+        _change_members(add_client, remove_client, to, name, as_json=as_json, quiet=quiet)
+        return
     form = Form(flavour, precision, weights, max_accuracy_drop)
     with open_output(as_json=as_json, quiet=quiet) as output:
         opened = open_run(run)
+        if file_format == "open_clip":
+            from pfedmma_deploy.export.folding import refuse_open_clip
+            from pfedmma_deploy.methods.registry import get_method
+
+            refuse_open_clip(get_method(opened.config.method))
         name = opened.folder.resolve().name
         folder = out or EXPORTS / (name if client is None else f"{name}-{client.replace(',', '-')}")
         from pfedmma_deploy.export.run import export_run
@@ -79,6 +108,34 @@ def export(
         output.note(
             f"Next: pfedmma predict IMAGE --model {folder} --client {values['clients'][-1]}"
         )
+        output.result(values)
+
+
+def _change_members(
+    add: Path | None,
+    remove: str | None,
+    bundle: Path | None,
+    name: str | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """`--add-client` and `--remove-client`: change a finished bundle."""
+    if bundle is None or (add is None) == (remove is None) or (add is None and name is not None):
+        raise UsageError(
+            "a bundle is changed with --add-client DIR [--as ID] --to BUNDLE, or with "
+            "--remove-client ID --to BUNDLE"
+        )
+    from pfedmma_deploy.export import members
+
+    with open_output(as_json=as_json, quiet=quiet) as output:
+        if add is not None:
+            values = members.add_client(bundle, add, name=name).to_dict()
+        else:
+            assert remove is not None
+            values = members.remove_client(bundle, remove).to_dict()
+        ids = values["clients"][1:]
+        output.say(f"{bundle} now serves {len(ids)} clients and zero-shot: {', '.join(ids)}")
         output.result(values)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 import tempfile
 import time
@@ -20,7 +19,7 @@ from torch import Tensor
 from pfedmma_deploy.data.prompts import build_prompts
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import describe
-from pfedmma_deploy.export.card import model_card
+from pfedmma_deploy.export.card import seal
 from pfedmma_deploy.export.clients import ExportClient, adapted_blocks, adapter_hook, stack_banks
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.export.models import build_graphs, portable_model, write_fp32, write_reduced
@@ -222,10 +221,4 @@ def _write_rest(
     write_tokenizer(folder / names.TOKENIZER, manifest.context_length)
     require_clip_tokenizer(backbone, folder / names.TOKENIZER)
     write_bytes(folder / names.LABELS, "".join(f"{n}\n" for n in manifest.class_names).encode())
-    manifest = describe.with_files(manifest, folder, parity)
-    write_bytes(folder / names.MODEL_CARD, model_card(title, manifest).encode())
-    manifest = describe.with_files(manifest, folder, parity)
-    text = json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False)
-    write_bytes(folder / names.MANIFEST, f"{text}\n".encode())
-    names.Bundle.open(folder).verify()
-    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    return seal(folder, title, manifest, parity.to_dict())

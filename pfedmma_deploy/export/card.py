@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from pfedmma_deploy.runtime.manifest import Manifest
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-__all__ = ["model_card"]
+from pfedmma_deploy.export import describe
+from pfedmma_deploy.runtime import bundle as names
+from pfedmma_deploy.runtime.manifest import Manifest
+from pfedmma_deploy.store.files import write_bytes
+
+__all__ = ["model_card", "seal"]
 
 _CARD = """\
 # {title}
@@ -70,17 +78,17 @@ MOST_ROWS = 50
 
 def model_card(title: str, manifest: Manifest) -> str:
     """Markdown for a bundle named `title`."""
-    names, clients = manifest.class_names, manifest.clients
+    classes, clients = manifest.class_names, manifest.clients
     settings = manifest.preprocessing
     sizes = {
         "s": settings.image_size,
         "d": manifest.embed_dim,
         "c": manifest.context_length,
-        "n": len(names),
+        "n": len(classes),
     }
     rows = [row.format(**sizes) for name, row in _ROWS.items() if name in manifest.files]
     listed = [
-        f"| {client.index} | {client.id} | {', '.join(names[i] for i in client.seen) or '-'} |"
+        f"| {client.index} | {client.id} | {', '.join(classes[i] for i in client.seen) or '-'} |"
         for client in clients[:MOST_ROWS]
     ]
     if len(clients) > MOST_ROWS:
@@ -111,6 +119,20 @@ def model_card(title: str, manifest: Manifest) -> str:
         weights=manifest.weights,
         opset=manifest.opset,
     )
+
+
+def seal(folder: Path, title: str, manifest: Manifest, parity: Mapping[str, Any]) -> dict[str, int]:
+    """Complete a bundle whose other files are there: model card, then the manifest with all hashes.
+
+    Returns the size of every file.
+    """
+    manifest = describe.with_files(manifest, folder, parity)
+    write_bytes(folder / names.MODEL_CARD, model_card(title, manifest).encode())
+    manifest = describe.with_files(manifest, folder, parity)
+    text = json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False)
+    write_bytes(folder / names.MANIFEST, f"{text}\n".encode())
+    names.Bundle.open(folder).verify()
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
 
 
 def _quality(manifest: Manifest) -> str:

@@ -13,7 +13,6 @@ from pfedmma_deploy import __version__
 from pfedmma_deploy.export.clients import ExportClient
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.export.onnx_file import OPSET
-from pfedmma_deploy.export.parity import Parity
 from pfedmma_deploy.runtime import bundle as names
 from pfedmma_deploy.runtime.manifest import (
     ZERO_SHOT,
@@ -111,14 +110,14 @@ def manifest(
     )
 
 
-def with_files(base: Manifest, folder: Path, parity: Parity) -> Manifest:
+def with_files(base: Manifest, folder: Path, parity: Mapping[str, Any]) -> Manifest:
     """The manifest with the parity report, and sizes and hashes of what is in the folder."""
     files = {
         path.name: FileInfo(path.stat().st_size, names.file_sha256(path))
         for path in sorted(folder.iterdir())
         if path.name != names.MANIFEST
     }
-    return replace(base, files=files, parity=parity.to_dict())
+    return replace(base, files=files, parity=parity)
 
 
 def metadata(base: Manifest, name: str) -> dict[str, str]:

@@ -159,6 +159,20 @@ def test_export_of_one_client(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert "Client 0" in capsys.readouterr().out
 
 
+def test_a_client_leaves_and_joins(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Out of the bundle, and in again from its folder of the run, whose projections it shares."""
+    assert as_json(capsys, "export --remove-client 1 --to exports/photos")["clients"][-1] != "1"
+    values = as_json(capsys, "export --add-client runs/photos/clients/1 --to exports/photos")
+    assert values["clients"][-1] == "1" and "1" in values["parity"]["added"]
+    assert run("export --add-client runs/photos/clients/1".split()) == 2
+    assert "--remove-client ID --to BUNDLE" in capsys.readouterr().err
+
+
+def test_open_clip_weights_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("export --format open_clip".split()) == 1
+    assert "ReLU" in capsys.readouterr().err
+
+
 def test_only_unreadable_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("predict photos/apple/broken.jpg none.jpg --client 0".split()) == 1
     printed = capsys.readouterr().err

@@ -1,0 +1,225 @@
+"""Clients that join and leave a finished bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+from safetensors.torch import save_file
+
+from pfedmma_deploy.errors import ExportError, StoreError, UsageError
+from pfedmma_deploy.export import members
+from pfedmma_deploy.export.banks import append_row, ports
+from pfedmma_deploy.export.clients import ExportClient
+from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.members import add_client, remove_client
+from pfedmma_deploy.methods.registry import get_method
+from pfedmma_deploy.runtime.bundle import Bundle
+from tests.export.sample import (
+    BOTTLENECK_DIM,
+    CLASS_NAMES,
+    CLIENTS,
+    PROMPT,
+    SCALE,
+    export_sample,
+    images,
+    random_client,
+    shared_backbone,
+    with_tensor,
+    without,
+)
+
+pytest_plugins = ["tests.export.fixtures"]
+
+MODELS = ("vision_model.onnx", "text_model.onnx", "classifier.onnx")
+
+
+def write_client(folder: Path, client: ExportClient, **changes: Any) -> Path:
+    """A client's folder as a run leaves it."""
+    folder.mkdir(parents=True)
+    save_file(dict(client.tensors), folder / "adapter.safetensors")
+    config = {
+        "format": "pfedmma-client",
+        "format_version": 1,
+        "client": client.id,
+        "method": "pfedmma",
+        "parameters": {"bottleneck_dim": BOTTLENECK_DIM, "scale": SCALE},
+        "backbone": {"fingerprint": shared_backbone().fingerprint},
+        "prompt": PROMPT,
+        "logit_scale": shared_backbone().logit_scale,
+        "seen": [CLASS_NAMES[label] for label in client.seen],
+        "base": list(CLASS_NAMES[:2]),
+        "novel": list(CLASS_NAMES[2:]),
+        **changes,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    """A bundle of zero-shot, north and "0" that may be changed."""
+    return shutil.copytree(bundle, tmp_path / "site")
+
+
+def initializers(file: Path) -> dict[str, Any]:
+    return {entry.name: numpy_helper.to_array(entry) for entry in onnx.load(file).graph.initializer}
+
+
+def features(file: Path, client: int) -> Any:
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return session.run(None, {"pixel_values": images(4), "client": np.full(4, client)})[0]
+
+
+def test_out_and_in_again_is_the_same_bundle(copy: Path, bundle: Path, tmp_path: Path) -> None:
+    """The removed client comes back from its files: equal to what torch exported."""
+    fewer = remove_client(copy, "0")
+    assert fewer.clients == ("zero-shot", "north")
+    assert initializers(copy / MODELS[0])["blocks.1.adapter.up_bias"].shape == (2, 1, 64)
+    Bundle.open(copy).verify()
+
+    report = add_client(copy, write_client(tmp_path / "0", CLIENTS[1]))
+    assert report.clients == ("zero-shot", "north", "0")
+    for name in MODELS:
+        old, new = initializers(bundle / name), initializers(copy / name)
+        assert list(old) == list(new)
+        for key in old:
+            np.testing.assert_allclose(new[key], old[key], atol=2e-5 if key == "text" else 0)
+    left, right = Bundle.open(bundle), Bundle.open(copy)
+    np.testing.assert_allclose(left.text_embeds(), right.text_embeds(), atol=1e-6)
+    right.verify()
+    assert right.manifest.clients == left.manifest.clients
+    added = report.parity["added"]["0"]
+    assert added["method"] == "what each adapter adds, against the equation in numpy (float64)"
+    assert 0 < added["max_relative_error"] < 1e-5
+    assert json.loads((copy / "manifest.json").read_text())["parity"]["added"] == {"0": added}
+    notes = {entry.key: entry.value for entry in onnx.load(copy / MODELS[0]).metadata_props}
+    assert json.loads(notes["clients"]) == ["zero-shot", "north", "0"]
+    assert "| 2 | 0 | cat |" in (copy / "README.md").read_text()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_indices_move_up(copy: Path, bundle: Path) -> None:
+    remove_client(copy, "north")
+    assert Bundle.open(copy).client_index("0") == 1
+    found, expected = features(copy / MODELS[0], 1), features(bundle / MODELS[0], 2)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_under_another_name(copy: Path, tmp_path: Path) -> None:
+    folder = write_client(tmp_path / "0", random_client("0", 9))
+    with pytest.raises(ExportError, match=r"'0' is in the bundle already: .* --as"):
+        add_client(copy, folder)
+    assert add_client(copy, folder, name="shop").clients[-1] == "shop"
+    assert np.abs(features(copy / MODELS[0], 3) - features(copy / MODELS[0], 2)).max() > 0.01
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_less_exact_bundles_take_clients_too(
+    precision: Any,
+    tmp_path: Path,
+    reuse: Callable[[pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tests.export.test_precision import evaluation
+
+    reuse(monkeypatch)
+    form = Form(precision=precision, weights="fp16", max_accuracy_drop=100)
+    site = export_sample(tmp_path / "site", form=form, evaluation=evaluation()).bundle
+    report = add_client(site, write_client(tmp_path / "new", random_client("new", 9)))
+    assert report.clients[-1] == "new"
+    assert report.parity["added"]["new"]["max_relative_error"] < 2e-2
+
+
+def test_shared_projections_come_from_the_run(copy: Path, tmp_path: Path) -> None:
+    own = {k: v for k, v in random_client("x", 4).tensors.items() if not k.startswith("pair.")}
+    folder = write_client(tmp_path / "runs" / "r" / "clients" / "x", ExportClient("x", own, (0,)))
+    with pytest.raises(ExportError, match=r"no shared projections \(pair\.\*\) and does not lie"):
+        add_client(copy, folder)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"backbone": {"fingerprint": "a" * 64}}, "its backbone is aaaaaaaaaaaa, the bundle's is "),
+    ({"method": "lora"}, "its method is 'lora', the bundle's is 'pfedmma'"),
+    ({"parameters": {"bottleneck_dim": 8, "scale": SCALE}}, "its rank is 8, the bundle's is 4"),
+    ({"parameters": {"bottleneck_dim": 4, "scale": 1}}, "its scale is 1, the bundle's is 0.5"),
+    ({"prompt": "{}"}, r"its prompt is '\{\}', the bundle's is 'a photo of a \{\}\.'"),
+    ({"seen": ["zebra"]}, "its class list has 'zebra', which the bundle's 4 classes lack"),
+    ({"novel": ["yak"]}, "its class list has 'yak'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_who_does_not_fit_is_refused_by_name(
+    copy: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    before = (copy / "manifest.json").read_bytes()
+    folder = write_client(tmp_path / "c", random_client("stranger", 4), **changes)
+    with pytest.raises(ExportError, match=f"Client 'stranger' cannot join: {message}"):
+        add_client(copy, folder)
+    assert (copy / "manifest.json").read_bytes() == before
+
+
+def test_wrong_tensors_are_refused(copy: Path, tmp_path: Path) -> None:
+    client = random_client("new", 4)
+    folder = write_client(tmp_path / "a", without(client, "pair.1.bias"))
+    with pytest.raises(ExportError, match=r"pair\.1\.bias is missing in its adapter and \[4\]"):
+        add_client(copy, folder)
+    nan = with_tensor(client, "image.1.up.bias", client.tensors["image.1.up.bias"] * np.nan)
+    with pytest.raises(StoreError, match=r"image\.1\.up\.bias holds values that are not finite"):
+        add_client(copy, write_client(tmp_path / "b", nan))
+
+
+def test_not_a_client(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"adapter_config\.json: No such file"):
+        add_client(copy, tmp_path)
+    folder = write_client(tmp_path / "c", CLIENTS[0], format="other")
+    with pytest.raises(StoreError, match=r"should describe a client .* found 'other'"):
+        add_client(copy, folder)
+
+
+def test_a_wrong_row_is_noticed(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were the bank laid out wrongly, the bundle would not be written."""
+
+    def transposed(model: Any, tower: Any, blocks: Any, tensors: Any, text: Any = None) -> None:
+        wrong = {k: v.T if k.startswith("pair.") else v for k, v in tensors.items()}
+        append_row(model, tower, blocks, wrong, text)
+
+    monkeypatch.setattr(members, "append_row", transposed)
+    before = (copy / "manifest.json").read_bytes()
+    with pytest.raises(ExportError, match=r"does not compute the added client: .* differs by"):
+        add_client(copy, write_client(tmp_path / "new", random_client("new", 4)))
+    assert (copy / "manifest.json").read_bytes() == before
+
+
+def test_who_cannot_leave(copy: Path) -> None:
+    with pytest.raises(UsageError, match="zero-shot is the backbone itself"):
+        remove_client(copy, "zero-shot")
+    with pytest.raises(UsageError, match="has no client 'nort'"):
+        remove_client(copy, "nort")
+    remove_client(copy, "0")
+    with pytest.raises(ExportError, match="'north' is the only client"):
+        remove_client(copy, "north")
+
+
+def test_ports_are_where_the_adapters_are(bundle: Path) -> None:
+    found = ports(onnx.load(bundle / "vision_model.onnx"))
+    assert [port.block for port in found] == [1, 2]
+    assert len({port.added for port in found}) == 2
+
+
+def test_open_clip_weights_are_refused_with_the_reason() -> None:
+    from pfedmma_deploy.export.folding import refuse_open_clip
+
+    with pytest.raises(ExportError, match=r"pfedmma cannot .*what passes a ReLU is no matrix"):
+        refuse_open_clip(get_method("pfedmma"))
