@@ -10,6 +10,7 @@ import torch
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.evaluation.accuracy import (
+    BATCH,
     Accuracy,
     Scorer,
     encode_examples,
@@ -82,7 +83,7 @@ def evaluate_zero_shot(
     """Accuracy of the plain backbone over all class names, on the test images (all, if none)."""
     examples = [e for e in dataset.examples if e.split == "test"] or list(dataset.examples)
     pixels = PixelLoader(dataset, backbone.image_size, backbone.resize_mode, backbone.interpolation)
-    chunks = [examples[i : i + 256] for i in range(0, len(examples), 256)]
+    chunks = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
     tracked = (progress or Silent()).track(chunks, "batches of images", len(chunks))
     images = torch.cat([encode_examples(backbone, pixels, chunk, None) for chunk in tracked])
     texts = encode_names(backbone, dataset.class_names, prompt, None)
