@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.export.form import Flavour, Form, Precision, Storage
+from pfedmma_deploy.export.form import Flavour, Form, Precision, Storage, default_flavour
 
 from .options import EXPORTS, AsJson, Quiet, RunFolder, Verbose, open_run, split_names
 from .output import Output, open_output
@@ -31,9 +31,12 @@ def export(
         typer.Option("--classifier", help="Add classifier.onnx: pixels in, class scores out."),
     ] = False,
     flavour: Annotated[
-        Flavour,
-        typer.Option(help="ort: ONNX Runtime's fused operators; portable: standard operators."),
-    ] = "ort",
+        Flavour | None,
+        typer.Option(
+            help="ort: ONNX Runtime's fused operators; portable: standard operators. "
+            "[default: ort; portable with int8]"
+        ),
+    ] = None,
     precision: Annotated[
         Precision, typer.Option(help="Arithmetic: fp16 for GPUs, int8 for CPUs.")
     ] = "fp32",
@@ -84,7 +87,7 @@ def export(
     if (add_client or remove_client or to or name) is not None:
         _change_members(add_client, remove_client, to, name, as_json=as_json, quiet=quiet)
         return
-    form = Form(flavour, precision, weights, max_accuracy_drop)
+    form = Form(flavour or default_flavour(precision), precision, weights, max_accuracy_drop)
     with open_output(as_json=as_json, quiet=quiet) as output:
         opened = open_run(run)
         if file_format == "open_clip":

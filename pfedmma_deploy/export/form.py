@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from pfedmma_deploy.errors import UsageError
 
-__all__ = ["Flavour", "Form", "Precision", "Storage"]
+__all__ = ["Flavour", "Form", "Precision", "Storage", "default_flavour"]
 
 Flavour = Literal["ort", "portable"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -41,3 +41,12 @@ class Form:
     def is_exact(self) -> bool:
         """Whether the models compute what the trained one does, up to rounding in fp32."""
         return self.precision == "fp32" and self.weights == "fp32"
+
+
+def default_flavour(precision: Precision) -> Flavour:
+    """The flavour where none is asked for: portable for int8, which is for CPUs, else fused.
+
+    ONNX Runtime's CPU kernel for SkipLayerNormalization is slower than the operators it replaces
+    (exports/README.md has the figures).
+    """
+    return "portable" if precision == "int8" else "ort"

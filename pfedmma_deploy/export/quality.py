@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pfedmma_deploy.errors import DeviceError, ExportError
 from pfedmma_deploy.export.parity import run_clients, sampled
 from pfedmma_deploy.runtime.bundle import TEXT_MODEL, VISION_MODEL
-from pfedmma_deploy.runtime.manifest import Manifest
+from pfedmma_deploy.runtime.manifest import ClientInfo, Manifest
 from pfedmma_deploy.runtime.providers import open_session, resolve_device
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ __all__ = ["Evaluation", "Quality", "measure_quality"]
 
 Rows = NDArray[np.int64]
 Features = NDArray[np.float32]
-BUDGET = 4096
-"""(image, client) pairs for each of base and novel; more images are sampled evenly."""
+BUDGET = 1024
+"""Images of each kind (base, novel, local) for zero-shot, and as many for all clients together,
+each having its share of them."""
 
 
 @dataclass(frozen=True)
@@ -126,17 +127,9 @@ def measure_quality(
     """
     before = _Towers(exact, "cpu")
     after = _Towers(reduced, "auto")
-    count, tally = len(manifest.clients), _Tally()
-    base, novel = sampled(len(images.base), count, BUDGET), None
-    if len(images.novel):
-        novel = sampled(len(images.novel), count, BUDGET)
+    tally = _Tally()
     for client in manifest.clients:
-        parts = {"base": images.base[base[client.index]]}
-        if novel is not None:
-            parts["novel"] = images.novel[novel[client.index]]
-        if client.index and len(images.local.get(client.id, ())):
-            own = images.local[client.id]
-            parts["local"] = own[sampled(len(own), count, BUDGET)[client.index]]
+        parts = _parts(images, client, len(manifest.clients))
         rows = np.unique(np.concatenate(list(parts.values())))
         old = before.features(images.pixels[rows], tokens, client.index)
         new = after.features(images.pixels[rows], tokens, client.index)
@@ -150,6 +143,19 @@ def measure_quality(
                 hits = float((answers == images.labels[chosen]).mean() * 100)
                 tally.accuracy.setdefault(figure, ([], []))[side].append(hits)
     return tally.quality(after.device)
+
+
+def _parts(images: Evaluation, client: ClientInfo, count: int) -> dict[str, Rows]:
+    """The rows that a client is judged on: base, novel and its own, those that there are."""
+    kinds = {"base": images.base, "novel": images.novel}
+    if client.index:
+        kinds["local"] = images.local.get(client.id, images.base[:0])
+    sharing, place = (count - 1, client.index - 1) if client.index else (1, 0)
+    return {
+        name: rows[np.sort(sampled(len(rows), sharing, BUDGET)[place])]
+        for name, rows in kinds.items()
+        if len(rows)
+    }
 
 
 class _Towers:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pfedmma_deploy.errors import ExportError, UsageError
 from pfedmma_deploy.export import ExportReport
-from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.form import Form, default_flavour
 from pfedmma_deploy.export.fusion import TowerShape, fuse, fused_counts, require_fused
 from tests.export.sample import export_sample, images, random_client, tiny_backbone
 
@@ -119,3 +119,7 @@ def test_unknown_forms_are_refused() -> None:
         Form(precision="fp8")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="between 0 and 100 points, not -1"):
         Form(max_accuracy_drop=-1)
+
+
+def test_default_flavours() -> None:
+    assert [default_flavour(p) for p in ("fp32", "fp16", "int8")] == ["ort", "ort", "portable"]

@@ -16,8 +16,9 @@ from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import ExportReport, models
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.export.models import reduced_model
-from pfedmma_deploy.export.quality import Evaluation, Quality
+from pfedmma_deploy.export.quality import Evaluation, Quality, _parts
 from pfedmma_deploy.runtime.bundle import Bundle
+from pfedmma_deploy.runtime.manifest import ClientInfo
 from tests.export.sample import export_sample, images
 
 pytest_plugins = ["tests.export.fixtures"]
@@ -193,3 +194,15 @@ def test_nan_is_refused() -> None:
     quality = Quality("cpu", 10, nan, nan, 1.0, nan, 99.0, figures(), figures())
     with pytest.raises(ExportError, match="least cosine nan"):
         quality.require(0.5)
+
+
+def test_every_client_is_judged_and_zero_shot_on_most() -> None:
+    """3,000 images and 4 clients: zero-shot has 1,024 of each kind, a client its quarter."""
+    rows = np.arange(3000)
+    data = Evaluation(images(1), rows % 4, rows[:1500], rows[1500:], {"a": rows[:700]})
+    zero_shot = _parts(data, ClientInfo(0, "zero-shot", ()), 5)
+    assert {name: len(part) for name, part in zero_shot.items()} == {"base": 1024, "novel": 1024}
+    own = _parts(data, ClientInfo(2, "a", ()), 5)
+    assert {name: len(part) for name, part in own.items()} == dict.fromkeys(own, 256)
+    assert set(own) == {"base", "novel", "local"} and own["novel"].min() >= 1500
+    assert set(_parts(data, ClientInfo(4, "b", ()), 5)) == {"base", "novel"}
