@@ -1,1 +1,1 @@
-"""The browser demo; this package installs as `pfedmma_deploy.demo`."""
+"""Place of the browser demo; this package installs as `pfedmma_deploy.demo`."""
