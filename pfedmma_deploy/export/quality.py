@@ -151,9 +151,11 @@ def _parts(images: Evaluation, client: ClientInfo, count: int) -> dict[str, Rows
     if client.index:
         kinds["local"] = images.local.get(client.id, images.base[:0])
     sharing, place = (count - 1, client.index - 1) if client.index else (1, 0)
+    # Test images are ordered by class: unshuffled, a client's share would be one or two classes.
+    mixed = {name: np.random.default_rng(0).permutation(rows) for name, rows in kinds.items()}
     return {
-        name: rows[np.sort(sampled(len(rows), sharing, BUDGET)[place])]
-        for name, rows in kinds.items()
+        name: rows[sampled(len(rows), sharing, BUDGET)[place]]
+        for name, rows in mixed.items()
         if len(rows)
     }
 

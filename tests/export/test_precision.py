@@ -205,4 +205,6 @@ def test_every_client_is_judged_and_zero_shot_on_most() -> None:
     own = _parts(data, ClientInfo(2, "a", ()), 5)
     assert {name: len(part) for name, part in own.items()} == dict.fromkeys(own, 256)
     assert set(own) == {"base", "novel", "local"} and own["novel"].min() >= 1500
+    # Not one stretch of images that are ordered by class.
+    assert own["base"].max() - own["base"].min() > 1000
     assert set(_parts(data, ClientInfo(4, "b", ()), 5)) == {"base", "novel"}
