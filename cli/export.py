@@ -34,7 +34,7 @@ def export(
         Flavour | None,
         typer.Option(
             help="ort: ONNX Runtime's fused operators; portable: standard operators. "
-            "[default: ort; portable with int8]"
+            "[default: portable; ort with fp16]"
         ),
     ] = None,
     precision: Annotated[

@@ -18,7 +18,7 @@ Storage = Literal["fp32", "fp16"]
 class Form:
     """Raises `UsageError` on a value that there is not."""
 
-    flavour: Flavour = "ort"
+    flavour: Flavour = "portable"
     """`ort`: ONNX Runtime's fused operators; `portable`: standard operators for any runtime."""
     precision: Precision = "fp32"
     """Arithmetic: `fp16` for GPUs, `int8` for CPUs."""
@@ -44,9 +44,9 @@ class Form:
 
 
 def default_flavour(precision: Precision) -> Flavour:
-    """The flavour where none is asked for: portable for int8, which is for CPUs, else fused.
+    """The flavour where none is asked for: fused for fp16, which is for GPUs, else portable.
 
     ONNX Runtime's CPU kernel for SkipLayerNormalization is slower than the operators it replaces
-    (exports/README.md has the figures).
+    (exports/README.md has the figures), and the portable graph runs everywhere.
     """
-    return "portable" if precision == "int8" else "ort"
+    return "ort" if precision == "fp16" else "portable"

@@ -41,13 +41,14 @@ def exported(
     reuse: Callable[[pytest.MonkeyPatch], None],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> ExportReport:
-    """Report of exporting the same as `pfedmma export` does by default, fused."""
+    """Report of exporting the same for ONNX Runtime, fused."""
+    from pfedmma_deploy.export.form import Form
     from tests.export.sample import export_sample
 
     out = tmp_path_factory.mktemp("exports") / "sample"
     with pytest.MonkeyPatch.context() as patch:
         reuse(patch)
-        return export_sample(out, classifier=True)
+        return export_sample(out, classifier=True, form=Form(flavour="ort"))
 
 
 @pytest.fixture(scope="session")

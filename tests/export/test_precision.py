@@ -41,9 +41,9 @@ def reduced(
 ) -> tuple[str, ExportReport]:
     """The sample in a less exact form, whatever it loses."""
     form = {
-        "fp16": Form(precision="fp16", max_accuracy_drop=100),
-        "int8": Form(precision="int8", weights="fp16", max_accuracy_drop=100),
-        "stored": Form(weights="fp16", max_accuracy_drop=100),
+        "fp16": Form("ort", precision="fp16", max_accuracy_drop=100),
+        "int8": Form("ort", precision="int8", weights="fp16", max_accuracy_drop=100),
+        "stored": Form("ort", weights="fp16", max_accuracy_drop=100),
     }[request.param]
     with pytest.MonkeyPatch.context() as patch:
         reuse(patch)
