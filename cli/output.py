@@ -110,10 +110,14 @@ def _print_framed(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left")
+    console = Console(file=stdout)
+    if title:
+        # Not the table's own title, which would be folded to the width of a narrow table.
+        console.print(Text(title, style="bold"))
+    table = Table()
     for index, name in enumerate(columns):
         numbers = bool(cells) and all(_is_number(row[index]) for row in cells)
         table.add_column(Text(name), justify="right" if numbers else "left")
     for row in cells:
         table.add_row(*map(Text, row))
-    Console(file=stdout).print(table)
+    console.print(table)

@@ -61,8 +61,8 @@ def export_run(
     chosen = list(run.client_ids if clients is None else clients)
     for client in chosen:
         if client not in run.client_ids:
-            hint = nearest(client, run.client_ids)
-            raise UsageError(f"The run {run.folder} has no client {client!r}{hint}.")
+            hint = nearest(client, run.client_ids) or "."
+            raise UsageError(f"The run {run.folder} has no client {client!r}{hint}")
     workspace = workspace or open_run_workspace(run)
     shared = run.load_shared()
     stored = [run.load_client(client) for client in chosen]

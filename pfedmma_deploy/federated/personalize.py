@@ -176,8 +176,9 @@ def _require_options(
         raise UsageError("--epochs must be 1 or more and --lr above 0.")
     is_new = client not in run.client_ids
     if is_new and data is None:
+        hint = nearest(client, run.client_ids) or "."
         raise UsageError(
-            f"The run {run.folder} has no client {client!r}{nearest(client, run.client_ids)}. "
+            f"The run {run.folder} has no client {client!r}{hint} "
             "For a new client pass --data with a folder of its images, one sub-folder per class."
         )
     return is_new
