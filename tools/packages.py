@@ -160,9 +160,12 @@ def unpack(archive: Path, folder: Path, skip: tuple[str, ...]) -> None:
     with tarfile.open(archive) as tar:
         for member in tar.getmembers():
             inner = PurePosixPath(*PurePosixPath(member.name).parts[1:])
-            if member.isfile() and str(inner) not in skip:
-                member.name = str(inner)
-                tar.extract(member, folder, filter="data")
+            handle = tar.extractfile(member) if str(inner) not in skip else None
+            if handle is None or ".." in inner.parts:
+                continue
+            target = folder / inner
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(handle.read())
 
 
 def _download(package: Package, folder: Path) -> None:
