@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfedmma_deploy.config import nearest
+from pfedmma_deploy.data.checks import class_key
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.evaluation.accuracy import unique
 from pfedmma_deploy.export.bundle import ExportReport, export_bundle
@@ -67,12 +68,16 @@ def export_run(
     shared = run.load_shared()
     stored = [run.load_client(client) for client in chosen]
     names: list[str] = list(run.manifest["class_names"])
-    names += list(dict.fromkeys(n for c in stored for n in c.config["seen"] if n not in names))
+    # Two newcomers may write the same class as "Lighthouse" and "lighthouse".
+    label_of = {class_key(name): i for i, name in enumerate(names)}
+    for name in (name for client in stored for name in client.config["seen"]):
+        if label_of.setdefault(class_key(name), len(names)) == len(names):
+            names.append(name)
     members = []
     for one in stored:
         adapter = workspace.build_adapter()
         load_client_adapter(adapter, one, shared)
-        seen = [names.index(name) for name in one.config["seen"]]
+        seen = [label_of[class_key(name)] for name in one.config["seen"]]
         tensors = load_client_tensors(one, shared)
         members.append(ExportClient(one.id, tensors, seen, hook=adapter.hook))
     config, form = run.config, form or Form()

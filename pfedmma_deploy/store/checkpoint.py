@@ -94,7 +94,7 @@ class Checkpoint:
 
     def _read(self, entry: dict[str, str]) -> dict[str, Tensor]:
         path = self.folder / entry["file"]
-        return parse_tensors(read_bytes(path, [entry["sha256"]]), path)
+        return parse_tensors(read_bytes(path, entry["sha256"]), path)
 
     def _write(self, file: str, tensors: dict[str, Tensor]) -> dict[str, str]:
         return {"file": file, "sha256": write_bytes(self.folder / file, tensor_bytes(tensors))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return save(ordered)
 
 
-def read_bytes(path: Path, sha256: Collection[str] = ()) -> bytes:
-    """Contents of a file, verified where hashes are given: it must have one of them.
+def read_bytes(path: Path, sha256: str | None = None) -> bytes:
+    """Contents of a file, verified where its hash is given.
 
     Raises:
         StoreError: the file is missing or not what was written.
@@ -60,10 +60,10 @@ def read_bytes(path: Path, sha256: Collection[str] = ()) -> bytes:
         raise StoreError(
             f"{path}: {reason}. The folder is incomplete; copy or train it again."
         ) from error
-    if sha256 and hashlib.sha256(data).hexdigest() not in sha256:
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise StoreError(
             f"{path} is damaged or was changed: its SHA-256 is not the one recorded "
-            f"({next(iter(sha256))[:12]}...). Restore the file or train again."
+            f"({sha256[:12]}...). Restore the file or train again."
         )
     return data
 

@@ -97,7 +97,9 @@ class Run:
                 f"{path}: expected format {FORMAT} version {FORMAT_VERSION}, found "
                 f"{manifest.get('format')} version {manifest.get('format_version')}."
             )
-        return cls(folder, manifest)
+        run = cls(folder, manifest)
+        run._settle()
+        return run
 
     @property
     def config(self) -> TrainConfig:
@@ -168,12 +170,12 @@ class Run:
         """
         base = f"clients/{client.id}"
         adapter, federated = f"{base}/adapter.safetensors", f"{base}/federated.safetensors"
-        new = {
-            adapter: tensor_bytes(client.tensors),
-            f"{base}/adapter_config.json": json_bytes(client.config),
-        }
+        new = {}
         if keep_federated and federated not in self.manifest["files"]:
+            # First, so that no kill can come between losing the old state and keeping it.
             new[federated] = self._read(adapter)
+        new[adapter] = tensor_bytes(client.tensors)
+        new[f"{base}/adapter_config.json"] = json_bytes(client.config)
         self._write(new)
         if client.id not in self.manifest["clients"]:
             self.manifest["clients"].append(client.id)
@@ -216,6 +218,13 @@ class Run:
         with (self.folder / ROUNDS_FILE).open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(record) + "\n")
 
+    def _settle(self) -> None:
+        """Count the files that a writing which was cut off had finished."""
+        for name, digest in self.manifest.pop("pending", {}).items():
+            path = self.folder / name
+            if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+                self.manifest["files"][name] = digest
+
     def record_rounds(self) -> None:
         """Record the hash of the finished `rounds.jsonl`."""
         data = read_bytes(self.folder / ROUNDS_FILE)
@@ -223,8 +232,7 @@ class Run:
 
     def _read(self, file: str) -> bytes:
         """A file of the run, verified."""
-        hashes = (self.manifest["files"].get(file), self.manifest.get("pending", {}).get(file))
-        return read_bytes(self.folder / file, [h for h in hashes if h is not None])
+        return read_bytes(self.folder / file, self.manifest["files"].get(file))
 
 
 def _is_free(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.errors import DataError, UsageError
 from pfedmma_deploy.evaluation.run import evaluate_run
 from pfedmma_deploy.export.run import export_run
-from pfedmma_deploy.federated.personalize import personalize, with_client_data
+from pfedmma_deploy.federated.personalize import fine_tune, personalize, with_client_data
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.runtime import Classifier
 from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.store.workspace import open_run_workspace
 from tests.federated.conftest import COLOURS, write_images
+from tests.federated.test_resume import Stop, stop_at
 
 
 @pytest.fixture
@@ -63,6 +65,38 @@ def test_repeating_does_not_compound(run: Run) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_stop_at_every_single_write(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever it is cut off: the run loads, nothing is lost, repeating it gives the same."""
+    federated = run.load_client("clinic").tensors
+    shutil.copytree(run.folder, tmp_path / "whole")
+    fine_tune(Run.open(tmp_path / "whole"), "clinic", epochs=1)
+    expected = Run.open(tmp_path / "whole").load_client("clinic").tensors
+    rename = Path.replace
+    for write in range(20):
+        for after in (False, True):
+            folder = tmp_path / f"stop-{write}-{after}"
+            shutil.copytree(run.folder, folder)
+            opened = Run.open(folder)
+            monkeypatch.setattr(Path, "replace", stop_at(write, after, rename))
+            try:
+                fine_tune(opened, "clinic", epochs=1)
+            except Stop:
+                monkeypatch.setattr(Path, "replace", rename)
+            else:
+                assert write > 3, "there are not so few writes"
+                return
+            fine_tune(Run.open(folder), "harbour", epochs=1)
+            fine_tune(Run.open(folder), "clinic", epochs=1)
+            again = Run.open(folder)
+            kept = again.load_client("clinic", federated=True).tensors
+            assert all(torch.equal(kept[n], federated[n]) for n in federated), (write, after)
+            found = again.load_client("clinic").tensors
+            assert all(torch.equal(found[n], expected[n]) for n in expected), (write, after)
+            again.load_client("harbour")
+
+
 def test_before_and_zero_shot_are_those_of_the_evaluation(run: Run) -> None:
     evaluation = evaluate_run(run)
     result = personalize(run, "harbour")
@@ -99,9 +133,11 @@ def test_a_new_client_joins_the_class_lists(run: Run, newcomer: Path) -> None:
 def test_export_and_predict_equal_training(run: Run, newcomer: Path, tmp_path: Path) -> None:
     """The slice as a whole: the bundle's answers are those of the run, new client included."""
     personalize(run, "newcomer", data=newcomer, epochs=2)
+    (newcomer / "lighthouse").rename(newcomer / "Lighthouse")
+    fine_tune(run, "second", data=newcomer, epochs=1)
     run = Run.open(run.folder)
     report = export_run(run, tmp_path / "bundle", classifier=True)
-    assert report.clients == ("zero-shot", "clinic", "harbour", "newcomer")
+    assert report.clients == ("zero-shot", "clinic", "harbour", "newcomer", "second")
     assert report.parity.top1_agreement == 100.0
     assert report.parity.max_abs_error < 1e-5
     classifier = Classifier.load(tmp_path / "bundle", device="cpu")
