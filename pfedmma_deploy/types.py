@@ -36,6 +36,8 @@ class Example:
     """The site that holds the image, where the data say so."""
     domain: str | None = None
     """The look of the image (photo, sketch, ...), where the data say so."""
+    caption: str | None = None
+    """A sentence about the image, where the data have one."""
 
 
 @dataclass(frozen=True, slots=True)
