@@ -12,7 +12,7 @@ import typer
 from pfedmma_deploy import __version__
 from pfedmma_deploy.errors import PfedmmaError, UsageError
 
-from . import evaluate, export, inspect, personalize, predict, quickstart, train
+from . import data, evaluate, export, inspect, personalize, predict, quickstart, train
 
 app = typer.Typer(
     name="pfedmma",
@@ -59,6 +59,7 @@ app.command()(evaluate.evaluate)
 app.command()(export.export)
 app.command()(predict.predict)
 app.command()(inspect.inspect)
+app.add_typer(data.app)
 
 
 def run(arguments: Sequence[str]) -> int:
