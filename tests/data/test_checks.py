@@ -54,23 +54,25 @@ def test_a_problem_reads_as_a_sentence() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_advice(kind: str) -> None:
     (problem,) = find_problem(kind, ["somewhere"])
-    assert problem.fatal == KINDS[kind].fatal
+    assert problem.level == KINDS[kind].level
     assert problem.advice.endswith(".")
     assert problem.examples == ("somewhere",)
 
 
 def test_all_fatal_problems_are_told_at_once() -> None:
     problems = [
-        Problem("empty-class", 1, ("cat",), "Fill it.", True),
-        Problem("few-images", 1, ("dog",), "Add some.", False),
-        Problem("empty-client", 1, ("a",), "Remove it.", True),
+        Problem("empty-class", 1, ("cat",)),
+        Problem("few-images", 1, ("dog",)),
+        Problem("empty-client", 1, ("a",)),
     ]
     with pytest.raises(DataError) as caught:
         require_usable(problems)
     assert str(caught.value) == (
         "the data cannot be trained on as they are:\n"
-        "- class folders without a readable image (1): cat. Fill it.\n"
-        "- client folders without a readable image (1): a. Remove it."
+        "- class folders without a readable image (1): cat. Put images (.jpg .jpeg .png .webp .bmp)"
+        " into them, or remove the folders.\n"
+        "- client folders without a readable image (1): a. Put class folders with images into them,"
+        " or remove the folders."
     )
     assert require_usable(problems[1:2]) == (problems[1],)
 
