@@ -88,6 +88,9 @@ class Federation:
     base_test: tuple[Example, ...]
     novel_test: tuple[Example, ...]
     warnings: tuple[str, ...] = field(default=())
+    unseen_domain: str | None = None
+    """Where a domain is left out: `novel_test` is of this domain, which no client trains on, and
+    `novel` may then be the same classes as `base`."""
 
     def names(self, labels: Sequence[int]) -> list[str]:
         """Class names of `labels`, in the order given."""
