@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pfedmma_deploy.config import TrainConfig, config_from_mapping, read_options, resolve_config
+from pfedmma_deploy.config import (
+    Scalar,
+    TrainConfig,
+    config_from_mapping,
+    read_options,
+    read_preset,
+)
+from pfedmma_deploy.errors import UsageError
 
 from .options import AsJson, Preset, Quiet, Verbose, free_folder, open_run
 from .output import Output, open_output
@@ -64,13 +72,20 @@ def train(
     ] = None,
     seed: Annotated[int | None, _option("seed", "Seed of all randomness.", "N")] = None,
     batch_size: Annotated[int | None, _option("batch_size", "Images in a step.", "N")] = None,
-    lr: Annotated[float | None, _option("lr", "Learning rate of SGD.", "RATE")] = None,
+    optimizer: Annotated[
+        str | None, _option("optimizer", "How a client learns.", "sgd|adam|adamw")
+    ] = None,
+    lr: Annotated[float | None, _option("lr", "Learning rate.", "RATE")] = None,
     momentum: Annotated[float | None, _option("momentum", "Momentum of SGD.", "M")] = None,
     weight_decay: Annotated[float | None, _option("weight_decay", "Weight decay.", "DECAY")] = None,
-    bottleneck_dim: Annotated[
-        int | None, _option("bottleneck_dim", "Width of the adapters' bottleneck.", "R")
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A hyper-parameter of the method, such as rank=8; `pfedmma methods` lists them.",
+        ),
     ] = None,
-    scale: Annotated[float | None, _option("scale", "Factor on the adapters' output.", "S")] = None,
     prompt: Annotated[
         str | None, _option("prompt", "Text around a class name; {} is its place.", "TEXT")
     ] = None,
@@ -112,12 +127,15 @@ def train(
       pfedmma train --resume --out runs/sites
     """
     flags = {name: context.params[name] for name in _FIELDS}
+    flags["parameters"] = parse_settings(parameters)
     with open_output(as_json=as_json, quiet=quiet) as output:
         if resume:
             folder = open_run(out).folder
             resolved = _resumed(folder, flags, config, preset)
         else:
-            resolved = resolve_config(flags, config, preset)
+            from pfedmma_deploy.methods.resolve import resolve_run
+
+            resolved = resolve_run(flags, config, preset)
             folder = out or free_folder(resolved.data)
         try:
             _train(resolved, folder, resume, output)
@@ -127,7 +145,8 @@ def train(
 
 
 def _train(config: TrainConfig, folder: Path, resume: bool, output: Output) -> None:
-    if config.backbone == "pfedmma-tiny" and config.scale <= 1e-3:
+    scale = config.parameters.get("scale", 1.0)
+    if config.backbone == "pfedmma-tiny" and isinstance(scale, float) and scale <= 1e-3:
         output.note(
             "note: pfedmma-tiny hardly moves with the paper's values for full-size models; "
             "--preset quickstart has values for it."
@@ -159,4 +178,33 @@ def _resumed(
 ) -> TrainConfig:
     """The stored configuration with what was given on top; training refuses what differs."""
     stored = open_run(folder).config.to_dict()
-    return config_from_mapping({**stored, **read_options(flags, file, preset)})
+    given = {**read_preset(preset), **read_options(flags, file)}
+    parameters = {**stored["parameters"], **given.pop("parameters", {})}
+    return config_from_mapping({**stored, **given, "parameters": parameters})
+
+
+def parse_settings(settings: Sequence[str] | None) -> dict[str, Scalar] | None:
+    """`["rank=8", "share=AB"]` as `{"rank": 8, "share": "AB"}`; None stays None.
+
+    Raises:
+        UsageError: one is not NAME=VALUE.
+    """
+    if settings is None:
+        return None
+    found: dict[str, Scalar] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not name or not equals:
+            raise UsageError(f"--set takes NAME=VALUE, such as rank=8, not {setting!r}.")
+        found[name] = _scalar(text)
+    return found
+
+
+def _scalar(text: str) -> Scalar:
+    """A value as TOML would read it; what is none of these is text."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text

@@ -1,8 +1,9 @@
 """The options of a training run, and where each value comes from.
 
-A value given on the command line wins over the configuration file, the file over the preset, the
-preset over the defaults below, which are the paper's (pFedMMA, arXiv 2507.05394, section 5 and
-appendix). The resolved configuration is stored with the run, so nothing is decided twice.
+A value given on the command line wins over the configuration file, the file over what the method
+asks for, that over the preset, the preset over the defaults below, which are the paper's (pFedMMA,
+arXiv 2507.05394, section 5 and appendix). `pfedmma_deploy.methods.resolve` puts them together. The
+resolved configuration is stored with the run, so nothing is decided twice.
 """
 
 from __future__ import annotations
@@ -15,25 +16,33 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from pfedmma_deploy.errors import UsageError
 
 __all__ = [
     "PRESETS",
     "Classes",
+    "Optimizer",
     "Partition",
+    "Scalar",
     "TrainConfig",
     "Transform",
     "config_from_mapping",
     "nearest",
     "read_options",
-    "resolve_config",
+    "read_preset",
 ]
 
+Scalar = str | int | float | bool
+"""A value of one of a method's hyper-parameters."""
+
 Classes = Literal["base-novel", "all"]
-Partition = Literal["disjoint", "dirichlet", "domain", "folders"]
+Partition = Literal[
+    "disjoint", "dirichlet", "pachinko", "domain", "leave-one-domain-out", "folders"
+]
 Transform = Literal["random", "none"]
+Optimizer = Literal["sgd", "adam", "adamw"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +64,13 @@ class TrainConfig:
     partition: Partition = "disjoint"
     dirichlet_beta: float = 0.3
     """Concentration of the Dirichlet distribution: smaller is more skewed."""
+    unseen_domain: str | None = None
+    """The domain that nobody trains on, with `partition="leave-one-domain-out"`."""
+    superclasses: str | None = None
+    """TOML file of superclasses for `partition="pachinko"`; None is CIFAR-100's table."""
+    clients_file: str | None = None
+    """A division written by `pfedmma data partition`; then it decides clients, classes and shots,
+    and the other options of the division do not count."""
     shots: int = 16
     """Training images per class (K); 0 takes all."""
     rounds: int = 50
@@ -64,14 +80,14 @@ class TrainConfig:
     """Fraction of the clients that train in one round."""
     seed: int = 0
     batch_size: int = 32
+    optimizer: Optimizer = "sgd"
     lr: float = 1e-3
-    """Learning rate of SGD, constant over the run."""
+    """Learning rate, constant over the run."""
     momentum: float = 0.9
+    """Of SGD."""
     weight_decay: float = 5e-4
-    bottleneck_dim: int = 32
-    """Width r of the adapters' bottleneck."""
-    scale: float = 1e-3
-    """Factor s on the adapters' output."""
+    parameters: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
+    """The method's own hyper-parameters; what is not named keeps the method's default."""
     prompt: str = "a photo of a {}."
     """Text around a class name."""
     transform: Transform = "random"
@@ -84,12 +100,12 @@ class TrainConfig:
             _require(bool(getattr(self, name).strip()), name, getattr(self, name), "a name")
         for name, choices in _CHOICES.items():
             _require_choice(name, getattr(self, name), choices)
-        for name in ("clients", "rounds", "local_epochs", "batch_size", "bottleneck_dim"):
+        for name in ("clients", "rounds", "local_epochs", "batch_size"):
             value = getattr(self, name)
             _require(value >= 1, name, value, "a whole number of 1 or more")
         _require(self.shots >= 0, "shots", self.shots, "0 (all images) or more images per class")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
-        for name in ("lr", "scale", "dirichlet_beta"):
+        for name in ("lr", "dirichlet_beta"):
             value = getattr(self, name)
             _require(value > 0 and math.isfinite(value), name, value, "a number above 0")
         if self.logit_scale is not None:
@@ -106,7 +122,7 @@ class TrainConfig:
             self.prompt.count("{}") == 1, "prompt", self.prompt, "a text with {} for the class name"
         )
 
-    def to_dict(self) -> dict[str, str | int | float | None]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values by field name, in field order; `config_from_mapping` reads them back."""
         return dataclasses.asdict(self)
 
@@ -115,6 +131,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "classes": get_args(Classes),
     "partition": get_args(Partition),
     "transform": get_args(Transform),
+    "optimizer": get_args(Optimizer),
 }
 _FIELDS: Final = {field.name: field for field in dataclasses.fields(TrainConfig)}
 _REQUIRED: Final = {
@@ -122,7 +139,7 @@ _REQUIRED: Final = {
     "backbone": "pfedmma-tiny (in this package) or an open_clip name such as ViT-B-16",
 }
 
-PRESETS: Final[Mapping[str, Mapping[str, str | int | float]]] = MappingProxyType(
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "paper": MappingProxyType({}),
         # The embedded backbone is narrow (192) and is trained for seconds, not hours: with the
@@ -140,11 +157,10 @@ PRESETS: Final[Mapping[str, Mapping[str, str | int | float]]] = MappingProxyType
                 "rounds": 4,
                 "local_epochs": 2,
                 "batch_size": 16,
-                "scale": 0.1,
                 "lr": 0.01,
-                "bottleneck_dim": 16,
                 "logit_scale": 20.0,
                 "transform": "none",
+                "parameters": MappingProxyType({"scale": 0.1, "bottleneck_dim": 16}),
             }
         ),
     }
@@ -152,47 +168,39 @@ PRESETS: Final[Mapping[str, Mapping[str, str | int | float]]] = MappingProxyType
 """Named sets of values; `paper` is the defaults."""
 
 
-def resolve_config(
-    flags: Mapping[str, object], config_file: Path | None = None, preset: str | None = None
-) -> TrainConfig:
-    """The configuration from flag > file > preset > default; arguments as `read_options`.
-
-    Raises:
-        UsageError: an unknown key or preset, an unreadable file, a value of the wrong type or out
-            of range, or no data or backbone at all.
-    """
-    return config_from_mapping(read_options(flags, config_file, preset))
-
-
-def read_options(
-    flags: Mapping[str, object], config_file: Path | None = None, preset: str | None = None
-) -> dict[str, object]:
-    """The options that are given at all, from flag > file > preset; values are not yet checked.
+def read_options(flags: Mapping[str, object], config_file: Path | None = None) -> dict[str, Any]:
+    """The options that are given at all, from flag > file; values are not yet checked.
 
     Args:
         flags: values by field name; None means that the flag was not given.
-        config_file: TOML file of `field = value` lines.
-        preset: a name in `PRESETS`.
+        config_file: TOML file of `field = value` lines, and a table `[parameters]`.
 
     Raises:
-        UsageError: an unknown key or preset, or an unreadable file.
+        UsageError: an unknown key, or an unreadable file.
     """
-    values: dict[str, object] = {}
-    if preset is not None:
-        _require_choice("preset", preset, tuple(PRESETS))
-        values.update(PRESETS[preset])
+    values: dict[str, Any] = {}
     if config_file is not None:
         values.update(_check_keys(_read_toml(config_file), str(config_file)))
     given = {name: value for name, value in flags.items() if value is not None}
+    own = {**_table(values), **_table(given)}
     values.update(_check_keys(given, "the command line"))
-    return values
+    return {**values, "parameters": own} if own else values
+
+
+def read_preset(name: str | None) -> dict[str, Any]:
+    """The values of a preset; none without a name. Raises `UsageError` on an unknown one."""
+    if name is None:
+        return {}
+    _require_choice("preset", name, tuple(PRESETS))
+    return dict(PRESETS[name])
 
 
 def config_from_mapping(values: Mapping[str, object], source: str = "the options") -> TrainConfig:
     """A configuration from plain values, as a file or a stored run holds them.
 
     Raises:
-        UsageError: as `resolve_config`; `source` is named in the message.
+        UsageError: an unknown key, a value of the wrong type or out of range, or no data or
+            backbone at all; `source` is named in the message.
     """
     checked = _check_keys(values, source)
     for name, advice in _REQUIRED.items():
@@ -217,6 +225,14 @@ def _read_toml(path: Path) -> dict[str, object]:
         raise UsageError(f"configuration file {path} is not TOML: {error}") from error
 
 
+def _table(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The method's hyper-parameters among the values."""
+    found = values.get("parameters", {})
+    good = isinstance(found, Mapping)
+    _require(good, "parameters", found, "a table of names and values")
+    return dict(found)
+
+
 def _check_keys(values: Mapping[str, object], source: str) -> Mapping[str, object]:
     for name in values:
         if name not in _FIELDS:
@@ -228,6 +244,8 @@ def _check_keys(values: Mapping[str, object], source: str) -> Mapping[str, objec
 def _typed(name: str, value: object) -> object:
     """`value` as the type of field `name`: whole numbers pass as floats, nothing else changes."""
     annotation = str(_FIELDS[name].type)
+    if name == "parameters":
+        return _table({name: value})
     if value is None and "None" in annotation:
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool)

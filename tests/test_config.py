@@ -6,39 +6,55 @@ from pathlib import Path
 
 import pytest
 
-from pfedmma_deploy.config import PRESETS, TrainConfig, config_from_mapping, resolve_config
+from pfedmma_deploy.config import PRESETS, TrainConfig, config_from_mapping
 from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.methods.resolve import resolve_run
 
 NEEDED = {"data": "photos", "backbone": "ViT-B-16"}
 
 
 def test_defaults_are_the_papers() -> None:
-    config = resolve_config(NEEDED)
+    config = resolve_run(NEEDED)
     assert (config.lr, config.momentum, config.weight_decay) == (1e-3, 0.9, 5e-4)
     assert (config.batch_size, config.rounds, config.local_epochs) == (32, 50, 2)
-    assert (config.bottleneck_dim, config.scale, config.logit_scale) == (32, 1e-3, None)
+    assert (config.parameters, config.logit_scale) == (
+        {"bottleneck_dim": 32, "scale": 1e-3},
+        None,
+    )
     assert (config.clients, config.clients_per_round, config.shots) == (10, 1.0, 16)
     assert config.prompt == "a photo of a {}."
-    assert resolve_config(NEEDED, preset="paper") == config
+    assert resolve_run(NEEDED, preset="paper") == config
 
 
 def test_flag_beats_file_beats_preset_beats_default(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('rounds = 7\nlr = 1\nprompt = "a sketch of a {}."\n')
-    config = resolve_config({"rounds": 9, "lr": None}, file, "quickstart")
+    config = resolve_run({"rounds": 9, "lr": None}, file, "quickstart")
     assert config.rounds == 9  # flag
     assert config.lr == 1.0 and isinstance(config.lr, float)  # file; the absent flag says nothing
-    assert config.scale == PRESETS["quickstart"]["scale"]  # preset
+    assert config.batch_size == PRESETS["quickstart"]["batch_size"]  # preset
     assert config.momentum == 0.9  # default
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_valid(preset: str) -> None:
-    assert resolve_config(NEEDED, preset=preset).data == "photos"
+    assert resolve_run(NEEDED, preset=preset).data == "photos"
+
+
+def test_hyper_parameters_come_from_flag_then_file_then_preset(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("[parameters]\nscale = 1\nbottleneck_dim = 8\n")
+    config = resolve_run({"parameters": {"bottleneck_dim": 4}}, file, "quickstart")
+    assert config.parameters == {"bottleneck_dim": 4, "scale": 1.0}
+    assert resolve_run({}, None, "quickstart").parameters == {"bottleneck_dim": 16, "scale": 0.1}
+
+
+def test_a_preset_suggests_only_what_the_method_has() -> None:
+    assert resolve_run({"method": "zero-shot"}, preset="quickstart").parameters == {}
 
 
 def test_the_resolved_configuration_reads_back() -> None:
-    config = resolve_config({"seed": 3}, preset="quickstart")
+    config = resolve_run({"seed": 3}, preset="quickstart")
     assert config_from_mapping(config.to_dict()) == config
 
 
@@ -49,30 +65,30 @@ def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         UsageError,
         match=r"unknown option 'local-epoch' in .*run\.toml; did you mean 'local_epochs'\?",
     ):
-        resolve_config(NEEDED, file)
+        resolve_run(NEEDED, file)
     with pytest.raises(
         UsageError, match=r"unknown option 'zzz' in the command line; known options"
     ):
-        resolve_config({**NEEDED, "zzz": 1})
+        resolve_run({**NEEDED, "zzz": 1})
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"configuration file .*none\.toml: No such file"):
-        resolve_config(NEEDED, tmp_path / "none.toml")
+        resolve_run(NEEDED, tmp_path / "none.toml")
     bad = tmp_path / "bad.toml"
     bad.write_text("rounds: 3")
     with pytest.raises(UsageError, match=r"bad\.toml is not TOML: "):
-        resolve_config(NEEDED, bad)
+        resolve_run(NEEDED, bad)
     bad.write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=r"bad\.toml is not TOML: "):
-        resolve_config(NEEDED, bad)
+        resolve_run(NEEDED, bad)
 
 
 def test_unknown_preset() -> None:
     with pytest.raises(
         UsageError, match=r"preset must be one of paper, quickstart, not 'quickstrat'; did"
     ):
-        resolve_config(NEEDED, preset="quickstrat")
+        resolve_run(NEEDED, preset="quickstrat")
 
 
 @pytest.mark.parametrize("missing", ["data", "backbone"])
@@ -81,7 +97,7 @@ def test_data_and_backbone_are_needed(missing: str) -> None:
     with pytest.raises(
         UsageError, match=f"no {missing} given: name one with --{missing}, for example"
     ):
-        resolve_config(given)
+        resolve_run(given)
 
 
 @pytest.mark.parametrize(
@@ -89,14 +105,13 @@ def test_data_and_backbone_are_needed(missing: str) -> None:
     [
         ("data", " ", "data must be a name, not ' '"),
         ("backbone", "", "backbone must be a name"),
-        ("method", "", "method must be a name"),
+        ("method", "", "no method is called ''"),
         ("clients", 0, "clients must be a whole number of 1 or more, not 0"),
         ("clients", 2.5, "clients must be a whole number, not 2.5"),
         ("clients", True, "clients must be a whole number, not True"),
         ("rounds", -1, "rounds must be a whole number of 1 or more, not -1"),
         ("local_epochs", 0, "local_epochs must be a whole number of 1 or more"),
         ("batch_size", 0, "batch_size must be a whole number of 1 or more"),
-        ("bottleneck_dim", 0, "bottleneck_dim must be a whole number of 1 or more"),
         ("classes", "novel", "classes must be one of base-novel, all, not 'novel'"),
         ("partition", "dirichle", "not 'dirichle'; did you mean 'dirichlet'?"),
         ("transform", "crop", "transform must be one of random, none, not 'crop'"),
@@ -110,7 +125,11 @@ def test_data_and_backbone_are_needed(missing: str) -> None:
         ("lr", "fast", "lr must be a number, not 'fast'"),
         ("momentum", 1.0, "momentum must be a number from 0 to below 1, not 1.0"),
         ("weight_decay", -0.1, "weight_decay must be a number of 0 or more, not -0.1"),
-        ("scale", 0.0, "scale must be a number above 0, not 0.0"),
+        ("parameters", {"scale": 0.0}, "scale must be above 0, not 0.0"),
+        ("parameters", {"scale": "big"}, "pfedmma: scale must be a number, not 'big'"),
+        ("parameters", {"bottleneck_dim": 0}, "bottleneck_dim must be 1 or more, not 0"),
+        ("parameters", {"rank": 8}, "pfedmma has no hyper-parameter 'rank'"),
+        ("parameters", 3, "parameters must be a table of names and values, not 3"),
         ("logit_scale", -20, "logit_scale must be a number above 0, not -20.0"),
         ("prompt", "a photo", "prompt must be a text with {} for the class name, not 'a photo'"),
         ("prompt", 3, "prompt must be a text, not 3"),
@@ -118,7 +137,7 @@ def test_data_and_backbone_are_needed(missing: str) -> None:
 )
 def test_values_out_of_range(name: str, value: object, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        resolve_config({**NEEDED, name: value})
+        resolve_run({**NEEDED, name: value})
     assert message in str(caught.value)
 
 

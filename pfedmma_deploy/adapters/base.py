@@ -1,4 +1,4 @@
-"""What every adapter is: a hook into the blocks of both towers, with scopes for its parameters."""
+"""What every adapter is: trainable parameters around a frozen backbone, each with one scope."""
 
 from __future__ import annotations
 
@@ -6,27 +6,52 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from pfedmma_deploy.types import Scope, Tower
+from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.backbone.texts import ClassTexts
+from pfedmma_deploy.types import TOWERS, Scope, Tower
 
 
 class Adapter(nn.Module, ABC):
-    """Trainable parameters beside a frozen backbone."""
+    """Trainable parameters around a frozen backbone, and what both towers compute with them.
 
-    @abstractmethod
+    Most adapters only add to the output of blocks and implement `hook`. Others replace how an image
+    or a text is encoded, or how both are compared: `encode_image`, `encode_text`, `logits`.
+    """
+
+    adapts: frozenset[Tower] = frozenset(TOWERS)
+    """Towers whose features differ from the frozen backbone's."""
+
     def hook(self, tower: Tower, block: int, h: Tensor) -> Tensor | None:
         """What is added to the output of a block whose `ln_1` gave h [B, T, d], or None."""
+        return None
+
+    def encode_image(self, backbone: Backbone, pixels: Tensor) -> Tensor:
+        """Features of uint8 pixels [B, H, W, 3], the batch first: [B, D], L2-normalised."""
+        return backbone.encode_image(pixels, self.hook)
+
+    def encode_text(self, backbone: Backbone, texts: ClassTexts) -> Tensor:
+        """Features of class names, [C, D], L2-normalised."""
+        return backbone.encode_text(texts.prompts, self.hook)
+
+    def logits(self, images: Tensor, texts: Tensor, logit_scale: float) -> Tensor:
+        """Class scores [B, C] of what `encode_image` and `encode_text` gave."""
+        return logit_scale * images @ texts.T
 
     @abstractmethod
     def scopes(self) -> dict[str, Scope]:
-        """The scope of every parameter by its name: each has exactly one."""
+        """The scope of every parameter by its name: each has exactly one.
 
-    def tensors(self, scope: Scope) -> dict[str, Tensor]:
-        """Copies of the parameters of one scope, detached, by name."""
-        scopes = self.scopes()
+        Shared ones travel; local ones stay with the client; frozen ones are never trained: the
+        client keeps them with the local ones, unless the server sends them.
+        """
+
+    def tensors(self, *scopes: Scope) -> dict[str, Tensor]:
+        """Copies of the parameters of some scopes, detached, by name."""
+        scope_of = self.scopes()
         return {
             name: value.detach().clone()
             for name, value in self.named_parameters()
-            if scopes[name] is scope
+            if scope_of[name] in scopes
         }
 
     def load(self, *parts: dict[str, Tensor]) -> None:
@@ -54,3 +79,7 @@ class Adapter(nn.Module, ABC):
                     f"expected {tuple(value.shape)}"
                 )
             value.data.copy_(merged[name])
+
+
+KEPT = (Scope.LOCAL, Scope.FROZEN)
+"""What a client keeps for itself."""

@@ -17,6 +17,10 @@ from pfedmma_deploy.types import Tower
 
 BlockHook = Callable[[Tower, int, Tensor], Tensor | None]
 """(tower, block, ln_1 output [B, T, d]) -> what is added to that block's output, or None."""
+TokenHook = Callable[[Tower, int, Tensor], Tensor]
+"""(tower, block, tokens [B, T, d]) -> the tokens that the block reads instead."""
+WeightHook = Callable[[Tower, int, Tensor], Tensor]
+"""(tower, block, fused query-key-value weight [3 d, d]) -> the weight to use instead."""
 
 ADAPTABLE = (
     "a class-token ViT image tower and a causal text transformer of open_clip's own kind, such as "
@@ -87,15 +91,7 @@ class Backbone:
 
     def encode_image(self, pixels: Tensor, hook: BlockHook | None = None) -> Tensor:
         """Image features of uint8 pixels [B, H, W, 3]: [B, D], L2-normalised."""
-        dtype = self.visual.proj.dtype
-        mean = torch.tensor(self.mean, dtype=dtype, device=self.device) * 255
-        std = torch.tensor(self.std, dtype=dtype, device=self.device) * 255
-        x = (pixels.to(self.device, dtype) - mean) / std
-        x = self.visual._embeds(x.permute(0, 3, 1, 2))
-        for index, block in enumerate(self.blocks("image")):
-            x = run_block(block, x, None, hook, "image", index)
-        pooled, _ = self.visual._pool(x)
-        return F.normalize(pooled @ self.visual.proj, dim=-1)
+        return self.pool_image(self.run_blocks("image", self.embed_image(pixels), hook))
 
     def encode_text(self, tokens: Tensor, hook: BlockHook | None = None) -> Tensor:
         """Text features of token ids [N, <= context_length]: [N, D], L2-normalised.
@@ -103,16 +99,67 @@ class Backbone:
         Prompts are cut to the longest one: exact, because the mask is causal and the feature is
         read at the end token, which carries the highest id.
         """
-        tokens = tokens.to(self.device)
         ends = tokens.argmax(dim=-1)
-        length = int(ends.max()) + 1
-        model = self.model
-        x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
-        mask = model.attn_mask[:length, :length]
-        for index, block in enumerate(self.blocks("text")):
-            x = run_block(block, x, mask, hook, "text", index)
-        x = model.ln_final(x[torch.arange(len(x), device=self.device), ends])
-        return F.normalize(x @ model.text_projection, dim=-1)
+        x = self.embed_tokens(tokens[:, : int(ends.max()) + 1])
+        return self.pool_text(self.run_blocks("text", self.add_positions(x), hook), ends)
+
+    def embed_image(self, pixels: Tensor) -> Tensor:
+        """What the first image block reads of uint8 pixels [B, H, W, 3]: [B, 1 + patches, d]."""
+        dtype = self.visual.proj.dtype
+        mean = torch.tensor(self.mean, dtype=dtype, device=self.device) * 255
+        std = torch.tensor(self.std, dtype=dtype, device=self.device) * 255
+        x = (pixels.to(self.device, dtype) - mean) / std
+        embedded: Tensor = self.visual._embeds(x.permute(0, 3, 1, 2))
+        return embedded
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Embeddings of token ids [N, T], positions not yet added: [N, T, d]."""
+        embedded: Tensor = self.model.token_embedding(tokens.to(self.device))
+        return embedded
+
+    def add_positions(self, x: Tensor) -> Tensor:
+        """What the first text block reads of embeddings [N, T, d], T at most context_length."""
+        placed: Tensor = x + self.model.positional_embedding[: x.shape[1]]
+        return placed
+
+    def run_blocks(
+        self,
+        tower: Tower,
+        x: Tensor,
+        hook: BlockHook | None = None,
+        *,
+        before: TokenHook | None = None,
+        attention: WeightHook | None = None,
+    ) -> Tensor:
+        """All blocks of a tower, x [B, T, d] -> [B, T, d].
+
+        Args:
+            tower: `image` or `text`, whose mask is causal.
+            x: what the first block reads.
+            hook: adds to the output of a block.
+            before: replaces what a block reads.
+            attention: replaces a block's fused query-key-value weight.
+        """
+        mask = self.model.attn_mask[: x.shape[1], : x.shape[1]] if tower == "text" else None
+        for index, block in enumerate(self.blocks(tower)):
+            if before is not None:
+                x = before(tower, index, x)
+            weight = None
+            if attention is not None:
+                weight = attention(tower, index, block.attn.in_proj_weight)
+            x = run_block(block, x, mask, hook, tower, index, weight)
+        return x
+
+    def pool_image(self, x: Tensor) -> Tensor:
+        """Image features of what the last block gave, [B, T, d] -> [B, D], L2-normalised."""
+        pooled, _ = self.visual._pool(x)
+        return F.normalize(pooled @ self.visual.proj, dim=-1)
+
+    def pool_text(self, x: Tensor, ends: Tensor) -> Tensor:
+        """Text features [N, T, d] -> [N, D], L2-normalised, read at the places `ends` [N]."""
+        rows = torch.arange(len(x), device=self.device)
+        read = self.model.ln_final(x[rows, ends.to(self.device)])
+        return F.normalize(read @ self.model.text_projection, dim=-1)
 
 
 def run_block(
@@ -122,20 +169,27 @@ def run_block(
     hook: BlockHook | None,
     tower: Tower,
     index: int,
+    in_proj_weight: Tensor | None = None,
 ) -> Tensor:
     """One pre-norm block, x [B, T, d] -> [B, T, d], plus what the hook adds to its output."""
     h = block.ln_1(x)
-    x = x + block.ls_1(attend(block.attn, h, mask))
+    x = x + block.ls_1(attend(block.attn, h, mask, in_proj_weight))
     x = x + block.ls_2(block.mlp(block.ln_2(x)))
     added = hook(tower, index, h) if hook is not None else None
     return x if added is None else x + added
 
 
-def attend(attention: nn.MultiheadAttention, h: Tensor, mask: Tensor | None) -> Tensor:
+def attend(
+    attention: nn.MultiheadAttention,
+    h: Tensor,
+    mask: Tensor | None,
+    in_proj_weight: Tensor | None = None,
+) -> Tensor:
     """Self-attention with the weights of torch's fused module, h [B, T, d] -> [B, T, d]."""
     batch, length, width = h.shape
     heads = attention.num_heads
-    qkv = F.linear(h, attention.in_proj_weight, attention.in_proj_bias)
+    weight = attention.in_proj_weight if in_proj_weight is None else in_proj_weight
+    qkv = F.linear(h, weight, attention.in_proj_bias)
     q, k, v = qkv.view(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
     if h.is_cuda:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

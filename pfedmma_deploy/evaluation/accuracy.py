@@ -8,16 +8,18 @@ client's adapter, at every evaluation. Means over clients are unweighted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pfedmma_deploy.backbone.clip import Backbone, BlockHook
+from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.adapters.frozen import Frozen
+from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.backbone.texts import class_texts
 from pfedmma_deploy.data.pixels import PixelLoader
-from pfedmma_deploy.data.prompts import build_prompts
 from pfedmma_deploy.types import ClientData, Example, Federation
 
 BATCH = 64
@@ -78,71 +80,75 @@ def mean_accuracy(accuracies: Iterable[Accuracy]) -> Accuracy:
     )
 
 
-def top1_accuracy(images: Tensor, texts: Tensor, rows: Tensor) -> float:
-    """Percent of images [N, D] whose most similar text [C, D] is the row given, rows int64 [N]."""
-    return float((images @ texts.T).argmax(dim=1).eq(rows.to(images.device)).double().mean() * 100)
-
-
-@torch.inference_mode()
-def encode_examples(
-    backbone: Backbone, pixels: PixelLoader, examples: Sequence[Example], hook: BlockHook | None
-) -> Tensor:
-    """Image features of many examples in batches, [N, D]."""
-    parts = [
-        backbone.encode_image(torch.from_numpy(pixels.load(examples[i : i + BATCH])), hook)
-        for i in range(0, len(examples), BATCH)
-    ]
-    return torch.cat(parts) if parts else torch.empty(0, backbone.embed_dim)
-
-
-@torch.inference_mode()
-def encode_names(
-    backbone: Backbone, names: Sequence[str], template: str, hook: BlockHook | None
-) -> Tensor:
-    """Text features of class names in a prompt, [C, D]."""
-    return backbone.encode_text(backbone.tokenize(build_prompts(names, template)), hook)
-
-
 class Scorer:
-    """Scores any model on the test images of a federation."""
+    """Scores any model on the test images of a federation.
+
+    Frozen image features are kept, so that a method which leaves the image tower alone, and
+    zero-shot CLIP, are scored for the price of their texts.
+    """
 
     def __init__(
-        self, backbone: Backbone, federation: Federation, pixels: PixelLoader, template: str
+        self,
+        backbone: Backbone,
+        federation: Federation,
+        pixels: PixelLoader,
+        template: str,
+        logit_scale: float,
     ) -> None:
         self.backbone = backbone
         self.federation = federation
         self.pixels = pixels
         self.template = template
+        self.logit_scale = logit_scale
+        self._frozen: dict[str, Tensor] = {}
 
-    def score(self, hook: BlockHook | None, clients: Sequence[ClientData]) -> list[Accuracy]:
-        """Accuracy of one model for each of the clients: base and novel are the same for all."""
-        base = self.federation.base
-        examples = unique([*self.federation.base_test, *(e for c in clients for e in c.test)])
-        features = self._encode(examples, hook)
-        row_of = {example.key: i for i, example in enumerate(examples)}
-        texts = encode_names(self.backbone, self.federation.names(base), self.template, hook)
+    def score(self, adapter: Adapter | None, clients: Sequence[ClientData]) -> list[Accuracy]:
+        """Accuracy of one model for each of the clients: base and novel are the same for all.
 
-        def accuracy(chosen: Sequence[Example]) -> float | None:
-            if not chosen:
-                return None
-            picked = features[[row_of[example.key] for example in chosen]]
-            rows = torch.tensor([base.index(example.label) for example in chosen])
-            return top1_accuracy(picked, texts, rows)
+        `adapter` None is zero-shot CLIP.
+        """
+        adapter = Frozen() if adapter is None else adapter.eval()
+        federation = self.federation
+        own = [example for client in clients for example in client.test]
+        right = self._right(adapter, federation.base, unique([*federation.base_test, *own]))
+        right_novel = self._right(adapter, federation.novel, unique(federation.novel_test))
 
-        on_base, on_novel = accuracy(self.federation.base_test), self._novel(hook)
-        return [Accuracy(accuracy(client.test), on_base, on_novel) for client in clients]
+        def accuracy(chosen: Sequence[Example], found: Mapping[str, bool]) -> float | None:
+            return 100 * sum(found[e.key] for e in chosen) / len(chosen) if chosen else None
 
-    def _novel(self, hook: BlockHook | None) -> float | None:
-        novel, examples = self.federation.novel, self.federation.novel_test
+        base = accuracy(federation.base_test, right)
+        novel = accuracy(federation.novel_test, right_novel)
+        return [Accuracy(accuracy(client.test, right), base, novel) for client in clients]
+
+    @torch.inference_mode()
+    def _right(
+        self, adapter: Adapter, labels: Sequence[int], examples: Sequence[Example]
+    ) -> dict[str, bool]:
+        """Whether each example's own class is chosen among `labels`, by key."""
         if not examples:
-            return None
-        features = self._encode(examples, hook)
-        texts = encode_names(self.backbone, self.federation.names(novel), self.template, hook)
-        rows = torch.tensor([novel.index(example.label) for example in examples])
-        return top1_accuracy(features, texts, rows)
+            return {}
+        names = self.federation.names(labels)
+        known = class_texts(self.backbone, names, self.template)
+        texts = adapter.encode_text(self.backbone, known)
+        right = {}
+        for start in range(0, len(examples), BATCH):
+            chosen = examples[start : start + BATCH]
+            scores = adapter.logits(self._images(adapter, chosen), texts, self.logit_scale)
+            for example, row in zip(chosen, scores.argmax(dim=1).tolist(), strict=True):
+                right[example.key] = labels[row] == example.label
+        return right
 
-    def _encode(self, examples: Sequence[Example], hook: BlockHook | None) -> Tensor:
-        return encode_examples(self.backbone, self.pixels, examples, hook)
+    def _images(self, adapter: Adapter, examples: Sequence[Example]) -> Tensor:
+        if "image" in adapter.adapts:
+            return adapter.encode_image(self.backbone, self._pixels(examples))
+        missing = [example for example in examples if example.key not in self._frozen]
+        if missing:
+            features = adapter.encode_image(self.backbone, self._pixels(missing))
+            self._frozen.update(zip((e.key for e in missing), features, strict=True))
+        return torch.stack([self._frozen[example.key] for example in examples])
+
+    def _pixels(self, examples: Sequence[Example]) -> Tensor:
+        return torch.from_numpy(self.pixels.load(examples))
 
 
 def unique(examples: Iterable[Example]) -> list[Example]:

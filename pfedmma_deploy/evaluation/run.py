@@ -8,15 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.backbone.texts import class_texts
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.evaluation.accuracy import (
     BATCH,
     Accuracy,
     Scorer,
-    encode_examples,
-    encode_names,
     mean_accuracy,
-    top1_accuracy,
 )
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.run import Run
@@ -53,16 +51,27 @@ def evaluate_run(
     run.require_complete()
     workspace = workspace or open_run_workspace(run)
     federation = workspace.federation
-    scorer = Scorer(workspace.backbone, federation, workspace.pixels, workspace.config.prompt)
+    scorer = open_scorer(workspace)
     adapter, shared = workspace.build_adapter(), run.load_shared()
     clients = federation.clients
     zero_shot = scorer.score(None, clients)
     personalized = {}
     for client in (progress or Silent()).track(clients, "clients evaluated", len(clients)):
-        load_client_adapter(adapter, run.load_client(client.id), shared)
-        (personalized[client.id],) = scorer.score(adapter.hook, [client])
+        load_client_adapter(workspace.method, adapter, run.load_client(client.id), shared)
+        (personalized[client.id],) = scorer.score(adapter, [client])
     ids = [client.id for client in clients]
     return RunEvaluation(dict(zip(ids, zero_shot, strict=True)), personalized)
+
+
+def open_scorer(workspace: Workspace) -> Scorer:
+    """A scorer for the models of a workspace."""
+    return Scorer(
+        workspace.backbone,
+        workspace.federation,
+        workspace.pixels,
+        workspace.config.prompt,
+        workspace.logit_scale,
+    )
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,7 @@ class ZeroShot:
     """By class name: recall."""
 
 
+@torch.inference_mode()
 def evaluate_zero_shot(
     backbone: Backbone, dataset: Dataset, prompt: str, *, progress: Progress | None = None
 ) -> ZeroShot:
@@ -85,12 +95,15 @@ def evaluate_zero_shot(
     pixels = PixelLoader(dataset, backbone.image_size, backbone.resize_mode, backbone.interpolation)
     chunks = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
     tracked = (progress or Silent()).track(chunks, "batches of images", len(chunks))
-    images = torch.cat([encode_examples(backbone, pixels, chunk, None) for chunk in tracked])
-    texts = encode_names(backbone, dataset.class_names, prompt, None)
+    texts = backbone.encode_text(class_texts(backbone, dataset.class_names, prompt).prompts)
+    right: list[bool] = []
+    for chunk in tracked:
+        images = backbone.encode_image(torch.from_numpy(pixels.load(chunk)))
+        found = (images @ texts.T).argmax(dim=1).tolist()
+        right += [row == example.label for row, example in zip(found, chunk, strict=True)]
 
     def accuracy(rows: list[int]) -> float:
-        labels = torch.tensor([examples[i].label for i in rows])
-        return top1_accuracy(images[rows], texts, labels)
+        return 100 * sum(right[row] for row in rows) / len(rows)
 
     return ZeroShot(
         accuracy=accuracy(list(range(len(examples)))),

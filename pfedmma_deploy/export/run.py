@@ -76,11 +76,12 @@ def export_run(
     members = []
     for one in stored:
         adapter = workspace.build_adapter()
-        load_client_adapter(adapter, one, shared)
+        load_client_adapter(workspace.method, adapter, one, shared)
         seen = [label_of[class_key(name)] for name in one.config["seen"]]
-        tensors = load_client_tensors(one, shared)
+        tensors = load_client_tensors(workspace.method, one, shared)
         members.append(ExportClient(one.id, tensors, seen, hook=adapter.hook))
     config, form = run.config, form or Form()
+    parameters = workspace.method.configure(config.parameters)
     novel = [names.index(name) for name in run.manifest["novel"]]
     return export_bundle(
         workspace.backbone,
@@ -90,8 +91,8 @@ def export_run(
         prompt=config.prompt,
         base=[label for label in range(len(names)) if label not in novel],
         novel=novel,
-        bottleneck_dim=config.bottleneck_dim,
-        scale=config.scale,
+        bottleneck_dim=parameters.bottleneck_dim,
+        scale=parameters.scale,
         logit_scale=workspace.logit_scale,
         parity_images=workspace.pixels.load(_parity_examples(workspace)),
         provenance={

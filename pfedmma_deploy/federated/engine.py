@@ -3,40 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.adapters.base import KEPT, Adapter
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.data.pixels import PixelLoader
-from pfedmma_deploy.evaluation.accuracy import top1_accuracy
-from pfedmma_deploy.federated.local import LocalTraining, Prompts, train_locally
 from pfedmma_deploy.methods.base import Method, Update
+from pfedmma_deploy.methods.client_run import ClientRun, LocalTraining, Prompts
 from pfedmma_deploy.store.checkpoint import Checkpoint, ClientState
-from pfedmma_deploy.types import ClientData, Scope
+from pfedmma_deploy.types import ClientData
 
 
 @dataclass(frozen=True)
 class ClientReport:
-    """What the server learns of a client's round: its update and two figures."""
+    """What the server learns of a client's round: its update and a few figures."""
 
     update: Update
     loss: float
     val_accuracy: float | None
     """Percent on the client's validation images; None where it has none."""
+    bytes_down: int
+    """Payload of what the client received."""
+    remarks: dict[str, Any] = field(default_factory=dict)
+    """What the method has to say, for `rounds.jsonl`."""
 
 
 class Engine(Protocol):
     """Runs the local training of the selected clients."""
 
     def run_round(
-        self, round: int, clients: Sequence[str], shared: dict[str, Tensor]
+        self, round: int, clients: Sequence[str], server: dict[str, Tensor]
     ) -> Iterator[ClientReport]:
-        """Send `shared` to the clients, let them train, yield what they send back."""
+        """Send each client its part of `server`, let them train, yield what they send back."""
         ...
 
 
@@ -64,40 +67,51 @@ class InProcessEngine:
         self.options = options
         self.checkpoint = checkpoint
         self.seed = seed
-        self._initial = ClientState(local=adapter.tensors(Scope.LOCAL))
+        self._initial = ClientState(own=adapter.tensors(*KEPT))
 
     def run_round(
-        self, round: int, clients: Sequence[str], shared: dict[str, Tensor]
+        self, round: int, clients: Sequence[str], server: dict[str, Tensor]
     ) -> Iterator[ClientReport]:
         """See `Engine`; every client's randomness is its own: (seed, round, client)."""
         for client in clients:
             index, data = self.clients[client]
             state = self.checkpoint.load_client(client) or self._initial
-            self.adapter.load(state.local, shared)
-            loss, momentum = train_locally(
-                self.backbone,
-                self.method,
-                self.adapter,
-                data.train,
-                self.pixels,
-                self.prompts,
-                self.options,
-                state.momentum,
+            received = self.method.distribute(server, client)
+            self.adapter.load({**state.own, **received})
+            work = ClientRun(
+                backbone=self.backbone,
+                adapter=self.adapter,
+                loss=self.method.loss,
+                client=data,
+                pixels=self.pixels,
+                prompts=self.prompts,
+                options=self.options,
+                received=received,
+                optimizer=dict(state.optimizer),
                 # index + 1: numpy takes [s, r] and [s, r, 0] for the same seed, and [s, r] samples.
-                np.random.default_rng([self.seed, round, index + 1]),
+                rng=np.random.default_rng([self.seed, round, index + 1]),
+                round=round,
             )
-            new = ClientState(local=self.adapter.tensors(Scope.LOCAL), momentum=momentum)
+            loss = self.method.local(work)
+            new = ClientState(own=self.adapter.tensors(*KEPT), optimizer=work.optimizer)
             self.checkpoint.stage_client(client, round, new)
-            update = Update(client, self.adapter.tensors(Scope.SHARED), len(data.train))
-            yield ClientReport(update, loss, self._validate(data))
+            update = Update(client, self.method.upload(self.adapter, data), len(data.train))
+            accuracy = self._validate(data)
+            yield ClientReport(update, loss, accuracy, payload(received), work.record)
 
+    @torch.inference_mode()
     def _validate(self, data: ClientData) -> float | None:
         """Accuracy on the client's validation images, with the adapter as just trained."""
         if not data.val:
             return None
-        with torch.inference_mode():
-            texts = self.backbone.encode_text(self.prompts.tokens, self.adapter.hook)
-            pixels = torch.from_numpy(self.pixels.load(data.val))
-            images = self.backbone.encode_image(pixels, self.adapter.hook)
         rows = torch.tensor([self.prompts.row[example.label] for example in data.val])
-        return top1_accuracy(images, texts, rows)
+        texts = self.adapter.encode_text(self.backbone, self.prompts.texts)
+        pixels = torch.from_numpy(self.pixels.load(data.val))
+        images = self.adapter.encode_image(self.backbone, pixels)
+        scores = self.adapter.logits(images, texts, self.options.logit_scale)
+        return float(scores.argmax(dim=1).eq(rows.to(scores.device)).double().mean() * 100)
+
+
+def payload(tensors: dict[str, Tensor]) -> int:
+    """Bytes of the tensors themselves: what travels."""
+    return sum(value.numel() * value.element_size() for value in tensors.values())

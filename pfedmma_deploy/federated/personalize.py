@@ -14,16 +14,17 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.adapters.base import KEPT, Adapter
 from pfedmma_deploy.config import nearest
 from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.data.federation import build_client
 from pfedmma_deploy.data.joined import JoinedDataset
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.evaluation.accuracy import Accuracy, Scorer
-from pfedmma_deploy.federated.local import train_locally
+from pfedmma_deploy.evaluation.accuracy import Accuracy
+from pfedmma_deploy.evaluation.run import open_scorer
 from pfedmma_deploy.federated.train import class_prompts, client_config, local_training
+from pfedmma_deploy.methods.client_run import ClientRun
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.run import Run, StoredClient
 from pfedmma_deploy.store.workspace import Workspace, load_client_adapter, open_run_workspace
@@ -86,14 +87,14 @@ def personalize(
         progress=progress,
     )
     space = tuned.workspace
-    scorer = Scorer(space.backbone, space.federation, space.pixels, space.config.prompt)
+    scorer = open_scorer(space)
     adapter = space.build_adapter()
     states = (None, tuned.before, tuned.after)
     found = []
     for state in progress.track(states, "models evaluated", len(states)):
         if state is not None:
             adapter.load(state)
-        found.extend(scorer.score(None if state is None else adapter.hook, [tuned.client]))
+        found.extend(scorer.score(None if state is None else adapter, [tuned.client]))
     zero_shot, before, after = found
     folder = run.folder / "clients" / client
     return PersonalizeResult(client, tuned.is_new, zero_shot, before, after, tuned.loss, folder)
@@ -138,20 +139,23 @@ def fine_tune(
     chosen = next(c for c in workspace.federation.clients if c.id == client)
     adapter = _starting_point(run, workspace, client, is_new)
     before = _all_tensors(adapter)
+    _require_trainable(adapter, workspace.method.name, train_shared)
     scopes = {Scope.LOCAL, Scope.SHARED} if train_shared else {Scope.LOCAL}
     changes = {"epochs": epochs, "scopes": frozenset(scopes)} | ({"lr": lr} if lr else {})
-    loss, _ = train_locally(
-        workspace.backbone,
-        workspace.method,
-        adapter,
-        chosen.train,
-        workspace.pixels,
-        class_prompts(workspace, workspace.federation.base),
-        local_training(workspace, **changes),
-        {},
+    work = ClientRun(
+        backbone=workspace.backbone,
+        adapter=adapter,
+        loss=workspace.method.loss,
+        client=chosen,
+        pixels=workspace.pixels,
+        prompts=class_prompts(workspace, workspace.federation.base),
+        options=local_training(workspace, **changes),
+        received=workspace.method.distribute(run.load_shared(), client),
+        optimizer={},
         # Ids are text, so the client's part of the seed is their checksum.
-        np.random.default_rng([run.config.seed, zlib.crc32(client.encode()) + 1, 1]),
+        rng=np.random.default_rng([run.config.seed, zlib.crc32(client.encode()) + 1, 1]),
     )
+    loss = workspace.method.personalize(work)
     provenance = {
         "epochs": epochs,
         "lr": lr or run.config.lr,
@@ -161,7 +165,7 @@ def fine_tune(
     config = client_config(
         workspace, chosen, rounds=0 if is_new else run.config.rounds, personalized=provenance
     )
-    own = _all_tensors(adapter) if train_shared else adapter.tensors(Scope.LOCAL)
+    own = _all_tensors(adapter) if train_shared else adapter.tensors(*KEPT)
     run.save_client(StoredClient(client, own, config), keep_federated=not is_new)
     run.save()
     return FineTuned(chosen, is_new, workspace, before, _all_tensors(adapter), loss)
@@ -222,11 +226,22 @@ def _starting_point(run: Run, workspace: Workspace, client: str, is_new: bool) -
     adapter = workspace.build_adapter()
     shared = run.load_shared()
     if is_new:
-        adapter.load(adapter.tensors(Scope.LOCAL), shared)
+        received = workspace.method.distribute(shared, client)
+        adapter.load({**adapter.tensors(*KEPT), **received})
     else:
-        load_client_adapter(adapter, run.load_client(client, federated=True), shared)
+        stored = run.load_client(client, federated=True)
+        load_client_adapter(workspace.method, adapter, stored, shared)
     return adapter
 
 
 def _all_tensors(adapter: Adapter) -> dict[str, Tensor]:
-    return {**adapter.tensors(Scope.LOCAL), **adapter.tensors(Scope.SHARED)}
+    return adapter.tensors(*Scope)
+
+
+def _require_trainable(adapter: Adapter, method: str, train_shared: bool) -> None:
+    if adapter.tensors(Scope.LOCAL) or (train_shared and adapter.tensors(Scope.SHARED)):
+        return
+    advice = " with --train-shared, which gives it a copy of its own" if not train_shared else ""
+    if not adapter.tensors(Scope.SHARED):
+        raise UsageError(f"{method} has nothing to train: its clients are zero-shot CLIP.")
+    raise UsageError(f"{method} keeps nothing of its own on a client: personalize{advice}.")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pfedmma_deploy.federated.engine import ClientReport, Engine
+from pfedmma_deploy.federated.engine import ClientReport, Engine, payload
 from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.progress import Progress
 from pfedmma_deploy.store.checkpoint import Checkpoint
@@ -37,7 +37,7 @@ def run_rounds(
     checkpoint: Checkpoint,
     progress: Progress,
 ) -> dict[str, Tensor]:
-    """Run what is left of the rounds and return the shared tensors after the last.
+    """Run what is left of the rounds and return the server's state after the last.
 
     `shared` is the common initial state; a checkpoint that is further along takes its place.
     Each round ends in a commit, so a stop at any moment loses at most the round in flight.
@@ -51,7 +51,7 @@ def run_rounds(
         chosen = sample_clients(clients, config.clients_per_round, config.seed, round)
         received = engine.run_round(round, chosen, shared)
         reports = list(progress.track(received, f"clients of round {round + 1}", len(chosen)))
-        shared = method.aggregate([report.update for report in reports])
+        shared = method.aggregate([report.update for report in reports], shared)
         record = round_record(round, reports, time.perf_counter() - started)
         checkpoint.commit(round, shared, record)
         run.append_round(record)
@@ -61,18 +61,18 @@ def run_rounds(
 def round_record(round: int, reports: list[ClientReport], seconds: float) -> dict[str, Any]:
     """One line of `rounds.jsonl`; means over clients are unweighted, bytes are per client."""
     accuracies = [r.val_accuracy for r in reports if r.val_accuracy is not None]
-    sent = shared_bytes(reports[0].update.shared)
+    remarks = {report.update.client: report.remarks for report in reports if report.remarks}
     return {
         "round": round + 1,
         "clients": [report.update.client for report in reports],
         "loss": float(np.mean([report.loss for report in reports])),
         "val_accuracy": float(np.mean(accuracies)) if accuracies else None,
-        "bytes_up_per_client": sent,
-        "bytes_down_per_client": sent,
+        "bytes_up_per_client": _mean([payload(report.update.shared) for report in reports]),
+        "bytes_down_per_client": _mean([report.bytes_down for report in reports]),
         "seconds": float(f"{seconds:.3f}"),
+        **({"remarks": remarks} if remarks else {}),
     }
 
 
-def shared_bytes(shared: dict[str, Tensor]) -> int:
-    """Payload of the shared tensors in bytes: what goes each way per client and round."""
-    return sum(value.numel() * value.element_size() for value in shared.values())
+def _mean(sizes: list[int]) -> int:
+    return round_half_up(sum(sizes) / len(sizes))

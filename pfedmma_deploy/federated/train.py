@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.adapters.base import KEPT, Adapter
+from pfedmma_deploy.backbone.texts import class_texts
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.data.federation import federation_to_dict
-from pfedmma_deploy.data.prompts import build_prompts
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.federated.engine import InProcessEngine
-from pfedmma_deploy.federated.local import LocalTraining, Prompts
-from pfedmma_deploy.federated.rounds import run_rounds, shared_bytes
+from pfedmma_deploy.federated.engine import InProcessEngine, payload
+from pfedmma_deploy.federated.rounds import run_rounds
+from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.checkpoint import Checkpoint
 from pfedmma_deploy.store.run import Run, StoredClient
@@ -67,14 +67,14 @@ def train(
     for warning in workspace.federation.warnings:
         progress.note(f"warning: {warning}")
     adapter = workspace.build_adapter()
-    initial = adapter.tensors(Scope.LOCAL)
+    initial = adapter.tensors(*KEPT)
     if run.is_complete:
         progress.note(f"{run.folder} is complete: nothing left to do.")
     else:
         shared = _federate(run, workspace, adapter, progress)
         _finish(run, workspace, shared, initial)
-    sent = shared_bytes(run.load_shared())
-    return TrainResult(run, time.perf_counter() - started, sent, sent)
+    sizes = run.manifest["bytes_per_round"]
+    return TrainResult(run, time.perf_counter() - started, sizes["up"], sizes["down"])
 
 
 def require_same_config(run: Run, config: TrainConfig) -> None:
@@ -90,9 +90,9 @@ def require_same_config(run: Run, config: TrainConfig) -> None:
 
 def class_prompts(workspace: Workspace, labels: tuple[int, ...]) -> Prompts:
     """Prompts of the given classes, tokenized."""
-    texts = build_prompts(workspace.federation.names(labels), workspace.config.prompt)
-    row = {label: i for i, label in enumerate(labels)}
-    return Prompts(tokens=workspace.backbone.tokenize(texts), row=row)
+    names = workspace.federation.names(labels)
+    texts = class_texts(workspace.backbone, names, workspace.config.prompt)
+    return Prompts(texts=texts, row={label: i for i, label in enumerate(labels)})
 
 
 def local_training(workspace: Workspace, **changes: Any) -> LocalTraining:
@@ -101,6 +101,7 @@ def local_training(workspace: Workspace, **changes: Any) -> LocalTraining:
     options: dict[str, Any] = {
         "epochs": config.local_epochs,
         "batch_size": config.batch_size,
+        "optimizer": config.optimizer,
         "lr": config.lr,
         "momentum": config.momentum,
         "weight_decay": config.weight_decay,
@@ -113,13 +114,13 @@ def local_training(workspace: Workspace, **changes: Any) -> LocalTraining:
 def client_config(workspace: Workspace, client: ClientData, **provenance: Any) -> dict[str, Any]:
     """`adapter_config.json`: what someone needs to use or refuse this client's adapter."""
     federation = workspace.federation
-    parameters = workspace.method.configure(workspace.config.to_dict())
+    parameters = workspace.method.configure(workspace.config.parameters)
     return {
         "format": "pfedmma-client",
         "format_version": 1,
         "client": client.id,
         "method": workspace.method.name,
-        "parameters": {name: getattr(parameters, name) for name in parameters.__dataclass_fields__},
+        "parameters": asdict(parameters),
         "backbone": backbone_entry(workspace),
         "prompt": workspace.config.prompt,
         "logit_scale": workspace.logit_scale,
@@ -145,7 +146,7 @@ def backbone_entry(workspace: Workspace) -> dict[str, str]:
 def _federate(
     run: Run, workspace: Workspace, adapter: Adapter, progress: Progress
 ) -> dict[str, Tensor]:
-    """The rounds that are left; returns the shared tensors after the last."""
+    """The rounds that are left; returns the server's state after the last."""
     checkpoint = run.checkpoint
     federation = workspace.federation
     engine = InProcessEngine(
@@ -160,8 +161,8 @@ def _federate(
         seed=run.config.seed,
     )
     ids = [client.id for client in federation.clients]
-    shared = adapter.tensors(Scope.SHARED)
-    return run_rounds(run, engine, workspace.method, ids, shared, checkpoint, progress)
+    server = workspace.method.start(adapter, ids)
+    return run_rounds(run, engine, workspace.method, ids, server, checkpoint, progress)
 
 
 def _finish(
@@ -172,7 +173,10 @@ def _finish(
     run.save_shared(shared)
     for client in workspace.federation.clients:
         state = checkpoint.load_client(client.id)
-        tensors = initial if state is None else state.local
+        tensors = initial if state is None else state.own
+        # What the server supplies of the frozen ones is newer than the client's copy.
+        sent = workspace.method.distribute(shared, client.id)
+        tensors = {name: sent.get(name, value) for name, value in tensors.items()}
         config = client_config(workspace, client, rounds=run.config.rounds, personalized=None)
         run.save_client(StoredClient(client.id, tensors, config))
     run.record_rounds()
@@ -187,8 +191,10 @@ def _manifest(workspace: Workspace) -> dict[str, Any]:
         scope.value: sum(value.numel() for value in adapter.tensors(scope).values())
         for scope in (Scope.SHARED, Scope.LOCAL)
     }
+    ids = [client.id for client in federation.clients]
+    received = workspace.method.distribute(workspace.method.start(adapter, ids), ids[0])
+    sent = workspace.method.upload(adapter, federation.clients[0])
     frozen = sum(value.numel() for value in workspace.backbone.model.parameters())
-    sent = shared_bytes(adapter.tensors(Scope.SHARED))
     return {
         "status": "training",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -201,7 +207,7 @@ def _manifest(workspace: Workspace) -> dict[str, Any]:
         "novel": federation.names(federation.novel),
         "clients": [],
         "parameters": {**counts, "frozen": frozen},
-        "bytes_per_round": {"up": sent, "down": sent},
+        "bytes_per_round": {"up": payload(sent), "down": payload(received)},
         "skipped": [[s.path, s.reason] for s in federation.dataset.skipped],
         "warnings": list(federation.warnings),
         "threads": torch.get_num_threads(),

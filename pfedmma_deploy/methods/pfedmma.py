@@ -15,7 +15,8 @@ import torch
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.adapters.mma import MultiModalAdapter
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.methods.base import Method, clip_loss, weighted_mean
+from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.types import TOWERS
 
 
@@ -27,6 +28,12 @@ class PFedMMAParameters:
     """r"""
     scale: float = 1e-3
     """s"""
+
+    def __post_init__(self) -> None:
+        if self.bottleneck_dim < 1:
+            raise UsageError(f"bottleneck_dim must be 1 or more, not {self.bottleneck_dim}.")
+        if self.scale <= 0:
+            raise UsageError(f"scale must be above 0, not {self.scale}.")
 
 
 def build(backbone: Backbone, parameters: PFedMMAParameters, generator: torch.Generator) -> Adapter:
@@ -45,10 +52,6 @@ PFEDMMA = Method(
     paper="pFedMMA, arXiv 2507.05394 (ICLR 2026)",
     trained="down, projection and up layers in the upper two thirds of both towers",
     shared="the projections",
-    folds=False,
-    exportable=True,
     parameters=PFedMMAParameters,
     build=build,
-    loss=clip_loss,
-    aggregate=weighted_mean,
 )

@@ -6,8 +6,15 @@ from pfedmma_deploy.config import nearest
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.methods.pfedmma import PFEDMMA
+from pfedmma_deploy.methods.zero_shot import ZERO_SHOT
 
-METHODS: dict[str, Method] = {method.name: method for method in (PFEDMMA,)}
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        PFEDMMA,
+        ZERO_SHOT,
+    )
+}
 
 
 def get_method(name: str) -> Method:

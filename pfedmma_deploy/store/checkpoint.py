@@ -26,16 +26,17 @@ from pfedmma_deploy.store.files import (
     write_bytes,
 )
 
-_MOMENTUM = "momentum."
+_OPTIMIZER = "optimizer."
 
 
 @dataclass(frozen=True)
 class ClientState:
     """What stays with a client between rounds."""
 
-    local: dict[str, Tensor]
-    momentum: dict[str, Tensor] = field(default_factory=dict)
-    """The optimizer's buffers by parameter name; empty before the first step."""
+    own: dict[str, Tensor]
+    """The adapter's local and frozen tensors."""
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    """The optimizer's state as `parameter/slot`; empty before the first step."""
 
 
 class Checkpoint:
@@ -72,13 +73,14 @@ class Checkpoint:
         if entry is None:
             return None
         tensors = self._read(entry)
-        names = [name for name in tensors if name.startswith(_MOMENTUM)]
-        momentum = {name.removeprefix(_MOMENTUM): tensors.pop(name) for name in names}
-        return ClientState(local=tensors, momentum=momentum)
+        names = [name for name in tensors if name.startswith(_OPTIMIZER)]
+        optimizer = {name.removeprefix(_OPTIMIZER): tensors.pop(name) for name in names}
+        return ClientState(own=tensors, optimizer=optimizer)
 
     def stage_client(self, client: str, round: int, state: ClientState) -> None:
         """Write a client's new state; it counts once the round is committed."""
-        tensors = {**state.local, **{_MOMENTUM + n: value for n, value in state.momentum.items()}}
+        optimizer = {_OPTIMIZER + name: value for name, value in state.optimizer.items()}
+        tensors = {**state.own, **optimizer}
         self._staged[client] = self._write(f"clients/{client}.r{round}.safetensors", tensors)
 
     def commit(self, round: int, shared: dict[str, Tensor], record: dict[str, Any]) -> None:

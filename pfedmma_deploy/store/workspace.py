@@ -38,7 +38,7 @@ class Workspace:
     def build_adapter(self) -> Adapter:
         """The method's adapter in the initial state that all clients have in common."""
         generator = torch.Generator().manual_seed(self.config.seed)
-        parameters = self.method.configure(self.config.to_dict())
+        parameters = self.method.configure(self.config.parameters)
         return self.method.build(self.backbone, parameters, generator).to(self.backbone.device)
 
 
@@ -87,17 +87,19 @@ def require_fingerprint(backbone: Backbone, recorded: Mapping[str, Any], owner: 
         )
 
 
-def load_client_tensors(client: StoredClient, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All adapter tensors of a client: its own part, and the global one where it has no copy."""
-    return {**shared, **client.tensors}
+def load_client_tensors(
+    method: Method, client: StoredClient, shared: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """All adapter tensors of a client: its own part, and the server's where it has no copy."""
+    return {**method.distribute(shared, client.id), **client.tensors}
 
 
 def load_client_adapter(
-    adapter: Adapter, client: StoredClient, shared: Mapping[str, Tensor]
+    method: Method, adapter: Adapter, client: StoredClient, shared: dict[str, Tensor]
 ) -> None:
     """Put a stored client into `adapter`. Raises `StoreError` naming what does not fit."""
     try:
-        adapter.load(load_client_tensors(client, shared))
+        adapter.load(load_client_tensors(method, client, shared))
     except ValueError as error:
         raise StoreError(
             f"The stored client {client.id} does not fit the method: {error}."

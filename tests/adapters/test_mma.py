@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pfedmma_deploy.adapters.mma import MultiModalAdapter, pair_count
+from pfedmma_deploy.backbone.texts import ClassTexts
 from pfedmma_deploy.methods.base import Batch, clip_loss
 from pfedmma_deploy.types import Scope
 from tests import reference
@@ -84,12 +85,17 @@ def test_features_match_the_equations() -> None:
     assert (images - backbone.encode_image(pixels)).abs().max() > 1e-3
 
 
+def batch() -> Batch:
+    pixels, labels, ids = inputs()
+    return Batch(pixels, labels, ClassTexts(("a",) * len(ids), prompts=ids, bare=ids), 20.0)
+
+
 @pytest.mark.parametrize("scale", [0.001, 0.05, 1.0])
 def test_gradient_of_every_parameter(scale: float) -> None:
     """Parameters learn as if s were 1, the trunk's gradient stays s-scaled."""
     backbone, adapter = tiny_backbone(), make_adapter(scale)
     pixels, labels, ids = inputs()
-    value = clip_loss(backbone, adapter, Batch(pixels, labels, ids, 20.0))
+    value = clip_loss(backbone, adapter, batch())
     value.backward()  # type: ignore[no-untyped-call]
     expected = reference.gradients(pixels, labels, ids, weights(), doubles(adapter), scale, 20.0)
     assert expected.keys() == dict(adapter.named_parameters()).keys()
@@ -103,7 +109,7 @@ def test_gradient_of_every_parameter(scale: float) -> None:
 
 def test_the_backbone_gets_no_gradient() -> None:
     backbone, adapter = tiny_backbone(), make_adapter()
-    value = clip_loss(backbone, adapter, Batch(*inputs(), 20.0))
+    value = clip_loss(backbone, adapter, batch())
     value.backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is None and not p.requires_grad for p in backbone.model.parameters())
 

@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(place)
     options = (
         "--backbone test-clip --pretrained random --clients 2 --partition dirichlet --shots 0 "
-        "--rounds 2 --local-epochs 1 --lr 0.01 --scale 0.1 --bottleneck-dim 4"
+        "--rounds 2 --local-epochs 1 --lr 0.01 --set scale=0.1 --set bottleneck_dim=4"
     )
     assert run(f"train --data photos --quiet {options}".split()) == 0
     yield place

@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.backbone.clip import BlockHook
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.evaluation.accuracy import (
     Accuracy,
     Scorer,
     harmonic_mean,
     mean_accuracy,
-    top1_accuracy,
 )
-from pfedmma_deploy.types import ClientData, Federation, Tower
+from pfedmma_deploy.types import ClientData, Federation, Scope, Tower
 from tests.images import MemoryDataset
 from tests.tinyclip import tiny_backbone
 
@@ -37,10 +38,18 @@ def test_means_are_unweighted_and_skip_what_is_not_measured() -> None:
     assert mean_accuracy(rows) == Accuracy(90.0, 60.0, None)
 
 
-def test_top1() -> None:
-    images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.8, 0.6]])
-    texts = torch.eye(2)
-    assert top1_accuracy(images, texts, torch.tensor([0, 1, 1, 1])) == 75.0
+class Hooked(Adapter):
+    """An adapter that is nothing but a function."""
+
+    def __init__(self, function: BlockHook) -> None:
+        super().__init__()
+        self.function = function
+
+    def hook(self, tower: Tower, block: int, h: Tensor) -> Tensor | None:
+        return self.function(tower, block, h)
+
+    def scopes(self) -> dict[str, Scope]:
+        return {}
 
 
 def federation() -> tuple[Federation, MemoryDataset]:
@@ -54,7 +63,7 @@ def federation() -> tuple[Federation, MemoryDataset]:
     return Federation(dataset, (0, 1), (2,), clients, (*cats, *dogs), ships), dataset
 
 
-def always(label_text: str) -> object:
+def always(label_text: str) -> BlockHook:
     """A hook that drives every image towards the text feature of one class name."""
     backbone = tiny_backbone()
     wanted = backbone.encode_text(backbone.tokenize([label_text]))[0]
@@ -74,9 +83,9 @@ def always(label_text: str) -> object:
 def test_local_base_and_novel_by_hand() -> None:
     """A model that answers "cat" to everything: all right for a, wrong for b, half of base."""
     data, dataset = federation()
-    scorer = Scorer(tiny_backbone(), data, PixelLoader(dataset, 16), "a photo of a {}.")
+    scorer = Scorer(tiny_backbone(), data, PixelLoader(dataset, 16), "a photo of a {}.", 20.0)
     hook = always("a photo of a cat.")
-    found = scorer.score(hook, data.clients)  # type: ignore[arg-type]
+    found = scorer.score(Hooked(hook), data.clients)
     assert [row.local for row in found] == [100.0, 0.0, None]
     assert [row.base for row in found] == [50.0] * 3
     # One novel name: whatever the image, it wins among the novel names.
@@ -86,10 +95,10 @@ def test_local_base_and_novel_by_hand() -> None:
 def test_text_features_are_rebuilt_for_every_model() -> None:
     """No model may be scored with the text side of another."""
     data, dataset = federation()
-    scorer = Scorer(tiny_backbone(), data, PixelLoader(dataset, 16), "a photo of a {}.")
+    scorer = Scorer(tiny_backbone(), data, PixelLoader(dataset, 16), "a photo of a {}.", 20.0)
     seen: list[str] = []
 
-    def watch(name: str) -> object:
+    def watch(name: str) -> BlockHook:
         def hook(tower: Tower, block: int, h: Tensor) -> Tensor | None:
             if tower == "text" and block == 0:
                 seen.append(f"{name}:{len(h)}")
@@ -98,5 +107,5 @@ def test_text_features_are_rebuilt_for_every_model() -> None:
         return hook
 
     for name in ("first", "second", "first"):
-        scorer.score(watch(name), data.clients)  # type: ignore[arg-type]
+        scorer.score(Hooked(watch(name)), data.clients)
     assert seen == ["first:2", "first:1", "second:2", "second:1", "first:2", "first:1"]

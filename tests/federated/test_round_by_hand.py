@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from pfedmma_deploy.adapters.mma import MultiModalAdapter
+from pfedmma_deploy.backbone.texts import class_texts
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.federated.engine import ClientReport, InProcessEngine
-from pfedmma_deploy.federated.local import LocalTraining, Prompts
 from pfedmma_deploy.methods.base import Update, weighted_mean
+from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
 from pfedmma_deploy.methods.pfedmma import PFEDMMA
 from pfedmma_deploy.store.checkpoint import Checkpoint
 from pfedmma_deploy.types import ClientData, Example, Scope
@@ -50,14 +51,14 @@ def new_engine(folder: Path) -> tuple[InProcessEngine, MultiModalAdapter]:
     adapter = MultiModalAdapter(
         {"image": 32, "text": 24}, {"image": 3, "text": 3}, 4, SCALE, generator
     )
-    tokens = backbone.tokenize([f"a photo of a {name}." for name in dataset.class_names])
+    texts = class_texts(backbone, dataset.class_names, "a photo of a {}.")
     engine = InProcessEngine(
         backbone=backbone,
         method=PFEDMMA,
         adapter=adapter,
         clients=clients,
         pixels=PixelLoader(dataset, 16),
-        prompts=Prompts(tokens, {0: 0, 1: 1, 2: 2}),
+        prompts=Prompts(texts, {0: 0, 1: 1, 2: 2}),
         options=OPTIONS,
         checkpoint=Checkpoint(folder),
         seed=SEED,
@@ -96,13 +97,13 @@ def test_one_round_by_hand(tmp_path: Path) -> None:
     dataset, clients = federation()
     initial = {**adapter.tensors(Scope.LOCAL), **adapter.tensors(Scope.SHARED)}
     reports = list(engine.run_round(0, ["a", "b"], adapter.tensors(Scope.SHARED)))
-    shared = PFEDMMA.aggregate([report.update for report in reports])
+    shared = PFEDMMA.aggregate([report.update for report in reports], {})
 
     expected = []
     for i, client in enumerate(clients):
         pixels = torch.stack([torch.from_numpy(dataset.pixels[e.key]) for e in client.train])
         start = {name: value.double() for name, value in initial.items()}
-        expected.append(train_by_hand(start, client, i, pixels, engine.prompts.tokens, 0))
+        expected.append(train_by_hand(start, client, i, pixels, engine.prompts.texts.prompts, 0))
     for name, value in shared.items():
         by_hand = expected[0][name] * (6 / 9) + expected[1][name] * (3 / 9)
         torch.testing.assert_close(value.double(), by_hand, atol=2e-6, rtol=1e-4)
@@ -111,7 +112,7 @@ def test_one_round_by_hand(tmp_path: Path) -> None:
     for client, own in zip(clients, expected, strict=True):
         state = engine.checkpoint.load_client(client.id)
         assert state is not None
-        for name, value in state.local.items():
+        for name, value in state.own.items():
             torch.testing.assert_close(value.double(), own[name], atol=2e-6, rtol=1e-4)
 
 
@@ -131,8 +132,8 @@ def test_momentum_belongs_to_a_client(tmp_path: Path) -> None:
     first, second = alone.checkpoint.load_client("b"), both.checkpoint.load_client("b")
     assert first is not None
     assert second is not None
-    assert all(torch.equal(first.local[n], second.local[n]) for n in first.local)
-    assert all(torch.equal(first.momentum[n], second.momentum[n]) for n in first.momentum)
+    assert all(torch.equal(first.own[n], second.own[n]) for n in first.own)
+    assert all(torch.equal(first.optimizer[n], second.optimizer[n]) for n in first.optimizer)
 
 
 def test_momentum_survives_between_rounds(tmp_path: Path) -> None:
@@ -140,8 +141,9 @@ def test_momentum_survives_between_rounds(tmp_path: Path) -> None:
     run_round(engine, 0, ["a"])
     before = engine.checkpoint.load_client("a")
     assert before is not None
-    assert before.momentum.keys() == dict(engine.adapter.named_parameters()).keys()
-    assert any(value.abs().max() > 0 for value in before.momentum.values())
+    names = {f"{name}/momentum_buffer" for name, _ in engine.adapter.named_parameters()}
+    assert before.optimizer.keys() == names
+    assert any(value.abs().max() > 0 for value in before.optimizer.values())
 
 
 def test_nothing_local_leaves_a_client(tmp_path: Path) -> None:
