@@ -9,27 +9,40 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final, get_args
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from pfedmma_deploy.config import Classes, Partition
 from pfedmma_deploy.data.checks import (
+    Problem,
     check_dataset,
     check_federation,
     find_problem,
     require_usable,
 )
-from pfedmma_deploy.data.partition import Labels, Part, dirichlet, disjoint, draw_shots
-from pfedmma_deploy.data.pools import clients_per_pool, make_pools
+from pfedmma_deploy.data.division import Division
+from pfedmma_deploy.data.members import (
+    draw_images,
+    labels_of,
+    make_client,
+    make_clients,
+    of_labels,
+)
+from pfedmma_deploy.data.pachinko import pachinko
+from pfedmma_deploy.data.partition import Labels, Part, dirichlet, disjoint
+from pfedmma_deploy.data.pools import clients_per_pool, make_pools, take_unseen
 from pfedmma_deploy.data.records import federation_from_dict, federation_to_dict
 from pfedmma_deploy.data.splits import carve_splits
-from pfedmma_deploy.errors import DataError, UsageError
+from pfedmma_deploy.data.superclasses import read_superclasses
+from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.types import ClientData, Dataset, Example, Federation, Split
 
 __all__ = [
     "build_client",
     "build_federation",
+    "divide",
     "federation_from_dict",
     "federation_to_dict",
     "split_base_novel",
@@ -48,6 +61,8 @@ def build_federation(
     dirichlet_beta: float = 0.3,
     num_shots: int = 16,
     seed: int = 0,
+    unseen_domain: str | None = None,
+    superclasses: str | None = None,
 ) -> Federation:
     """Divides `dataset` among clients.
 
@@ -60,31 +75,61 @@ def build_federation(
       most one; a client has all that is drawn of its classes.
     - `dirichlet`: every class is dealt out by its own Dirichlet(beta) proportions, alike for
       training, validation and testing (`partition.dirichlet` has the rule).
+    - `pachinko`: equally large clients, which differ in superclasses (`pachinko.pachinko`) of
+      the table in the file `superclasses`, or of CIFAR-100.
     - `domain`: as `dirichlet`, but inside every domain, clients / domains parts each; a client's
       id is `domain-part`. Where images carry no domain, their client folder counts as one.
+    - `leave-one-domain-out`: as `domain`, but without `unseen_domain`. Its test images (all of its
+      images, if none is marked so) are `novel_test`: those of the novel classes or, with
+      `classes="all"`, of every class; `novel` is then the same as `base`.
     - `folders`: each client folder is a client; `clients` and `dirichlet_beta` do not count.
 
     Shots: K = `num_shots` training images of every base class are drawn, K per class from the whole
-    data for `disjoint` and `dirichlet` (so K x base classes in the federation), K per class from
-    every domain for `domain`, and K per class from every client for `folders`. 0 takes all, and a
-    class with fewer than K gives what it has. Validation and test images are always used in full.
+    data for `disjoint`, `dirichlet` and `pachinko` (so K x base classes in the federation), K per
+    class from every domain for the partitions by domain, and K per class from every client for
+    `folders`. 0 takes all, and a class with fewer than K gives what it has. Validation and test
+    images are always used in full.
 
     Where the data, the domain or the client folder (as the shots) have no validation or no test
     images, these are set aside from the training images first (`splits.carved_sizes`).
 
     A client's `classes` are those it has training images of, and its validation and test images
-    are of these classes only. `base_test` and `novel_test` hold every test image.
+    are of these classes only. `base_test` and `novel_test` hold every test image, except those of
+    the unseen domain in `base_test` and of the others in `novel_test`.
 
     Raises:
-        UsageError: a value out of range.
+        UsageError: a value out of range, or an `unseen_domain` that the data do not have.
         DataError: fatal problems (`checks.KINDS`), or a partition that the data do not allow.
     """
-    _check_values(clients, classes, partition, dirichlet_beta, num_shots, seed)
-    problems = [*require_usable(check_dataset(dataset))]
-    rng = np.random.default_rng([seed, _STREAM])
-    base, novel = split_base_novel(len(dataset.class_names), classes)
-    pools = make_pools(dataset, partition)
-    per_pool = clients_per_pool(clients, partition, len(pools))
+    division = Division(
+        clients=clients,
+        classes=classes,
+        partition=partition,
+        dirichlet_beta=dirichlet_beta,
+        num_shots=num_shots,
+        seed=seed,
+        unseen_domain=unseen_domain,
+        superclasses=superclasses,
+    )
+    problems = require_usable(check_dataset(dataset))
+    federation, found = divide(dataset, division)
+    warnings = (*problems, *require_usable(found))
+    return replace(federation, warnings=tuple(map(str, warnings)))
+
+
+def divide(dataset: Dataset, division: Division) -> tuple[Federation, tuple[Problem, ...]]:
+    """A division as `build_federation` makes it, and what is wrong with it, fatal or not.
+
+    Raises:
+        UsageError, DataError: the data do not allow this partition.
+    """
+    rng = np.random.default_rng([division.seed, _STREAM])
+    base, novel = split_base_novel(len(dataset.class_names), division.classes)
+    pools = make_pools(dataset, division.partition)
+    unseen: tuple[Example, ...] = ()
+    if division.partition == "leave-one-domain-out":
+        unseen, novel = take_unseen(pools, division.unseen_domain), novel or base
+    per_pool = clients_per_pool(division.clients, division.partition, len(pools))
     small: list[str] = []
     members: list[ClientData] = []
     tests: list[Example] = []
@@ -93,26 +138,19 @@ def build_federation(
         named = [dataset.class_names[label] for label in few if label in base]
         small += [f"{name}: {each}" if name else each for each in named]
         tests += [example for example in examples if example.split == "test"]
-        drawn = _draw(examples, base, num_shots, rng)
-        labels: Labels = {split: _labels(of_split) for split, of_split in drawn.items()}
-        if partition == "folders":
-            members.append(_make_client(name, drawn))
-        elif partition == "disjoint":
-            members += _make_clients("", drawn, disjoint(labels, base, per_pool, rng))
-        else:
-            parts = _dirichlet_in(name, labels, per_pool, dirichlet_beta, rng)
-            members += _make_clients(name, drawn, parts)
+        drawn = draw_images(examples, base, division.num_shots, rng)
+        members += _divide_pool(dataset, name, drawn, per_pool, division, base, rng)
     federation = Federation(
         dataset=dataset,
         base=base,
         novel=novel,
         clients=tuple(members),
-        base_test=_of_labels(tests, base),
-        novel_test=_of_labels(tests, novel),
+        base_test=of_labels(tests, base),
+        novel_test=of_labels(unseen or tests, novel),
+        unseen_domain=division.unseen_domain,
     )
-    problems += find_problem("few-images", small)
-    problems += check_federation(federation, num_shots)
-    return replace(federation, warnings=tuple(map(str, require_usable(problems))))
+    problems = check_federation(federation, division.num_shots)
+    return federation, (*find_problem("few-images", small), *problems)
 
 
 def build_client(
@@ -133,8 +171,8 @@ def build_client(
     rng = np.random.default_rng([seed, _STREAM])
     labels = tuple(range(len(dataset.class_names)))
     examples, few = carve_splits(dataset.examples, rng)
-    client = _make_client(client_id, _draw(examples, labels, num_shots, rng))
-    tests = _of_labels([example for example in examples if example.split == "test"], labels)
+    client = make_client(client_id, draw_images(examples, labels, num_shots, rng))
+    tests = of_labels([example for example in examples if example.split == "test"], labels)
     whole = Federation(dataset, labels, (), (client,), tests, ())
     problems += find_problem("few-images", [dataset.class_names[label] for label in few])
     problems += check_federation(whole, num_shots)
@@ -147,34 +185,29 @@ def split_base_novel(num_classes: int, classes: Classes) -> tuple[tuple[int, ...
     return tuple(range(cut)), tuple(range(cut, num_classes))
 
 
-def _check_values(
-    clients: int, classes: str, partition: str, beta: float, num_shots: int, seed: int
-) -> None:
-    checks = (
-        ("classes", classes, classes in get_args(Classes), " or ".join(get_args(Classes))),
-        ("partition", partition, partition in get_args(Partition), ", ".join(get_args(Partition))),
-        ("clients", clients, clients >= 1, "1 or more"),
-        ("num_shots", num_shots, num_shots >= 0, "0 (all images) or more"),
-        ("seed", seed, seed >= 0, "0 or more"),
-        # Far below this the proportions underflow.
-        ("dirichlet_beta", beta, 1e-3 <= beta <= 1e6, "between 0.001 and 1000000"),
-    )
-    for name, value, good, expected in checks:
-        if not good:
-            raise UsageError(f"{name} must be {expected}, not {value!r}")
-
-
-def _draw(
-    examples: Sequence[Example], labels: Sequence[int], num_shots: int, rng: np.random.Generator
-) -> dict[Split, list[Example]]:
-    wanted = set(labels)
-    drawn: dict[Split, list[Example]] = {split: [] for split in get_args(Split)}
-    for example in examples:
-        if example.label in wanted:
-            drawn[example.split].append(example)
-    shots = draw_shots(_labels(drawn["train"]), num_shots, rng)
-    drawn["train"] = [drawn["train"][index] for index in shots]
-    return drawn
+def _divide_pool(
+    dataset: Dataset,
+    pool: str,
+    drawn: dict[Split, list[Example]],
+    clients: int,
+    division: Division,
+    base: Sequence[int],
+    rng: np.random.Generator,
+) -> list[ClientData]:
+    labels: Labels = {split: labels_of(of_split) for split, of_split in drawn.items()}
+    beta = division.dirichlet_beta
+    match division.partition:
+        case "folders":
+            return [make_client(pool, drawn)]
+        case "disjoint":
+            parts = disjoint(labels, base, clients, rng)
+        case "pachinko":
+            file = None if division.superclasses is None else Path(division.superclasses)
+            groups = read_superclasses(dataset.class_names, file)
+            parts = pachinko(labels, groups, clients, beta, rng)
+        case _:
+            parts = _dirichlet_in(pool, labels, clients, beta, rng)
+    return make_clients(pool, drawn, parts)
 
 
 def _dirichlet_in(
@@ -184,36 +217,3 @@ def _dirichlet_in(
         return dirichlet(labels, clients, beta, rng)
     except DataError as error:
         raise DataError(f"domain '{pool}': {error}" if pool else str(error)) from error
-
-
-def _make_clients(
-    pool: str, drawn: dict[Split, list[Example]], parts: Sequence[Part]
-) -> list[ClientData]:
-    clients = []
-    for number, part in enumerate(parts):
-        held = {split: [drawn[split][index] for index in part[split]] for split in drawn}
-        client = _make_client(f"{pool}-{number}" if pool else str(number), held)
-        clients.append(replace(client, domain=pool) if pool else client)
-    return clients
-
-
-def _make_client(client_id: str, held: dict[Split, list[Example]]) -> ClientData:
-    classes = tuple(sorted({example.label for example in held["train"]}))
-    domains = {example.domain for examples in held.values() for example in examples}
-    return ClientData(
-        id=client_id,
-        classes=classes,
-        train=tuple(held["train"]),
-        val=_of_labels(held["val"], classes),
-        test=_of_labels(held["test"], classes),
-        domain=domains.pop() if len(domains) == 1 else None,
-    )
-
-
-def _labels(examples: Sequence[Example]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.array([example.label for example in examples], dtype=np.int64)
-
-
-def _of_labels(examples: Sequence[Example], labels: Sequence[int]) -> tuple[Example, ...]:
-    wanted = set(labels)
-    return tuple(example for example in examples if example.label in wanted)

@@ -21,6 +21,8 @@ __all__ = [
     "Labels",
     "Part",
     "apportion",
+    "count_classes",
+    "deal",
     "dirichlet",
     "disjoint",
     "draw_shots",
@@ -123,7 +125,7 @@ def dirichlet(
     if total < clients * min_train:
         raise _too_few(total, clients, beta, min_train, 0)
     classes = np.unique(labels["train"])
-    totals = {split: _count(of_split, classes) for split, of_split in labels.items()}
+    totals = {split: count_classes(of_split, classes) for split, of_split in labels.items()}
     unavoidable = sum(max(0, clients - int(total.sum())) for total in totals.values())
     best: dict[Split, Indices] | None = None
     fewest = len(totals) * clients + 1
@@ -139,7 +141,7 @@ def dirichlet(
             break
     if best is None:
         raise _too_few(total, clients, beta, min_train, max_redraws)
-    return _deal(labels, classes, best, clients, rng)
+    return deal(labels, classes, best, clients, rng)
 
 
 def apportion(totals: Indices, weights: NDArray[np.float64] | NDArray[np.int64]) -> Indices:
@@ -157,17 +159,19 @@ def apportion(totals: Indices, weights: NDArray[np.float64] | NDArray[np.int64])
     return counts
 
 
-def _count(labels: NDArray[np.int64], classes: NDArray[np.int64]) -> Indices:
+def count_classes(labels: NDArray[np.int64], classes: NDArray[np.int64]) -> Indices:
+    """How many of `labels` [n] are each of `classes` [C]."""
     return np.array([np.count_nonzero(labels == label) for label in classes], dtype=np.int64)
 
 
-def _deal(
+def deal(
     labels: Labels,
     classes: NDArray[np.int64],
     counts: Mapping[Split, Indices],
     clients: int,
     rng: np.random.Generator,
 ) -> tuple[Part, ...]:
+    """Shuffles the images of each class and hands them out by `counts` [C, N] of each split."""
     hands: list[dict[Split, list[Indices]]] = [{s: [] for s in labels} for _ in range(clients)]
     for split, of_split in labels.items():
         for label, row in zip(classes, counts[split], strict=True):

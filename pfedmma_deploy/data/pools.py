@@ -1,15 +1,18 @@
-"""Which images are divided among which clients: all together, by domain, or by client folder."""
+"""Which images are divided together: all of them, those of a domain, or of a client folder."""
 
 from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
-from pfedmma_deploy.config import Partition
-from pfedmma_deploy.errors import DataError
+from pfedmma_deploy.config import Partition, nearest
+from pfedmma_deploy.errors import DataError, UsageError
 from pfedmma_deploy.types import Dataset, Example
 
-__all__ = ["clients_per_pool", "make_pools"]
+__all__ = ["clients_per_pool", "make_pools", "take_unseen"]
+
+_BY_DOMAIN = ("domain", "leave-one-domain-out")
 
 
 def make_pools(dataset: Dataset, partition: Partition) -> dict[str, list[Example]]:
@@ -20,17 +23,48 @@ def make_pools(dataset: Dataset, partition: Partition) -> dict[str, list[Example
     Raises:
         DataError: a partition by domain or folder, and an image that belongs to none.
     """
-    if partition in ("disjoint", "dirichlet"):
+    if partition in ("disjoint", "dirichlet", "pachinko"):
         return {"": list(dataset.examples)}
     pools: dict[str, list[Example]] = {}
     for example in dataset.examples:
         name = example.client
-        if partition == "domain":
+        if partition in _BY_DOMAIN:
             name = example.domain or example.client
         if name is None:
             raise _without_pools(dataset, partition, example)
         pools.setdefault(name, []).append(example)
     return {name: pools[name] for name in sorted(pools, key=_natural)}
+
+
+def take_unseen(pools: dict[str, list[Example]], unseen_domain: str | None) -> tuple[Example, ...]:
+    """Takes the domain that nobody trains on out of `pools` and returns its test images.
+
+    These are all of its images where none is marked as a test image: nothing needs to be set aside
+    for training.
+
+    Raises:
+        UsageError: no domain was named, or none of the data's.
+        DataError: there is no other domain.
+    """
+    known = ", ".join(pools)
+    if unseen_domain is None:
+        raise UsageError(
+            "partition 'leave-one-domain-out' needs the domain that nobody trains on: use"
+            f" --unseen-domain with one of {known}"
+        )
+    if unseen_domain not in pools:
+        raise UsageError(
+            f"there is no domain '{unseen_domain}'{nearest(unseen_domain, pools)}; the domains are"
+            f" {known}"
+        )
+    if len(pools) == 1:
+        raise DataError(
+            f"partition 'leave-one-domain-out' leaves nothing to train on: '{unseen_domain}' is the"
+            " only domain. Use another partition"
+        )
+    images = pools.pop(unseen_domain)
+    tests = [example for example in images if example.split == "test"]
+    return tuple(tests or (replace(example, split="test") for example in images))
 
 
 def clients_per_pool(clients: int, partition: Partition, pools: int) -> int:
@@ -42,10 +76,11 @@ def clients_per_pool(clients: int, partition: Partition, pools: int) -> int:
     if partition == "folders":
         return 1
     if clients % pools:
-        nearest = max(1, math.floor(clients / pools + 0.5)) * pools
+        multiple = max(1, math.floor(clients / pools + 0.5)) * pools
         raise DataError(
-            f"partition 'domain' gives every domain equally many clients, but {clients} clients"
-            f" cannot be shared out evenly among {pools} domains: use --clients {nearest}"
+            f"partition '{partition}' gives every domain equally many clients, but {clients}"
+            f" clients cannot be shared out evenly among {pools} domains: use --clients"
+            f" {multiple}"
         )
     return clients // pools
 

@@ -36,6 +36,7 @@ def federation_to_dict(federation: Federation) -> dict[str, Any]:
         "base_test": _keys(federation.base_test),
         "novel_test": _keys(federation.novel_test),
         "warnings": list(federation.warnings),
+        "unseen_domain": federation.unseen_domain,
     }
 
 
@@ -74,6 +75,7 @@ def federation_from_dict(dataset: Dataset, record: Mapping[str, Any]) -> Federat
         base_test=find(record["base_test"], "test", record["base"]),
         novel_test=find(record["novel_test"], "test", record["novel"]),
         warnings=tuple(record["warnings"]),
+        unseen_domain=record.get("unseen_domain"),
     )
 
 

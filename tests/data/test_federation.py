@@ -246,7 +246,7 @@ def test_partitions_that_the_data_do_not_allow(partition: str, message: str) -> 
         ({"dirichlet_beta": float("nan")}, "dirichlet_beta must be between"),
         ({"seed": -1}, "seed must be 0 or more, not -1"),
         ({"classes": "some"}, "classes must be base-novel or all, not 'some'"),
-        ({"partition": "iid"}, "partition must be disjoint, dirichlet, domain, folders, not 'iid'"),
+        ({"partition": "iid"}, "partition must be disjoint, dirichlet, pachinko, domain, "),
     ],
 )
 def test_values_out_of_range(options: dict[str, Any], message: str) -> None:

@@ -1,0 +1,101 @@
+"""Pachinko allocation: clients that differ in superclasses, and in classes within them.
+
+Li and McCallum, ICML 2006; for federated learning Reddi et al., "Adaptive Federated Optimization",
+ICLR 2021, appendix F, who divided CIFAR-100 so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pfedmma_deploy.data.partition import Indices, Labels, Part, apportion, count_classes, deal
+from pfedmma_deploy.errors import DataError
+
+__all__ = ["CLASS_BETA", "draw_counts", "pachinko"]
+
+CLASS_BETA: Final = 10.0
+"""Concentration over the classes of a superclass; 10 in Reddi et al."""
+
+
+def pachinko(
+    labels: Labels,
+    superclasses: Sequence[int],
+    clients: int,
+    beta: float,
+    rng: np.random.Generator,
+) -> tuple[Part, ...]:
+    """Equally many training images for each client (or one more), of superclasses of its own.
+
+    A client draws proportions of the superclasses from Dirichlet(beta) and, for each superclass,
+    proportions of its classes from Dirichlet(10). Then it draws its images one by one: superclass,
+    class, image, without replacement; what is used up is left out of later draws. Validation and
+    test images of a class are dealt out by the proportions that came out for training.
+
+    Args:
+        labels: labels of each split; "train" decides which classes are dealt out.
+        superclasses: the superclass of each label.
+        clients: number of clients N.
+        beta: concentration over superclasses; 0.1 in Reddi et al.
+        rng: the only source of chance.
+
+    Raises:
+        DataError: fewer training images than clients.
+    """
+    total = len(labels["train"])
+    if total < clients:
+        raise DataError(
+            f"partition 'pachinko' gives every client equally many training images, but there are"
+            f" {clients} clients and {total} images: use fewer clients, or more shots or images"
+        )
+    classes = np.unique(labels["train"])
+    groups = np.unique([superclasses[label] for label in classes], return_inverse=True)[1]
+    totals = {split: count_classes(of_split, classes) for split, of_split in labels.items()}
+    train = draw_counts(totals["train"], groups, clients, beta, rng)
+    counts = {split: apportion(of_split, train) for split, of_split in totals.items()}
+    return deal(labels, classes, counts, clients, rng)
+
+
+def draw_counts(
+    totals: Indices,
+    groups: NDArray[np.int64],
+    clients: int,
+    beta: float,
+    rng: np.random.Generator,
+) -> Indices:
+    """How many images of each class each client draws, [C, N]; rows add up to `totals` [C].
+
+    Args:
+        totals: images per class.
+        groups: superclass of each class [C], 0 to G - 1.
+        clients: N; their sizes differ by at most one image.
+        beta: concentration over superclasses.
+        rng: the only source of chance.
+    """
+    left = totals.astype(np.int64)
+    members = [np.flatnonzero(groups == group) for group in range(int(groups.max()) + 1)]
+    counts = np.zeros((len(totals), clients), np.int64)
+    size, more = divmod(int(left.sum()), clients)
+    for client in range(clients):
+        of_groups = rng.dirichlet(np.full(len(members), beta))
+        of_classes = [rng.dirichlet(np.full(len(each), CLASS_BETA)) for each in members]
+        for _ in range(size + (client < more)):
+            in_groups = np.array([left[each].sum() for each in members])
+            group = _draw(of_groups, in_groups, rng)
+            label = members[group][_draw(of_classes[group], left[members[group]], rng)]
+            left[label] -= 1
+            counts[label, client] += 1
+    return counts
+
+
+def _draw(weights: NDArray[np.float64], left: Indices, rng: np.random.Generator) -> int:
+    """A place with images left, by its weight among such places."""
+    weights = np.where(left > 0, weights, 0.0)
+    if weights.sum() <= 0:  # what is left has a proportion too small for a float
+        weights = left.astype(np.float64)
+    ends = np.cumsum(weights)
+    place = int(np.searchsorted(ends, rng.random() * ends[-1], side="right"))
+    return min(place, int(np.flatnonzero(weights)[-1]))
