@@ -119,6 +119,11 @@ KINDS: Final[MappingProxyType[str, Kind]] = MappingProxyType(
             "files skipped because they cannot be read",
             "Replace or remove them; everything else is used.",
         ),
+        "no-split-file": Kind(
+            "warning",
+            "split file of the few-shot papers missing, the parts are those of the authors",
+            "Figures are comparable with published ones only with it: put it into the data folder.",
+        ),
         "other-files": Kind(
             "warning",
             "files left alone because they are no images of a known kind",
