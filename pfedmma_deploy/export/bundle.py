@@ -30,6 +30,7 @@ from pfedmma_deploy.export.tokenizer import require_clip_tokenizer, write_tokeni
 from pfedmma_deploy.export.verify import Trained, verify_models
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.runtime import bundle as names
+from pfedmma_deploy.runtime.history import History
 from pfedmma_deploy.runtime.manifest import Manifest
 from pfedmma_deploy.store.files import write_bytes
 
@@ -85,6 +86,7 @@ def export_bundle(
     classifier: bool = False,
     form: Form | None = None,
     evaluation: Evaluation | None = None,
+    history: History | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Write a bundle that serves `clients`, client index 0 being zero-shot CLIP.
@@ -107,6 +109,7 @@ def export_bundle(
         classifier: also write `classifier.onnx`, pixels to class scores in one file.
         form: operators, precision and storage; default fused for ONNX Runtime, fp32.
         evaluation: labelled images on which a form less exact than fp32 is judged; it needs them.
+        history: what the bundle shall remember of its training.
         progress: is told what is being done.
 
     Raises:
@@ -143,6 +146,7 @@ def export_bundle(
         base=base,
         novel=novel,
         provenance=provenance,
+        history=history,
         logit_scale=factor,
         form=form,
         adapter={

@@ -14,6 +14,7 @@ from pfedmma_deploy.export.clients import ExportClient
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.export.onnx_file import OPSET
 from pfedmma_deploy.runtime import bundle as names
+from pfedmma_deploy.runtime.history import History
 from pfedmma_deploy.runtime.manifest import (
     ZERO_SHOT,
     ClientInfo,
@@ -64,6 +65,7 @@ def manifest(
     logit_scale: float,
     form: Form,
     provenance: Mapping[str, Any],
+    history: History | None = None,
 ) -> Manifest:
     """The manifest of a bundle whose files are not written yet."""
     rows = [ClientInfo(0, ZERO_SHOT, ())]
@@ -107,6 +109,7 @@ def manifest(
         parity={},
         quality={},
         files={},
+        history=history,
     )
 
 

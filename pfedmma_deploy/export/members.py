@@ -23,6 +23,7 @@ from pfedmma_deploy.errors import ExportError, UsageError
 from pfedmma_deploy.export import describe, member_check
 from pfedmma_deploy.export.banks import append_row, bank_shapes, remove_row
 from pfedmma_deploy.export.card import seal
+from pfedmma_deploy.export.history import without_client
 from pfedmma_deploy.export.joining import Joining, read_client, require_fitting
 from pfedmma_deploy.export.onnx_file import to_bytes
 from pfedmma_deploy.export.parity import run_clients
@@ -136,7 +137,8 @@ def remove_client(bundle: Path, client: str) -> MemberReport:
         )
     kept = [info for info in old.clients if info.index != index]
     fewer = tuple(replace(info, index=number) for number, info in enumerate(kept))
-    manifest = replace(old, clients=fewer)
+    history = without_client(old.history, client)
+    manifest = replace(old, clients=fewer, history=history)
     pixels, tokens = member_check.check_images(manifest), _tokens(opened)
     rows = {info.index: number for number, info in enumerate(kept)}
     with staged(bundle) as folder:

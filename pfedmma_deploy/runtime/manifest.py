@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pfedmma_deploy.errors import BundleError
+from pfedmma_deploy.runtime.history import History, read_history
+from pfedmma_deploy.runtime.reader import Reader
 
 __all__ = [
     "FORMAT",
@@ -88,6 +90,8 @@ class Manifest:
     quality: Mapping[str, Any]
     """Decisions on real images before and after, where the models are less exact than fp32."""
     files: Mapping[str, FileInfo]
+    history: History | None = None
+    """What training did and what it brought; None where the bundle was made without a run."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, format and version first."""
@@ -102,8 +106,8 @@ class Manifest:
                 holds something else than expected.
         """
         _require_format(raw)
-        reader = _Reader(raw)
-        pre = _Reader(reader.get("preprocessing", dict), "preprocessing.")
+        reader = Reader(raw)
+        pre = Reader(reader.get("preprocessing", dict), "preprocessing.")
         manifest = cls(
             clients=tuple(_client(entry) for entry in reader.get("clients", list)),
             class_names=tuple(reader.items("class_names", str)),
@@ -130,58 +134,23 @@ class Manifest:
             parity=reader.get("parity", dict),
             quality=reader.get("quality", dict),
             files={name: _file(name, entry) for name, entry in reader.get("files", dict).items()},
+            history=read_history(raw.get("history")),
         )
         _require_consistent(manifest)
         return manifest
 
 
-class _Reader:
-    """Typed access to a JSON object; an error names the key, what was expected and found."""
-
-    def __init__(self, raw: Mapping[str, Any], prefix: str = "") -> None:
-        self.raw, self.prefix = raw, prefix
-
-    def get(self, key: str, kind: type) -> Any:
-        value = self.raw.get(key)
-        # A whole float may have been written as an int; a bool is an int to Python, not to us.
-        fits = isinstance(value, (int, float) if kind is float else kind)
-        if not fits or (isinstance(value, bool) and kind is not bool):
-            found = type(value).__name__ if key in self.raw else "nothing"
-            raise BundleError(
-                f"The manifest's {self.prefix}{key} should be {_NAMES.get(kind, kind.__name__)}, "
-                f"found {found}: the bundle is damaged, export it again."
-            )
-        return value
-
-    def items(self, key: str, kind: type) -> list[Any]:
-        values = self.get(key, list)
-        inner = _Reader(dict(enumerate(values)), f"{self.prefix}{key}.")  # type: ignore[arg-type]
-        return [inner.get(cast(str, index), kind) for index in range(len(values))]
-
-    def one_of(self, key: str, *allowed: str) -> Any:
-        value = self.get(key, str)
-        if value not in allowed:
-            raise BundleError(
-                f"The manifest's {self.prefix}{key} should be one of {', '.join(allowed)}, "
-                f"found {value!r}: export the bundle again."
-            )
-        return value
-
-
-_NAMES = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
-
-
 def _client(raw: Any) -> ClientInfo:
     if not isinstance(raw, dict):
         raise BundleError("The manifest's clients should be objects: export the bundle again.")
-    reader = _Reader(raw, "clients.")
+    reader = Reader(raw, "clients.")
     return ClientInfo(
         reader.get("index", int), reader.get("id", str), tuple(reader.items("seen", int))
     )
 
 
 def _file(name: str, raw: Any) -> FileInfo:
-    reader = _Reader(raw if isinstance(raw, dict) else {}, f"files.{name}.")
+    reader = Reader(raw if isinstance(raw, dict) else {}, f"files.{name}.")
     return FileInfo(reader.get("bytes", int), reader.get("sha256", str))
 
 
@@ -220,6 +189,10 @@ def _require_consistent(manifest: Manifest) -> None:
         raise BundleError(
             f"The manifest names labels beyond its {len(manifest.class_names)} class names: "
             "the bundle is damaged, export it again."
+        )
+    if manifest.history is not None:
+        manifest.history.require_fitting(
+            [client.id for client in manifest.clients], len(manifest.class_names)
         )
     if "{}" not in manifest.prompt:
         raise BundleError(

@@ -1,0 +1,93 @@
+"""What a bundle remembers of the run that it was made from."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from pfedmma_deploy.evaluation.accuracy import Accuracy
+from pfedmma_deploy.evaluation.run import RunEvaluation
+from pfedmma_deploy.runtime.history import ClientHistory, Figures, History
+from pfedmma_deploy.store.run import ROUNDS_FILE, Run
+from pfedmma_deploy.types import ClientData, Federation
+
+__all__ = ["MOST_IMAGES", "encodings", "run_history", "without_client"]
+
+MOST_IMAGES = 30_000
+"""Images through a tower beyond which an export does not measure accuracies by itself."""
+
+
+def encodings(federation: Federation) -> int:
+    """How many images go through the image tower when every client is evaluated."""
+    tests = len(federation.base_test) + len(federation.novel_test)
+    return tests * (len(federation.clients) + 1)
+
+
+def run_history(
+    run: Run,
+    federation: Federation,
+    clients: Sequence[str],
+    label_of: Mapping[str, int],
+    measured: RunEvaluation | None,
+) -> History:
+    """Rounds, traffic, and for each of `clients` its images per class and its accuracies.
+
+    Args:
+        run: a finished run.
+        federation: the run's.
+        clients: ids of the bundle's clients.
+        label_of: the bundle's label of each class name of the run.
+        measured: accuracies of the run's clients; None leaves them out.
+    """
+    lines = (run.folder / ROUNDS_FILE).read_text("utf-8").splitlines()
+    rounds = [json.loads(line) for line in lines]
+    traffic = run.manifest["bytes_per_round"]
+    held = {client.id: client for client in federation.clients}
+    return History(
+        rounds=len(rounds),
+        bytes_up_per_client_round=traffic["up"],
+        bytes_down_per_client_round=traffic["down"],
+        bytes_total=round(
+            sum(
+                len(entry["clients"])
+                * (entry["bytes_up_per_client"] + entry["bytes_down_per_client"])
+                for entry in rounds
+            )
+        ),
+        parameters=dict(run.manifest["parameters"]),
+        clients={
+            client: ClientHistory(
+                _counts(held.get(client), federation, label_of),
+                _figures(measured.zero_shot.get(client) if measured else None),
+                _figures(measured.personalized.get(client) if measured else None),
+            )
+            for client in clients
+        },
+    )
+
+
+def without_client(history: History | None, client: str) -> History | None:
+    """The history once `client` has left the bundle; what was sent stays sent."""
+    if history is None:
+        return None
+    kept = {name: entry for name, entry in history.clients.items() if name != client}
+    return replace(history, clients=kept)
+
+
+def _counts(
+    client: ClientData | None, federation: Federation, label_of: Mapping[str, int]
+) -> tuple[int, ...]:
+    """Training images by the bundle's labels; empty for a client that joined with its own data."""
+    if client is None:
+        return ()
+    names = federation.dataset.class_names
+    found = Counter(label_of[names[example.label]] for example in client.train)
+    return tuple(found[label] for label in range(max(label_of.values()) + 1))
+
+
+def _figures(accuracy: Accuracy | None) -> Figures | None:
+    if accuracy is None:
+        return None
+    return Figures(accuracy.local, accuracy.base, accuracy.novel)
