@@ -18,6 +18,13 @@ from pfedmma_deploy.config import (
 )
 from pfedmma_deploy.errors import UsageError
 
+from .division import (
+    PARTITIONS,
+    ClientsFile,
+    Superclasses,
+    UnseenDomain,
+    refuse_beside_file,
+)
 from .options import AsJson, Preset, Quiet, Verbose, free_folder, open_run
 from .output import Output, open_output
 
@@ -53,12 +60,15 @@ def train(
         _option(
             "partition",
             "How images are divided among clients.",
-            "disjoint|dirichlet|domain|folders",
+            PARTITIONS,
         ),
     ] = None,
     dirichlet_beta: Annotated[
         float | None, _option("dirichlet_beta", "Smaller is more skewed.", "BETA")
     ] = None,
+    unseen_domain: UnseenDomain = None,
+    superclasses: Superclasses = None,
+    clients_file: ClientsFile = None,
     shots: Annotated[
         int | None, _option("shots", "Training images per class; 0 takes all.", "K")
     ] = None,
@@ -124,10 +134,14 @@ def train(
       pfedmma train --preset quickstart --data my_photos --clients 3
       pfedmma train --data my_photos --backbone ViT-B-16 --pretrained openai
       pfedmma train --data sites --partition folders --backbone pfedmma-tiny --out runs/sites
+      pfedmma train --preset quickstart --data my_photos --clients-file clients.toml
       pfedmma train --resume --out runs/sites
     """
     flags = {name: context.params[name] for name in _FIELDS}
     flags["parameters"] = parse_settings(parameters)
+    flags["superclasses"] = superclasses and str(superclasses)
+    flags["clients_file"] = clients_file and str(clients_file)
+    refuse_beside_file(flags)
     with open_output(as_json=as_json, quiet=quiet) as output:
         if resume:
             folder = open_run(out).folder

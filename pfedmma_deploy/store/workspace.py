@@ -58,6 +58,8 @@ def open_workspace(config: TrainConfig) -> Workspace:
         dirichlet_beta=config.dirichlet_beta,
         num_shots=config.shots,
         seed=config.seed,
+        unseen_domain=config.unseen_domain,
+        superclasses=config.superclasses,
     )
     return _workspace(config, method, federation)
 
