@@ -1,4 +1,4 @@
-"""Data sets by name or folder, as examples in a fixed class order."""
+"""Data sets by name or place on disk, as examples in a fixed class order."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from PIL import Image
 
 from pfedmma_deploy.config import nearest
-from pfedmma_deploy.data.checks import Problem, find_problem
-from pfedmma_deploy.data.classes import label_folders
-from pfedmma_deploy.data.folders import Scan, scan_folder
-from pfedmma_deploy.data.images import decode_image, verify_image
-from pfedmma_deploy.data.layout import Form, Layout, read_layout
+from pfedmma_deploy.data.checks import Problem
+from pfedmma_deploy.data.images import ImageSource, decode_image, verify_image
+from pfedmma_deploy.data.index import Index
+from pfedmma_deploy.data.known import absent, find_known, known_datasets
+from pfedmma_deploy.data.readers import READERS, Listing
 from pfedmma_deploy.data.samples import SAMPLE_NAMES, load_sample
 from pfedmma_deploy.errors import DataError, ImageError
 from pfedmma_deploy.types import Dataset, Example, Skipped
@@ -31,81 +33,126 @@ Progress = Callable[[int, int], None]
 
 @dataclass(eq=False, slots=True)
 class FolderDataset:
-    """Images of a folder on disk, opened when asked for."""
+    """Images on disk, opened when asked for."""
 
     name: str
     root: Path
-    form: Form
+    form: str
+    """How they lie there: the layout that was recognised."""
     class_names: tuple[str, ...]
     examples: tuple[Example, ...]
     """In ascending order of their keys. Images of a form without splits are all "train"."""
     skipped: tuple[Skipped, ...]
     problems: tuple[Problem, ...]
     """What reading the folder found; `checks.check_dataset` reports it."""
+    source: Callable[[str], ImageSource] | None = None
+    """Where the image of a key is; None means the file of that path below `root`."""
 
     def open_image(self, example: Example) -> Image.Image:
         """Decoded RGB pixels, EXIF orientation applied. Raises `ImageError`."""
-        return decode_image(self.root / example.key)
+        return decode_image(self.source(example.key) if self.source else self.root / example.key)
 
 
 def load_dataset(
-    name_or_dir: str | Path,
+    name_or_path: str | Path,
     *,
+    root: str | Path | None = None,
     verify: bool = True,
+    cache: bool = True,
     progress: Progress | None = None,
 ) -> Dataset:
-    """An embedded sample by its name, or a folder of images in one of the forms of `LAYOUTS`.
+    """An embedded sample, a known data set by name, or whatever a path holds.
 
-    The order of classes is that of the folder's classes.txt, else the sorted folder names
-    (`classes.label_folders` has the rules). Files that are no images are
-    counted, hidden ones passed over.
+    A path may be a folder in one of the layouts of `readers`, which are told apart by what lies in
+    it, or the CSV or Parquet file of a manifest. The order of classes is that of the data set's own
+    lists, else of the folder's classes.txt, else the sorted folder names.
 
     Args:
-        name_or_dir: `cifar10-sample`, `domains-sample`, or a path.
+        name_or_path: a sample (`cifar10-sample`), a name of `known.known_datasets`, or a path. A
+            path that exists wins over a known name.
+        root: where known data sets are looked for; None takes the variable `PFEDMMA_DATA`.
         verify: read every image to its end and leave out the broken ones, with path and reason in
-            `skipped`; without it only their names are read, which suits millions of images.
+            `skipped`. Large folders remember what was read (`index`).
+        cache: False neither uses nor keeps what is remembered about large folders.
         progress: called while images are verified.
 
     Raises:
-        DataError: no such sample or folder, no images, an unclear layout, or a classes.txt that
-            does not match the folders. What `checks.check_dataset` reports is not raised here.
+        DataError: no such sample, name or path, no images, an unclear layout, or lists that do not
+            match the images. What `checks.check_dataset` reports is not raised here.
     """
-    if isinstance(name_or_dir, str) and name_or_dir in SAMPLE_NAMES:
-        return load_sample(name_or_dir)
-    root = Path(name_or_dir)
-    if not root.exists():
+    if isinstance(name_or_path, str) and name_or_path in SAMPLE_NAMES:
+        return load_sample(name_or_path)
+    path = _locate(name_or_path, root)
+    index = Index(enabled=cache)
+    for reader in READERS:
+        place = reader.find(path)
+        if place is not None:
+            found = reader.read(place, index.scan)
+            if isinstance(found, Listing):
+                return _open_listing(path, found, index, verify, progress)
+            return found
+    raise DataError(f"{path}: expected a folder of images, or a .csv or .parquet manifest")
+
+
+def _locate(name_or_path: str | Path, root: str | Path | None) -> Path:
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return path
+    known = known_datasets().get(str(name_or_path))
+    if known is None:
+        names = [*SAMPLE_NAMES, *known_datasets()]
         raise DataError(
-            f"there is no folder {str(name_or_dir)!r} and no embedded sample of that name;"
-            f" the samples are {', '.join(SAMPLE_NAMES)}{nearest(str(name_or_dir), SAMPLE_NAMES)}"
+            f"there is no folder {str(name_or_path)!r} and no embedded sample or data set of that"
+            f" name{nearest(str(name_or_path), names) or '.'} The samples are"
+            f" {', '.join(SAMPLE_NAMES)}, and `pfedmma data list` shows the data sets"
         )
-    found = scan_folder(root)
-    layout = read_layout(found, root)
-    names, labels = label_folders(root, (name for _, name in layout.class_folders))
-    broken = _find_broken(root, found.images, progress) if verify else {}
-    examples = tuple(
-        Example(key, labels[place.class_folder], place.split or "train", place.client)
-        for key, place in zip(found.images, layout.places, strict=True)
-        if key not in broken
-    )
+    place = find_known(known, root)
+    if place is None:
+        raise absent(known, root)
+    return place
+
+
+def _open_listing(
+    path: Path, found: Listing, index: Index, verify: bool, progress: Progress | None
+) -> FolderDataset:
+    broken = _find_broken(found, index, progress) if verify else {}
+    examples = tuple(example for example in found.examples if example.key not in broken)
     skipped = [*found.skipped, *(Skipped(key, reason) for key, reason in broken.items())]
     return FolderDataset(
-        name=root.resolve().name,
-        root=root,
-        form=layout.form,
-        class_names=names,
+        name=path.resolve().name,
+        root=found.root,
+        form=found.form,
+        class_names=found.class_names,
         examples=examples,
         skipped=tuple(sorted(skipped, key=lambda skip: skip.path)),
-        problems=_find_problems(found, layout, examples),
+        problems=found.find_problems(examples),
+        source=found.source,
     )
 
 
-def _find_broken(root: Path, keys: Sequence[str], progress: Progress | None) -> dict[str, str]:
-    """Reason by key. Batches, because one future per image would cost more than the image."""
+def _find_broken(found: Listing, index: Index, progress: Progress | None) -> dict[str, str]:
+    """Reason by key of the images that cannot be read to their end."""
+    keys = [example.key for example in found.examples]
+    if found.source is not None:
+        return _read_all(keys, found.source, progress)
+    root = found.root
+    marks = index.marks(root, keys)
+    known = np.zeros(len(keys), bool) if marks is None else index.is_good(root, marks)
+    broken = _read_all([*compress(keys, ~known)], lambda key: root / key, progress)
+    if marks is not None and not known.all():
+        index.remember_good(root, marks[[key not in broken for key in keys]])
+    return broken
+
+
+def _read_all(
+    keys: Sequence[str], source: Callable[[str], ImageSource], progress: Progress | None
+) -> dict[str, str]:
+    """Batches, because one future per image would cost more than the image."""
 
     def check(batch: Sequence[str]) -> Iterator[tuple[str, str]]:
         for key in batch:
             try:
-                verify_image(root / key)
+                verify_image(source(key))
             except ImageError as error:
                 yield key, str(error)
 
@@ -117,23 +164,3 @@ def _find_broken(root: Path, keys: Sequence[str], progress: Progress | None) -> 
             if progress:
                 progress(min((number + 1) * _BATCH, len(keys)), len(keys))
     return broken
-
-
-def _find_problems(found: Scan, layout: Layout, examples: Sequence[Example]) -> tuple[Problem, ...]:
-    folders_used = {example.key.rpartition("/")[0] for example in examples}
-    names_used = {name for folder, name in layout.class_folders if folder in folders_used}
-    empty, elsewhere = list[str](), list[str]()
-    for folder, name in layout.class_folders:
-        if folder not in folders_used:
-            (elsewhere if name in names_used else empty).append(folder)
-    clients_used = {example.client for example in examples}
-    no_images = [client for client in layout.client_folders if client not in clients_used]
-    one_client = layout.client_folders if len(layout.client_folders) == 1 else ()
-    others = [f"{count} {suffix}" for suffix, count in sorted(found.other_files.items())]
-    return (
-        *find_problem("empty-class", empty),
-        *find_problem("empty-client", no_images),
-        *find_problem("empty-class-folder", elsewhere),
-        *find_problem("one-client-folder", one_client),
-        *find_problem("other-files", others, found.other_files.total()),
-    )

@@ -35,6 +35,8 @@ class Scan:
     """Number of files that are no images, by lower-case suffix."""
     skipped: list[Skipped] = field(default_factory=list)
     """Images and folders that cannot be used, with the reason."""
+    stamps: dict[str, int] = field(default_factory=dict)
+    """Time of the last change of each folder's list of names, in ns; "" is the root."""
 
 
 def scan_folder(root: Path) -> Scan:
@@ -49,7 +51,7 @@ def scan_folder(root: Path) -> Scan:
         reason = "it is a file" if root.exists() else "it does not exist"
         raise DataError(f"data folder {root}: {reason}; expected a folder of images")
     found = Scan()
-    _walk(root, "", (_identity(root),), found)
+    _walk(root, "", (_identity(root, "", found),), found)
     found.images.sort()
     found.folders.sort()
     found.skipped.sort(key=lambda skipped: skipped.path)
@@ -77,7 +79,7 @@ def _walk(folder: Path, key: str, above: tuple[tuple[int, int], ...], found: Sca
 def _add_folder(
     entry: os.DirEntry[str], key: str, above: tuple[tuple[int, int], ...], found: Scan
 ) -> None:
-    identity = _identity(entry)
+    identity = _identity(entry, key, found)
     if identity in above:
         found.skipped.append(Skipped(_printable(key), "a link back to a folder that contains it"))
     elif len(above) > _MAX_DEPTH:
@@ -102,8 +104,10 @@ def _add_file(entry: os.DirEntry[str], key: str, found: Scan) -> None:
         found.images.append(key)
 
 
-def _identity(entry: os.DirEntry[str] | Path) -> tuple[int, int]:
+def _identity(entry: os.DirEntry[str] | Path, key: str, found: Scan) -> tuple[int, int]:
     status = entry.stat()
+    # Before the folder is listed: what is added meanwhile makes the stamp stale, not wrong.
+    found.stamps[key] = status.st_mtime_ns
     return status.st_dev, status.st_ino
 
 

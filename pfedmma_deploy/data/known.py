@@ -85,8 +85,9 @@ def find_known(known: Known, root: str | Path | None = None) -> Path | None:
     base = data_root(root)
     if base is None:
         return None
-    places = (base / folder for folder in known.folders)
-    return next((place for place in places if place.is_dir()), None)
+    places = [place for place in (base / folder for folder in known.folders) if place.is_dir()]
+    start = known.expects[0].split("/")[0]
+    return next((place for place in places if (place / start).exists()), next(iter(places), None))
 
 
 def absent(known: Known, root: str | Path | None = None) -> DataError:

@@ -11,7 +11,7 @@ from pfedmma_deploy.data.folders import Scan
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.types import Split
 
-__all__ = ["LAYOUTS", "Form", "Layout", "Place", "read_layout"]
+__all__ = ["LAYOUTS", "SPLITS", "Form", "Layout", "Place", "read_layout"]
 
 LAYOUTS: Final = (
     "expected one of\n"
@@ -28,13 +28,14 @@ _FORM_PATHS: Final[dict[str, str]] = {
     "splits": "train/<class>/image",
     "clients": "<client>/<class>/image",
 }
-_SPLITS: Final[dict[str, Split]] = {
+SPLITS: Final[dict[str, Split]] = {
     "train": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
     "test": "test",
 }
+"""The part of a data set by what people call it, in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,40 +72,44 @@ def read_layout(found: Scan, root: Path) -> Layout:
     """
     if not found.images:
         raise DataError(f"data folder {root}: no images found{_others(found)}; {LAYOUTS}")
-    places = [_place(key) for key in found.images]
-    first: dict[str, str] = {}
-    for key, place in zip(found.images, places, strict=True):
-        first.setdefault(_FORM_PATHS[place.form] if place else _misfit(key), key)
-    known = tuple(place for place in places if place is not None)
-    if len(first) > 1 or len(known) < len(places):
+    # One look at each folder, not at each image: there may be millions.
+    folders = [key.rpartition("/")[0] for key in found.images]
+    place_of = {folder: _place(folder) for folder in dict.fromkeys(folders)}
+    known = {folder: place for folder, place in place_of.items() if place is not None}
+    kinds = {f: _FORM_PATHS[p.form] if p else _misfit(f) for f, p in place_of.items()}
+    if len(set(kinds.values())) > 1 or len(known) < len(place_of):
+        first: dict[str, str] = {}
+        for key, folder in zip(found.images, folders, strict=True):
+            first.setdefault(kinds[folder], key)
         listed = "".join(f"\n  {key}  ({kind})" for kind, key in first.items())
         raise DataError(f"data folder {root}: the layout is unclear; found{listed}\n{LAYOUTS}")
-    _refuse_bare_splits(root, known)
-    form = known[0].form
+    _refuse_bare_splits(root, known.values())
+    form = next(iter(known.values())).form
+    places = tuple(known[folder] for folder in folders)
     clients = tuple(folder for folder in found.folders if "/" not in folder)
-    return Layout(form, known, _class_folders(found, form), clients if form == "clients" else ())
+    return Layout(form, places, _class_folders(found, form), clients if form == "clients" else ())
 
 
-def _place(key: str) -> Place | None:
-    match key.split("/")[:-1]:
+def _place(folder: str) -> Place | None:
+    """What the path of a folder makes of the images directly in it."""
+    match folder.split("/") if folder else []:
         case [name]:
             return Place("classes", None, None, name)
         case [split, name] if _is_split(split):
-            return Place("splits", None, _SPLITS[split.lower()], name)
+            return Place("splits", None, SPLITS[split.lower()], name)
         case [client, name]:
             return Place("clients", client, None, name)
         case [client, split, name] if _is_split(split) and not _is_split(client):
-            return Place("clients", client, _SPLITS[split.lower()], name)
+            return Place("clients", client, SPLITS[split.lower()], name)
     return None
 
 
 def _is_split(folder: str) -> bool:
-    return folder.lower() in _SPLITS
+    return folder.lower() in SPLITS
 
 
-def _misfit(key: str) -> str:
-    depth = key.count("/")
-    return "in no folder" if depth == 0 else f"{depth} folders deep"
+def _misfit(folder: str) -> str:
+    return f"{folder.count('/') + 1} folders deep" if folder else "in no folder"
 
 
 def _others(found: Scan) -> str:
@@ -139,7 +144,7 @@ def _class_folders(found: Scan, form: Form) -> tuple[tuple[str, str], ...]:
     with_images = {key.rpartition("/")[0] for key in found.images}
     folders = []
     for folder in found.folders:
-        place = _place(f"{folder}/")
+        place = _place(folder)
         if place is None or place.form != form:
             continue
         if folder in with_images or not _is_split(place.class_folder):

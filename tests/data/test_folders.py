@@ -147,8 +147,9 @@ def test_absent_data_names_the_samples(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_dataset("cifar-sample")
     assert str(caught.value) == (
-        "there is no folder 'cifar-sample' and no embedded sample of that name; the samples are"
-        " cifar10-sample, domains-sample; did you mean 'cifar10-sample'?"
+        "there is no folder 'cifar-sample' and no embedded sample or data set of that name; did you"
+        " mean 'cifar10-sample'? The samples are cifar10-sample, domains-sample, and `pfedmma data"
+        " list` shows the data sets"
     )
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file: it is a file; expected a folder of images"):

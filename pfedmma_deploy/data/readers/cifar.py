@@ -1,0 +1,181 @@
+"""CIFAR-10 and CIFAR-100 as torchvision and their own page leave them on disk.
+
+Two forms of each: "python" (pickles, read by `pickles` without unpickling) and "binary" (records
+of one or two label bytes and 3,072 bytes of pixels, channels first).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pfedmma_deploy.data.classes import class_name
+from pfedmma_deploy.data.readers.base import Scanner, read_lines
+from pfedmma_deploy.data.readers.pickles import array_of, read_pickle
+from pfedmma_deploy.errors import DataError
+from pfedmma_deploy.types import Example, Skipped, Split
+
+__all__ = ["CifarDataset", "find", "read"]
+
+_PIXELS: Final = 3 * 32 * 32
+_PAGE: Final = "https://www.cs.toronto.edu/~kriz/cifar.html"
+
+
+class _Form(NamedTuple):
+    """One of the four forms; file names are those of the archives."""
+
+    name: str
+    folder: str
+    train: tuple[str, ...]
+    test: str
+    names: str
+    """The file of class names."""
+    key: str
+    """In pickles, what labels are called; their names are `<key without s>_names`."""
+    num_labels: int
+    """In binary files, label bytes before the pixels; the last is the class, 0 means a pickle."""
+
+
+_TEN: Final = tuple(f"data_batch_{number}" for number in range(1, 6))
+_BIN: Final = tuple(f"{name}.bin" for name in _TEN)
+_FORMS: Final = (
+    _Form("cifar10", "cifar-10-batches-py", _TEN, "test_batch", "batches.meta", "labels", 0),
+    _Form("cifar10", "cifar-10-batches-bin", _BIN, "test_batch.bin", "batches.meta.txt", "", 1),
+    _Form("cifar100", "cifar-100-python", ("train",), "test", "meta", "fine_labels", 0),
+    # The first label byte is the superclass.
+    _Form(
+        "cifar100", "cifar-100-binary", ("train.bin",), "test.bin", "fine_label_names.txt", "", 2
+    ),
+)
+
+
+@dataclass(eq=False, slots=True)
+class CifarDataset:
+    """CIFAR in memory: 3,072 bytes an image, 184 MB in all."""
+
+    name: str
+    class_names: tuple[str, ...]
+    examples: tuple[Example, ...]
+    skipped: tuple[Skipped, ...]
+    pixels: dict[Split, NDArray[np.uint8]]
+    """[N, 32, 32, 3] by part."""
+
+    def open_image(self, example: Example) -> Image.Image:
+        """RGB pixels, 32 x 32. Raises `DataError` for an example of other data."""
+        split, _, number = example.key.partition("/")
+        if split in self.pixels and number.isdecimal() and int(number) < len(self.pixels[split]):
+            return Image.fromarray(self.pixels[split][int(number)])
+        raise DataError(
+            f"{self.name} has no image {example.key}; use the examples of this data set"
+        )
+
+
+class _Part(NamedTuple):
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+def find(path: Path) -> Path | None:
+    """The folder with the batches: `path` itself, or the archive's folder in it."""
+    if not path.is_dir():
+        return None
+    places = (path, *(path / form.folder for form in _FORMS))
+    return next((place for place in places if _form(place) is not None), None)
+
+
+def _form(folder: Path) -> _Form | None:
+    """A form is told by its test batch and list of names; a missing batch is reported later."""
+    tests = (f for f in _FORMS if (folder / f.test).is_file() and (folder / f.names).is_file())
+    return next(tests, None)
+
+
+def read(root: Path, scan: Scanner) -> CifarDataset:
+    """All images, in the order of the files.
+
+    Raises:
+        DataError: a file that is missing or holds something else.
+    """
+    form = _form(root)
+    assert form is not None  # `find` has seen its files
+    missing = [name for name in form.train if not (root / name).is_file()]
+    if missing:
+        expected = ", ".join((*form.train, form.test, form.names))
+        raise DataError(
+            f"data folder {root}: {form.test} is there, but not {', '.join(missing)}; expected"
+            f" {expected}. Unpack the archive again ({_PAGE})"
+        )
+    names = _read_names(root / form.names, form)
+    parts: dict[Split, list[_Part]] = {
+        "train": [_read_part(root / name, form) for name in form.train],
+        "test": [_read_part(root / form.test, form)],
+    }
+    labels = {split: np.concatenate([p.labels for p in group]) for split, group in parts.items()}
+    _check_labels(root, labels.values(), len(names))
+    return CifarDataset(
+        name=form.name,
+        class_names=tuple(map(class_name, names)),
+        examples=tuple(
+            Example(f"{split}/{number:05}", int(label), split)
+            for split, of_split in labels.items()
+            for number, label in enumerate(of_split)
+        ),
+        skipped=(),
+        pixels={split: np.concatenate([p.pixels for p in g]) for split, g in parts.items()},
+    )
+
+
+def _read_names(file: Path, form: _Form) -> list[str]:
+    if form.num_labels:
+        return [name for _, name in read_lines(file)]
+    found = _dictionary(file).get(f"{form.key[:-1]}_names") or ()
+    names = [name.decode("latin-1") if isinstance(name, bytes) else name for name in found]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{file} holds no class names; get it again from {_PAGE}")
+    return names
+
+
+def _read_part(file: Path, form: _Form) -> _Part:
+    try:
+        flat, numbers = _read_binary(file, form) if form.num_labels else _read_pickled(file, form)
+        labels = np.asarray(numbers, dtype=np.int64)
+        if flat.shape != (len(labels), _PIXELS):
+            raise ValueError(f"pixels of shape {flat.shape} for {len(labels)} labels")
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise DataError(
+            f"{file} is damaged: {error}. Expected rows of 3,072 bytes of pixels, each with its"
+            f" label; get it again from {_PAGE}"
+        ) from error
+    return _Part(np.ascontiguousarray(flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels)
+
+
+def _read_pickled(file: Path, form: _Form) -> tuple[NDArray[np.uint8], Any]:
+    batch = _dictionary(file)
+    return array_of(batch["data"]), batch[form.key]
+
+
+def _read_binary(file: Path, form: _Form) -> tuple[NDArray[np.uint8], Any]:
+    records = np.fromfile(file, np.uint8).reshape(-1, form.num_labels + _PIXELS)
+    return records[:, form.num_labels :], records[:, form.num_labels - 1]
+
+
+def _dictionary(file: Path) -> dict[str, Any]:
+    """Keys as texts: files of Python 2 and 3 differ in that."""
+    found = read_pickle(file)
+    if not isinstance(found, dict):
+        raise DataError(f"{file} holds no table of images; get it again from {_PAGE}")
+    return {k.decode("latin-1") if isinstance(k, bytes) else str(k): v for k, v in found.items()}
+
+
+def _check_labels(root: Path, labels: Iterable[NDArray[np.int64]], num_classes: int) -> None:
+    for of_part in labels:
+        if len(of_part) and not 0 <= of_part.min() <= of_part.max() < num_classes:
+            raise DataError(
+                f"data folder {root}: labels from {of_part.min()} to {of_part.max()}, but"
+                f" {num_classes} class names; get the archive again from {_PAGE}"
+            )

@@ -1,0 +1,92 @@
+"""ImageNet in CoOp's layout: folders named by WordNet id, and classnames.txt for their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from pfedmma_deploy.data.readers.base import Listing, Scanner, read_lines
+from pfedmma_deploy.errors import DataError
+from pfedmma_deploy.types import Example, Split
+
+__all__ = ["find", "read"]
+
+_NAMES: Final = "classnames.txt"
+# The public validation set is what everybody tests on: the test labels were never published. A
+# validation part is set aside from the training images.
+_PARTS: Final[dict[str, Split]] = {"train": "train", "val": "test"}
+
+
+def find(path: Path) -> Path | None:
+    """`path`, where it has classnames.txt and images/train or train."""
+    trained = any((path / base / "train").is_dir() for base in ("images", "."))
+    return path if trained and (path / _NAMES).is_file() else None
+
+
+def read(root: Path, scan: Scanner) -> Listing:
+    """Training images, and those of val/ as test images, in the order of the WordNet ids.
+
+    Raises:
+        DataError: a class folder without a line in classnames.txt, a class folder of val/ that
+            train/ does not have, or no images.
+    """
+    names: dict[str, str] = {}
+    for number, line in read_lines(root / _NAMES):
+        folder, _, name = line.partition(" ")
+        if not name.strip():
+            raise DataError(
+                f"{root / _NAMES}, line {number}: '{line}' has no name; expected `<folder> <name>`"
+            )
+        names[folder] = name.strip()
+    base = "images/" if (root / "images").is_dir() else ""
+    found = scan(root)
+    by_folder = _images_by_folder(found.images, base)
+    order = sorted({folder for part, folder in by_folder if part == "train"})
+    if not order:
+        raise DataError(f"data folder {root}: no images in {base}train/<class>/")
+    _check_folders(root, by_folder, order, names)
+    labels = {folder: label for label, folder in enumerate(order)}
+    examples = [
+        Example(key, labels[folder], _PARTS[part])
+        for (part, folder), keys in by_folder.items()
+        for key in keys
+    ]
+    return Listing(
+        root=root,
+        form="imagenet",
+        class_names=tuple(names[folder] for folder in order),
+        examples=sorted(examples, key=lambda example: example.key),
+        skipped=list(found.skipped),
+    )
+
+
+def _images_by_folder(keys: list[str], base: str) -> dict[tuple[str, str], list[str]]:
+    """Keys by (train or val, class folder); images elsewhere do not count."""
+    by_folder: dict[tuple[str, str], list[str]] = {}
+    for key in keys:
+        part, _, rest = key.removeprefix(base).partition("/")
+        folder, slash, name = rest.partition("/")
+        if key.startswith(base) and part in _PARTS and slash and "/" not in name:
+            by_folder.setdefault((part, folder), []).append(key)
+    return by_folder
+
+
+def _check_folders(
+    root: Path,
+    by_folder: dict[tuple[str, str], list[str]],
+    order: list[str],
+    names: dict[str, str],
+) -> None:
+    unnamed = [folder for folder in order if folder not in names]
+    if unnamed:
+        raise DataError(
+            f"{root / _NAMES} has no line for {len(unnamed)} class folders ({unnamed[0]}, ...);"
+            " expected `<folder> <name>` for each. Get the file as CoOp's DATASETS.md says"
+        )
+    known = set(order)
+    alone = sorted({folder for _, folder in by_folder} - known)
+    if alone:
+        raise DataError(
+            f"data folder {root}: val/ has class folders that train/ lacks ({alone[0]}, ...):"
+            " unpack both parts of ImageNet"
+        )
