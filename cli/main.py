@@ -12,7 +12,7 @@ import typer
 from pfedmma_deploy import __version__
 from pfedmma_deploy.errors import PfedmmaError, UsageError
 
-from . import data, evaluate, export, inspect, personalize, predict, quickstart, train
+from . import compare, data, evaluate, export, inspect, personalize, predict, quickstart, train
 
 app = typer.Typer(
     name="pfedmma",
@@ -56,6 +56,7 @@ app.command()(quickstart.quickstart)
 app.command()(train.train)
 app.command()(personalize.personalize)
 app.command()(evaluate.evaluate)
+app.command()(compare.compare)
 app.command()(export.export)
 app.command()(predict.predict)
 app.command()(inspect.inspect)

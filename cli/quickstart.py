@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pfedmma_deploy.config import TrainConfig
+from pfedmma_deploy.config import TrainConfig, read_options
 
 from .evaluate import evaluation_values
 from .export import print_report
@@ -54,9 +54,10 @@ def quickstart(
     """
     with open_output(as_json=as_json, quiet=quiet) as output:
         flags = {"data": data, "clients": clients, "seed": seed}
+        options = read_options(flags, preset="quickstart")
         from pfedmma_deploy.methods.resolve import resolve_run
 
-        config = resolve_run(flags, preset="quickstart")
+        config = resolve_run(options)
         folder = free_folder(config.data)
         _run(config, folder, output)
 

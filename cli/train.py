@@ -13,8 +13,8 @@ from pfedmma_deploy.config import (
     Scalar,
     TrainConfig,
     config_from_mapping,
+    read_changes,
     read_options,
-    read_preset,
 )
 from pfedmma_deploy.errors import UsageError
 
@@ -147,9 +147,10 @@ def train(
             folder = open_run(out).folder
             resolved = _resumed(folder, flags, config, preset)
         else:
+            options = read_options(flags, config, preset)
             from pfedmma_deploy.methods.resolve import resolve_run
 
-            resolved = resolve_run(flags, config, preset)
+            resolved = resolve_run(options)
             folder = out or free_folder(resolved.data)
         try:
             _train(resolved, folder, resume, output)
@@ -192,7 +193,8 @@ def _resumed(
 ) -> TrainConfig:
     """The stored configuration with what was given on top; training refuses what differs."""
     stored = open_run(folder).config.to_dict()
-    given = {**read_preset(preset), **read_options(flags, file)}
+    changes = read_changes(flags, file, preset)
+    given = {**changes.suggested, **changes.given}
     parameters = {**stored["parameters"], **given.pop("parameters", {})}
     return config_from_mapping({**stored, **given, "parameters": parameters})
 

@@ -24,14 +24,15 @@ __all__ = [
     "PRESETS",
     "Classes",
     "Optimizer",
+    "Options",
     "Partition",
     "Scalar",
     "TrainConfig",
     "Transform",
     "config_from_mapping",
     "nearest",
+    "read_changes",
     "read_options",
-    "read_preset",
 ]
 
 Scalar = str | int | float | bool
@@ -168,31 +169,50 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
 """Named sets of values; `paper` is the defaults."""
 
 
-def read_options(flags: Mapping[str, object], config_file: Path | None = None) -> dict[str, Any]:
-    """The options that are given at all, from flag > file; values are not yet checked.
+@dataclass(frozen=True)
+class Options:
+    """What is given for a run, before the method has its say."""
+
+    given: Mapping[str, Any]
+    """From flags and file."""
+    suggested: Mapping[str, Any]
+    """From the preset."""
+
+
+def read_options(
+    flags: Mapping[str, object], config_file: Path | None = None, preset: str | None = None
+) -> Options:
+    """The options that are given at all, flag before file, each found to be a valid one.
 
     Args:
         flags: values by field name; None means that the flag was not given.
         config_file: TOML file of `field = value` lines, and a table `[parameters]`.
+        preset: a name in `PRESETS`.
 
     Raises:
-        UsageError: an unknown key, or an unreadable file.
+        UsageError: an unknown key or preset, an unreadable file, a value of the wrong type or out
+            of range, or no data or backbone at all.
     """
+    options = read_changes(flags, config_file, preset)
+    config_from_mapping({**options.suggested, **options.given})
+    return options
+
+
+def read_changes(
+    flags: Mapping[str, object], config_file: Path | None = None, preset: str | None = None
+) -> Options:
+    """As `read_options`, but only names are checked: what is missing may be known elsewhere."""
+    suggested: Mapping[str, Any] = {}
+    if preset is not None:
+        _require_choice("preset", preset, tuple(PRESETS))
+        suggested = PRESETS[preset]
     values: dict[str, Any] = {}
     if config_file is not None:
         values.update(_check_keys(_read_toml(config_file), str(config_file)))
     given = {name: value for name, value in flags.items() if value is not None}
     own = {**_table(values), **_table(given)}
     values.update(_check_keys(given, "the command line"))
-    return {**values, "parameters": own} if own else values
-
-
-def read_preset(name: str | None) -> dict[str, Any]:
-    """The values of a preset; none without a name. Raises `UsageError` on an unknown one."""
-    if name is None:
-        return {}
-    _require_choice("preset", name, tuple(PRESETS))
-    return dict(PRESETS[name])
+    return Options({**values, "parameters": own} if own else values, suggested)
 
 
 def config_from_mapping(values: Mapping[str, object], source: str = "the options") -> TrainConfig:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from pfedmma_deploy.config import PRESETS, TrainConfig, config_from_mapping
+from pfedmma_deploy.config import PRESETS, TrainConfig, config_from_mapping, read_options
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.methods.resolve import resolve_run
+
+
+def resolve(
+    flags: Mapping[str, object], file: Path | None = None, preset: str | None = None
+) -> TrainConfig:
+    return resolve_run(read_options(flags, file, preset))
+
 
 NEEDED = {"data": "photos", "backbone": "ViT-B-16"}
 
 
 def test_defaults_are_the_papers() -> None:
-    config = resolve_run(NEEDED)
+    config = resolve(NEEDED)
     assert (config.lr, config.momentum, config.weight_decay) == (1e-3, 0.9, 5e-4)
     assert (config.batch_size, config.rounds, config.local_epochs) == (32, 50, 2)
     assert (config.parameters, config.logit_scale) == (
@@ -23,13 +31,13 @@ def test_defaults_are_the_papers() -> None:
     )
     assert (config.clients, config.clients_per_round, config.shots) == (10, 1.0, 16)
     assert config.prompt == "a photo of a {}."
-    assert resolve_run(NEEDED, preset="paper") == config
+    assert resolve(NEEDED, preset="paper") == config
 
 
 def test_flag_beats_file_beats_preset_beats_default(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('rounds = 7\nlr = 1\nprompt = "a sketch of a {}."\n')
-    config = resolve_run({"rounds": 9, "lr": None}, file, "quickstart")
+    config = resolve({"rounds": 9, "lr": None}, file, "quickstart")
     assert config.rounds == 9  # flag
     assert config.lr == 1.0 and isinstance(config.lr, float)  # file; the absent flag says nothing
     assert config.batch_size == PRESETS["quickstart"]["batch_size"]  # preset
@@ -38,23 +46,23 @@ def test_flag_beats_file_beats_preset_beats_default(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_valid(preset: str) -> None:
-    assert resolve_run(NEEDED, preset=preset).data == "photos"
+    assert resolve(NEEDED, preset=preset).data == "photos"
 
 
 def test_hyper_parameters_come_from_flag_then_file_then_preset(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("[parameters]\nscale = 1\nbottleneck_dim = 8\n")
-    config = resolve_run({"parameters": {"bottleneck_dim": 4}}, file, "quickstart")
+    config = resolve({"parameters": {"bottleneck_dim": 4}}, file, "quickstart")
     assert config.parameters == {"bottleneck_dim": 4, "scale": 1.0}
-    assert resolve_run({}, None, "quickstart").parameters == {"bottleneck_dim": 16, "scale": 0.1}
+    assert resolve({}, None, "quickstart").parameters == {"bottleneck_dim": 16, "scale": 0.1}
 
 
 def test_a_preset_suggests_only_what_the_method_has() -> None:
-    assert resolve_run({"method": "zero-shot"}, preset="quickstart").parameters == {}
+    assert resolve({"method": "zero-shot"}, preset="quickstart").parameters == {}
 
 
 def test_the_resolved_configuration_reads_back() -> None:
-    config = resolve_run({"seed": 3}, preset="quickstart")
+    config = resolve({"seed": 3}, preset="quickstart")
     assert config_from_mapping(config.to_dict()) == config
 
 
@@ -65,30 +73,30 @@ def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         UsageError,
         match=r"unknown option 'local-epoch' in .*run\.toml; did you mean 'local_epochs'\?",
     ):
-        resolve_run(NEEDED, file)
+        resolve(NEEDED, file)
     with pytest.raises(
         UsageError, match=r"unknown option 'zzz' in the command line; known options"
     ):
-        resolve_run({**NEEDED, "zzz": 1})
+        resolve({**NEEDED, "zzz": 1})
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"configuration file .*none\.toml: No such file"):
-        resolve_run(NEEDED, tmp_path / "none.toml")
+        resolve(NEEDED, tmp_path / "none.toml")
     bad = tmp_path / "bad.toml"
     bad.write_text("rounds: 3")
     with pytest.raises(UsageError, match=r"bad\.toml is not TOML: "):
-        resolve_run(NEEDED, bad)
+        resolve(NEEDED, bad)
     bad.write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=r"bad\.toml is not TOML: "):
-        resolve_run(NEEDED, bad)
+        resolve(NEEDED, bad)
 
 
 def test_unknown_preset() -> None:
     with pytest.raises(
         UsageError, match=r"preset must be one of paper, quickstart, not 'quickstrat'; did"
     ):
-        resolve_run(NEEDED, preset="quickstrat")
+        resolve(NEEDED, preset="quickstrat")
 
 
 @pytest.mark.parametrize("missing", ["data", "backbone"])
@@ -97,7 +105,7 @@ def test_data_and_backbone_are_needed(missing: str) -> None:
     with pytest.raises(
         UsageError, match=f"no {missing} given: name one with --{missing}, for example"
     ):
-        resolve_run(given)
+        resolve(given)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +113,7 @@ def test_data_and_backbone_are_needed(missing: str) -> None:
     [
         ("data", " ", "data must be a name, not ' '"),
         ("backbone", "", "backbone must be a name"),
-        ("method", "", "no method is called ''"),
+        ("method", "", "method must be a name"),
         ("clients", 0, "clients must be a whole number of 1 or more, not 0"),
         ("clients", 2.5, "clients must be a whole number, not 2.5"),
         ("clients", True, "clients must be a whole number, not True"),
@@ -137,7 +145,7 @@ def test_data_and_backbone_are_needed(missing: str) -> None:
 )
 def test_values_out_of_range(name: str, value: object, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        resolve_run({**NEEDED, name: value})
+        resolve({**NEEDED, name: value})
     assert message in str(caught.value)
 
 

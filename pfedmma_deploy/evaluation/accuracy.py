@@ -120,6 +120,11 @@ class Scorer:
         novel = accuracy(federation.novel_test, right_novel)
         return [Accuracy(accuracy(client.test, right), base, novel) for client in clients]
 
+    def accuracy_on(self, adapter: Adapter, examples: Sequence[Example]) -> float:
+        """Percent of examples of base classes, at least one, that are right among base names."""
+        right = self._right(adapter.eval(), self.federation.base, unique(examples))
+        return 100 * sum(right.values()) / len(right)
+
     @torch.inference_mode()
     def _right(
         self, adapter: Adapter, labels: Sequence[int], examples: Sequence[Example]

@@ -10,6 +10,7 @@ import torch
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.backbone.texts import class_texts
 from pfedmma_deploy.data.pixels import PixelLoader
+from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.evaluation.accuracy import (
     BATCH,
     Accuracy,
@@ -61,6 +62,26 @@ def evaluate_run(
         (personalized[client.id],) = scorer.score(adapter, [client])
     ids = [client.id for client in clients]
     return RunEvaluation(dict(zip(ids, zero_shot, strict=True)), personalized)
+
+
+def validate_run(run: Run, workspace: Workspace) -> float:
+    """Mean over clients of the accuracy on their own validation images, among all base names.
+
+    Raises:
+        UsageError: no client has validation images.
+    """
+    scorer, adapter, shared = open_scorer(workspace), workspace.build_adapter(), run.load_shared()
+    found = []
+    for client in workspace.federation.clients:
+        if client.val:
+            load_client_adapter(workspace.method, adapter, run.load_client(client.id), shared)
+            found.append(scorer.accuracy_on(adapter, client.val))
+    if not found:
+        raise UsageError(
+            f"No client of {run.folder} has validation images to choose on: give the data a val "
+            "folder, or leave tuning out."
+        )
+    return sum(found) / len(found)
 
 
 def open_scorer(workspace: Workspace) -> Scorer:

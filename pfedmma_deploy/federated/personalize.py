@@ -7,6 +7,7 @@ fine-tuned on its own images; its copy of the shared part only when asked for.
 
 from __future__ import annotations
 
+import time
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +46,7 @@ class FineTuned:
     after: dict[str, Tensor]
     loss: float
     """Mean training loss over the fine-tuning."""
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,9 @@ def fine_tune(
         # Ids are text, so the client's part of the seed is their checksum.
         rng=np.random.default_rng([run.config.seed, zlib.crc32(client.encode()) + 1, 1]),
     )
+    started = time.perf_counter()
     loss = workspace.method.personalize(work)
+    seconds = time.perf_counter() - started
     provenance = {
         "epochs": epochs,
         "lr": lr or run.config.lr,
@@ -168,7 +172,7 @@ def fine_tune(
     own = _all_tensors(adapter) if train_shared else adapter.tensors(*KEPT)
     run.save_client(StoredClient(client, own, config), keep_federated=not is_new)
     run.save()
-    return FineTuned(chosen, is_new, workspace, before, _all_tensors(adapter), loss)
+    return FineTuned(chosen, is_new, workspace, before, _all_tensors(adapter), loss, seconds)
 
 
 def _require_options(

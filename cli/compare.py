@@ -1,0 +1,149 @@
+"""`pfedmma compare`: methods side by side under one protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pfedmma_deploy.config import read_options
+from pfedmma_deploy.errors import UsageError
+
+from .options import AsJson, Preset, Quiet, Verbose, split_names
+from .output import Output, Row, open_output
+
+if TYPE_CHECKING:
+    from pfedmma_deploy.config import TrainConfig
+
+
+def compare(
+    methods: Annotated[
+        str, typer.Option(metavar="NAMES", help='Methods such as "pfedmma,promptfl", or "all".')
+    ] = "all",
+    seeds: Annotated[
+        str, typer.Option(metavar="LIST", help="Seeds, one repetition each.")
+    ] = "0,1,2",
+    data: Annotated[
+        str | None, typer.Option(metavar="NAME_OR_DIR", help="An embedded sample, or images.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(metavar="NAME", help="pfedmma-tiny, or an open_clip model.")
+    ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(metavar="TAG_OR_FILE", help="open_clip tag or weights file.")
+    ] = None,
+    clients: Annotated[int | None, typer.Option(metavar="N", help="Number of clients.")] = None,
+    partition: Annotated[
+        str | None, typer.Option(metavar="NAME", help="How images are divided among clients.")
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(metavar="K", help="Training images per class; 0 takes all.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(metavar="N", help="Rounds of training.")] = None,
+    local_epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="Epochs that a client trains in a round.")
+    ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune", help="Choose each method's learning rate on validation images first."
+        ),
+    ] = False,
+    jobs: Annotated[
+        int, typer.Option(metavar="N", help="Trials at the same time, a process each.")
+    ] = 1,
+    preset: Preset = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="All other options of `train`.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where trials and tables are kept.")
+    ] = Path("comparison"),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare methods on the same data, backbone, splits and budget.
+
+    Trains every method with every seed and writes Markdown, CSV, JSON and a figure. What is there
+    already is not run again: stop with Ctrl-C at any time, and repeat the command to go on.
+
+    \b
+    Examples:
+      pfedmma compare --preset quickstart
+      pfedmma compare --methods pfedmma,plora,promptfl --seeds 0,1 --preset quickstart --tune
+      pfedmma compare --data my_photos --backbone ViT-B-16 --pretrained openai --out my_table
+    """
+    flags = {
+        "data": data,
+        "backbone": backbone,
+        "pretrained": pretrained,
+        "clients": clients,
+        "partition": partition,
+        "shots": shots,
+        "rounds": rounds,
+        "local_epochs": local_epochs,
+    }
+    with open_output(as_json=as_json, quiet=quiet) as output:
+        from pfedmma_deploy.methods.registry import METHODS
+        from pfedmma_deploy.methods.resolve import resolve_run
+
+        names = list(METHODS) if methods == "all" else split_names(methods) or []
+
+        def configure(method: str, seed: int) -> TrainConfig:
+            options = read_options({**flags, "method": method, "seed": seed}, config, preset)
+            return resolve_run(options)
+
+        try:
+            _compare(names, _seeds(seeds), configure, out, tune, jobs, output)
+        except KeyboardInterrupt:
+            output.note("Stopped. Repeat the command to go on; what is finished is kept.")
+            raise typer.Exit(130) from None
+
+
+def _compare(
+    names: list[str],
+    seeds: list[int],
+    configure: Any,
+    out: Path,
+    tune: bool,
+    jobs: int,
+    output: Output,
+) -> None:
+    from pfedmma_deploy.report.compare import compare as run_comparison
+    from pfedmma_deploy.report.comparison_files import to_dict, write_comparison
+
+    found = run_comparison(
+        names, seeds, configure, out, tune=tune, jobs=jobs, progress=output.progress
+    )
+    files = write_comparison(found)
+    values = to_dict(found)
+    _print(output, values)
+    output.note("Written: " + ", ".join(str(file) for file in files))
+    output.result({**values, "files": [str(file) for file in files]})
+
+
+def _print(output: Output, values: dict[str, Any]) -> None:
+    keys = ("local", "base", "novel", "hm3", "hm2", "worst_local")
+
+    def cell(figure: dict[str, float | None] | None) -> str | None:
+        if figure is None:
+            return None
+        interval = figure["interval"]
+        return f"{figure['mean']:.1f}" + ("" if interval is None else f" ± {interval:.1f}")
+
+    rows: list[Row] = [
+        [row["method"], *(cell(row[key]) for key in keys), f"{row['bytes_up_per_client_round']:,}"]
+        for row in values["rows"]
+    ]
+    heads = ["Accuracy in %", "Local", "Base", "Novel", "HM3", "HM2", "Worst client", "Bytes up"]
+    title = f"{values['options']['data']}, {len(values['seeds'])} seeds, ± 95 % interval"
+    output.table(heads, rows, title)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise UsageError(f"--seeds takes whole numbers such as 0,1,2, not {text!r}") from None

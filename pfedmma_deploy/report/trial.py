@@ -1,0 +1,155 @@
+"""One method with one seed, trained and scored: what a comparison is made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pfedmma_deploy.config import TrainConfig
+from pfedmma_deploy.errors import StoreError, UsageError
+from pfedmma_deploy.evaluation.accuracy import Accuracy
+from pfedmma_deploy.evaluation.run import evaluate_run, validate_run
+from pfedmma_deploy.federated.personalize import fine_tune
+from pfedmma_deploy.federated.train import train
+from pfedmma_deploy.store.files import json_bytes, write_bytes
+from pfedmma_deploy.store.run import Run
+from pfedmma_deploy.store.workspace import open_run_workspace
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a comparison: what is trained, where, and whether on test or validation images."""
+
+    folder: Path
+    config: TrainConfig
+    is_tuning: bool = False
+    """Scored on the clients' validation images only."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a trial came to; accuracies in percent."""
+
+    method: str
+    seed: int
+    lr: float
+    validation: float | None
+    """Mean over clients on their own validation images; only while tuning."""
+    zero_shot: Accuracy | None
+    """Means over clients of the frozen backbone on the same images."""
+    accuracy: Accuracy | None
+    """Means over clients of their own models."""
+    worst_local: float | None
+    """Local accuracy of the worst client."""
+    clients: dict[str, Accuracy]
+    trained: int
+    """Parameters that a client trains."""
+    shared: int
+    """Of them, those that travel."""
+    bytes_up: int
+    """Per client and round, as measured, mean over the rounds."""
+    bytes_down: int
+    seconds: float
+    """Of training: all rounds, and the second stage where the method has one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Result:
+        """What `to_dict` gave."""
+        found = dict(values)
+        for name in ("zero_shot", "accuracy"):
+            found[name] = None if found[name] is None else Accuracy(**found[name])
+        found["clients"] = {name: Accuracy(**one) for name, one in found["clients"].items()}
+        return cls(**found)
+
+
+def read_result(trial: Trial) -> Result | None:
+    """The stored result of a trial, or None where it is still to be run.
+
+    Raises:
+        UsageError: the folder holds a trial with other options.
+    """
+    path = trial.folder / RESULT
+    if not path.exists():
+        return None
+    stored = json.loads(path.read_text("utf-8"))
+    wanted = json.loads(json.dumps(trial.config.to_dict()))
+    for name, value in wanted.items():
+        if stored["config"].get(name) != value:
+            raise UsageError(
+                f"{trial.folder} was made with {name} = {stored['config'].get(name)!r}, now it is "
+                f"{value!r}. A comparison has one budget for all: take another --out, or delete "
+                "that folder."
+            )
+    return Result.from_dict(stored["result"])
+
+
+def run_trial(trial: Trial, threads: int | None = None) -> Result:
+    """Train (or continue), score, store the result and return it.
+
+    Args:
+        trial: what to run; a result that is stored already is returned as it is.
+        threads: torch's threads in this process; None leaves them.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    stored = read_result(trial)
+    if stored is not None:
+        return stored
+    folder = trial.folder / "run"
+    started = (folder / "manifest.json").exists()
+    run = train(trial.config, folder, resume=started).run
+    result = _score(run, trial)
+    values = {"config": trial.config.to_dict(), "result": result.to_dict()}
+    write_bytes(trial.folder / RESULT, json_bytes(values))
+    return result
+
+
+def _score(run: Run, trial: Trial) -> Result:
+    workspace = open_run_workspace(run)
+    rounds = [json.loads(line) for line in (run.folder / "rounds.jsonl").read_text().splitlines()]
+    if len(rounds) != run.config.rounds:
+        raise StoreError(f"{run.folder} has {len(rounds)} of {run.config.rounds} rounds recorded.")
+    seconds = sum(record["seconds"] for record in rounds)
+    if workspace.method.is_two_stage:
+        seconds += sum(
+            fine_tune(run, client.id, workspace=workspace).seconds
+            for client in workspace.federation.clients
+        )
+    config, parameters = trial.config, run.manifest["parameters"]
+    blank = Result(
+        method=config.method,
+        seed=config.seed,
+        lr=config.lr,
+        validation=None,
+        zero_shot=None,
+        accuracy=None,
+        worst_local=None,
+        clients={},
+        trained=parameters["shared"] + parameters["local"],
+        shared=parameters["shared"],
+        bytes_up=round(sum(r["bytes_up_per_client"] for r in rounds) / len(rounds)),
+        bytes_down=round(sum(r["bytes_down_per_client"] for r in rounds) / len(rounds)),
+        seconds=seconds,
+    )
+    if trial.is_tuning:
+        return replace(blank, validation=validate_run(run, workspace))
+    found = evaluate_run(run, workspace=workspace)
+    local = [one.local for one in found.personalized.values() if one.local is not None]
+    return replace(
+        blank,
+        zero_shot=found.zero_shot_mean,
+        accuracy=found.personalized_mean,
+        worst_local=min(local, default=None),
+        clients=found.personalized,
+    )
