@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.backbone.loading import load_backbone
 from pfedmma_deploy.config import TrainConfig
+from pfedmma_deploy.data.clients_file import load_federation
 from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.data.federation import build_federation, federation_from_dict
 from pfedmma_deploy.data.pixels import PixelLoader
@@ -20,7 +22,7 @@ from pfedmma_deploy.errors import BackboneError, StoreError
 from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.methods.registry import get_method
 from pfedmma_deploy.store.run import Run, StoredClient
-from pfedmma_deploy.types import Federation
+from pfedmma_deploy.types import Dataset, Federation
 
 
 @dataclass(frozen=True)
@@ -50,18 +52,7 @@ def open_workspace(config: TrainConfig) -> Workspace:
     """
     method = get_method(config.method)
     dataset = load_dataset(config.data)
-    federation = build_federation(
-        dataset,
-        clients=config.clients,
-        classes=config.classes,
-        partition=config.partition,
-        dirichlet_beta=config.dirichlet_beta,
-        num_shots=config.shots,
-        seed=config.seed,
-        unseen_domain=config.unseen_domain,
-        superclasses=config.superclasses,
-    )
-    return _workspace(config, method, federation)
+    return _workspace(config, method, _divide(dataset, config))
 
 
 def open_run_workspace(run: Run) -> Workspace:
@@ -106,6 +97,22 @@ def load_client_adapter(
         raise StoreError(
             f"The stored client {client.id} does not fit the method: {error}."
         ) from error
+
+
+def _divide(dataset: Dataset, config: TrainConfig) -> Federation:
+    if config.clients_file is not None:
+        return load_federation(dataset, Path(config.clients_file))
+    return build_federation(
+        dataset,
+        clients=config.clients,
+        classes=config.classes,
+        partition=config.partition,
+        dirichlet_beta=config.dirichlet_beta,
+        num_shots=config.shots,
+        seed=config.seed,
+        unseen_domain=config.unseen_domain,
+        superclasses=config.superclasses,
+    )
 
 
 def _workspace(config: TrainConfig, method: Method, federation: Federation) -> Workspace:

@@ -197,6 +197,12 @@ KINDS: Final[MappingProxyType[str, Kind]] = MappingProxyType(
             "images less than 16 pixels wide or high",
             "Enlarged to the backbone's input they are a blur: use larger ones, or remove them.",
         ),
+        "changed-data": Kind(
+            "warning",
+            "data that changed since the clients file was written",
+            "All images that it names are there and take part, others do not: divide anew if they"
+            " should.",
+        ),
         "class-order": Kind(
             "warning",
             "class names that are not in sorted order",
