@@ -2,62 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice, zip_longest
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pfedmma_deploy.errors import DeviceError, ImageError, UsageError
-from pfedmma_deploy.runtime.bundle import VISION_MODEL, Bundle
-from pfedmma_deploy.runtime.inputs import Images, ImageSource, iter_sources, load_pixels
+from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.runtime.bundle import Bundle
+from pfedmma_deploy.runtime.image_features import ImageFeatures, OnSkip, Request
+from pfedmma_deploy.runtime.inputs import Images, iter_sources, paired
 from pfedmma_deploy.runtime.manifest import ClientInfo, Manifest
-from pfedmma_deploy.runtime.providers import open_session, resolve_device
 from pfedmma_deploy.runtime.results import Prediction, best_classes
 from pfedmma_deploy.runtime.texts import TextFeatures, checked_classes
-from pfedmma_deploy.types import Skipped
 
 __all__ = ["Classifier", "Client"]
 
 Client = str | int
 """A client by id (text), or by index (a number; 0 is zero-shot)."""
 Clients = Client | Iterable[Client]
-OnSkip = Callable[[Skipped], None]
 Features = NDArray[np.float32]
 
 
 class Classifier:
     """An export bundle ready to predict; `Classifier.load` makes one.
 
-    All methods may be called from many threads at once.
+    All methods may be called from many threads at once. Images are read and decoded by threads,
+    ahead of the model, and an iterable of images is drawn from by a thread of its own.
     """
 
-    def __init__(self, bundle: Bundle, device: str = "auto") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: str = "auto",
+        threads: int | None = None,
+        cuda_graphs: bool = False,
+    ) -> None:
         """Open the image tower of `bundle`; the text tower waits until a text is typed."""
+        _require_positive(threads=threads)
+        if cuda_graphs and device != "cuda":
+            raise UsageError(f"CUDA graphs need device 'cuda', found {device!r}.")
         self.bundle = bundle
-        self.device, self.fallback_reason = resolve_device(device)
-        """`cpu` or `cuda`, the device really in use, and why `auto` did not take CUDA."""
-        file = bundle.file(VISION_MODEL)
-        try:
-            self._vision = open_session(file, self.device)
-        except DeviceError as error:
-            if device != "auto":
-                raise
-            self.device, self.fallback_reason = "cpu", str(error)
-            self._vision = open_session(file, "cpu")
-        self._texts = TextFeatures(bundle, self.device)
+        self._images = ImageFeatures(bundle, device, threads, cuda_graphs)
+        self.device, self.fallback_reason = self._images.device, self._images.fallback_reason
+        """`cpu`, `cuda` or `tensorrt`, the device really in use; why `auto` did not take CUDA."""
+        self._texts = TextFeatures(bundle, self.device, threads)
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto") -> Self:
-        """The bundle in folder `path` on `device` (`auto`, `cpu` or `cuda`).
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        threads: int | None = None,
+        cuda_graphs: bool = False,
+    ) -> Self:
+        """The bundle in folder `path`.
+
+        Args:
+            path: folder that `pfedmma export` made.
+            device: `auto` (CUDA, or else the CPU), `cpu`, `cuda` or `tensorrt`.
+            threads: CPU threads of one call of the model, and images decoded at a time; default
+                the physical cores that this process may use.
+            cuda_graphs: with `cuda`, record what the GPU does once per size of batch (rounded up
+                to a power of two) and replay it. Meant for small batches; not measured yet.
 
         Raises:
             BundleError: the bundle is missing, damaged or of another version.
-            DeviceError: `cuda` was asked for and cannot be used; the message says why.
+            DeviceError: the device asked for cannot be used; the message says why.
+            UsageError: `threads` is below 1, or CUDA graphs are asked for without `cuda`.
         """
-        return cls(Bundle.open(path), device)
+        return cls(Bundle.open(path), device, threads, cuda_graphs)
 
     @property
     def manifest(self) -> Manifest:
@@ -77,7 +93,7 @@ class Classifier:
     @property
     def provider(self) -> str:
         """The execution provider really in use, by ONNX Runtime's name."""
-        return str(self._vision.get_providers()[0])
+        return self._images.provider
 
     def predict(
         self,
@@ -105,7 +121,7 @@ class Classifier:
         batch_size: int = 32,
         on_skip: OnSkip | None = None,
     ) -> Iterator[Prediction]:
-        """Predictions one by one, in order; never holds more than `batch_size` images.
+        """Predictions one by one, in order; holds two batches of images and never more.
 
         Args:
             images: one image or any iterable of them (paths, bytes, PIL images, uint8 arrays).
@@ -114,86 +130,87 @@ class Classifier:
                 prompt; default the bundle's class names.
             top_k: answers per image; all classes where there are fewer.
             batch_size: images per call of the model.
-            on_skip: called for an image that cannot be read, which is then left out; without it
-                such an image ends the prediction.
+            on_skip: called in its turn for an image that cannot be read, which is then left out;
+                without it such an image ends the prediction.
 
         Raises:
             ImageError: an image cannot be read and there is no `on_skip`.
             UsageError: unknown client, no or repeated classes, or a number below 1.
         """
-        _require_positive(top_k=top_k, batch_size=batch_size)
-        typed = None if classes is None else checked_classes(classes)
-        names = typed or self.class_names
         if isinstance(client, str | int):
             # A wrong client is noticed now, not when the first prediction is asked for.
             client = self.bundle.client_index(client)
+        requests = (
+            (name, source, (self.bundle.client_index(one),))
+            for name, source, one in paired(images, client)
+        )
+        found = self._predictions(requests, classes, top_k, batch_size, on_skip)
+        return (prediction for (prediction,) in found)
 
-        def stream() -> Iterator[Prediction]:
-            for sources, indices, pixels in self._batches(images, client, batch_size, on_skip):
-                features = self._embed(pixels, indices)
-                for source, index, feature in zip(sources, indices.tolist(), features, strict=True):
-                    known = typed is None
-                    text = self._texts.known(index) if known else self._texts.typed(index, names)
-                    logits = self.manifest.logit_scale * (text @ feature)
-                    top = best_classes(logits, names, top_k)
-                    yield Prediction(source, self.clients[index].id, top)
+    def iter_compare(
+        self,
+        images: Images,
+        clients: Sequence[Client],
+        classes: Sequence[str] | None = None,
+        top_k: int = 5,
+        *,
+        batch_size: int = 32,
+        on_skip: OnSkip | None = None,
+    ) -> Iterator[tuple[Prediction, ...]]:
+        """Of each image the predictions of several clients, in the order of `clients`.
 
-        return stream()
+        An image is decoded once, and one call of the model serves all clients; `[client, 0]` puts
+        zero-shot beside a client. Otherwise like `iter_predict`, whose errors it raises.
+        """
+        indices = tuple(self.bundle.client_index(client) for client in clients)
+        requests = ((name, source, indices) for name, source in iter_sources(images))
+        return self._predictions(requests, classes, top_k, batch_size, on_skip)
 
     def embed_images(
         self, images: Images, client: Clients = 0, *, batch_size: int = 32
     ) -> Features:
         """Image features, float32 [N, D], L2-normalised. Raises like `iter_predict`."""
         _require_positive(batch_size=batch_size)
-        batches = self._batches(images, client, batch_size, None)
-        parts = [self._embed(pixels, indices) for _, indices, pixels in batches]
-        return np.concatenate([np.empty((0, self.manifest.embed_dim), np.float32), *parts])
+        requests = (
+            (name, source, (self.bundle.client_index(one),))
+            for name, source, one in paired(images, client)
+        )
+        rows = [row for _, rows in self._images.compute(requests, batch_size, None) for row in rows]
+        return np.stack(rows) if rows else np.empty((0, self.manifest.embed_dim), np.float32)
 
     def embed_texts(self, texts: Sequence[str], client: Client = 0) -> Features:
         """Text features, float32 [N, D], L2-normalised, of `texts` as they are (no prompt)."""
         return self._texts.embed(texts, self.bundle.client_index(client))
 
-    def _embed(self, pixels: NDArray[np.uint8], indices: NDArray[np.int64]) -> Features:
-        embeds: Features = self._vision.run(None, {"pixel_values": pixels, "client": indices})[0]
-        return embeds
+    def _predictions(
+        self,
+        requests: Iterable[Request],
+        classes: Sequence[str] | None,
+        top_k: int,
+        batch_size: int,
+        on_skip: OnSkip | None,
+    ) -> Iterator[tuple[Prediction, ...]]:
+        """The answers to each request; what is wrong with the arguments is raised at once."""
+        _require_positive(top_k=top_k, batch_size=batch_size)
+        typed = None if classes is None else checked_classes(classes)
+        names = typed or self.class_names
 
-    def _batches(
-        self, images: Images, client: Clients, batch_size: int, on_skip: OnSkip | None
-    ) -> Iterator[tuple[list[str], NDArray[np.int64], NDArray[np.uint8]]]:
-        """Names, client indices and pixels, `batch_size` images at a time."""
-        items = self._readable(images, client, on_skip)
-        while chunk := list(islice(items, batch_size)):
-            names, indices, pixels = zip(*chunk, strict=True)
-            yield list(names), np.asarray(indices, np.int64), np.stack(pixels)
+        def answer(name: str, index: int, image: Features) -> Prediction:
+            known = typed is None
+            text = self._texts.known(index) if known else self._texts.typed(index, names)
+            logits = self.manifest.logit_scale * (text @ image)
+            return Prediction(name, self.clients[index].id, best_classes(logits, names, top_k))
 
-    def _readable(
-        self, images: Images, client: Clients, on_skip: OnSkip | None
-    ) -> Iterator[tuple[str, int, NDArray[np.uint8]]]:
-        for (name, source), one in _paired(images, client):
-            index = self.bundle.client_index(one)
-            try:
-                yield name, index, load_pixels(source, self.manifest.preprocessing)
-            except ImageError as error:
-                if on_skip is None:
-                    raise ImageError(f"{name}: {error}") from error
-                on_skip(Skipped(name, str(error)))
+        def stream() -> Iterator[tuple[Prediction, ...]]:
+            with closing(self._images.compute(requests, batch_size, on_skip)) as computed:
+                for (name, _, indices), rows in computed:
+                    pairs = zip(indices, rows, strict=True)
+                    yield tuple(answer(name, index, row) for index, row in pairs)
 
-
-def _paired(images: Images, client: Clients) -> Iterator[tuple[tuple[str, ImageSource], Client]]:
-    """Each image with its client. Raises `UsageError` where there is not one for each image."""
-    sources = iter_sources(images)
-    if isinstance(client, str | int | np.integer):
-        for named in sources:
-            yield named, client
-        return
-    for pair in zip_longest(sources, client, fillvalue=None):
-        if None in pair:
-            more = "clients" if pair[0] is None else "images"
-            raise UsageError(f"There are more {more}: give one client for all, or one per image.")
-        yield cast("tuple[tuple[str, ImageSource], Client]", pair)
+        return stream()
 
 
-def _require_positive(**numbers: int) -> None:
+def _require_positive(**numbers: int | None) -> None:
     for name, value in numbers.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise UsageError(f"{name} should be at least 1, found {value}.")

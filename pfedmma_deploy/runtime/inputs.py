@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from pfedmma_deploy.data.preprocess import resize_crop
 from pfedmma_deploy.errors import ImageError, UsageError
 from pfedmma_deploy.runtime.manifest import Preprocessing
 
-__all__ = ["ImageSource", "Images", "iter_sources", "load_pixels"]
+__all__ = ["ImageSource", "Images", "iter_sources", "load_pixels", "paired"]
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 """One image: a path, the bytes of a file, a PIL image, or pixels uint8 [H, W], [H, W, 3 or 4]."""
@@ -43,6 +44,26 @@ def iter_sources(images: Images) -> Iterator[tuple[str, ImageSource]]:
             yield os.fspath(source), source
         else:
             yield f"image {number}", source
+
+
+def paired(
+    images: Images, clients: str | int | Iterable[str | int]
+) -> Iterator[tuple[str, ImageSource, str | int]]:
+    """Each image with its name and its client: one client for all, or one for each.
+
+    Raises:
+        UsageError: there is not one client for each image.
+    """
+    sources = iter_sources(images)
+    if isinstance(clients, str | int | np.integer):
+        for name, source in sources:
+            yield name, source, clients
+        return
+    for named, client in zip_longest(sources, clients, fillvalue=None):
+        if named is None or client is None:
+            more = "clients" if named is None else "images"
+            raise UsageError(f"There are more {more}: give one client for all, or one per image.")
+        yield *named, client
 
 
 def load_pixels(source: ImageSource, settings: Preprocessing) -> NDArray[np.uint8]:

@@ -1,7 +1,7 @@
 """ONNX Runtime sessions on the device that was asked for, or a reason why not.
 
 ONNX Runtime falls back to the CPU without an exception when its CUDA provider cannot load. Here
-`cuda` means CUDA: a session that ended up elsewhere is refused.
+`cuda` means CUDA, and `tensorrt` TensorRT: a session that ended up elsewhere is refused.
 """
 
 from __future__ import annotations
@@ -10,42 +10,60 @@ import contextlib
 import ctypes
 import io
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from pfedmma_deploy.errors import BundleError, DeviceError, UsageError
+from pfedmma_deploy.runtime.cpus import usable_cores
+from pfedmma_deploy.runtime.tensorrt import tensorrt_version
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["DEVICES", "Device", "cuda_problem", "open_session", "resolve_device"]
+__all__ = [
+    "DEVICES",
+    "Device",
+    "RealDevice",
+    "cuda_problem",
+    "open_session",
+    "resolve_device",
+    "tensorrt_problem",
+]
 
-Device = Literal["auto", "cpu", "cuda"]
-DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
+Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+RealDevice = Literal["cpu", "cuda", "tensorrt"]
+DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda", "tensorrt")
 
-CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
+_PROVIDERS: Mapping[RealDevice, tuple[str, ...]] = {
+    "cpu": (CPU,),
+    "cuda": (CUDA, CPU),
+    # What TensorRT does not take goes on on CUDA.
+    "tensorrt": (TENSORRT, CUDA, CPU),
+}
 _INSTALL = (
     "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 )
 
 
-def resolve_device(device: str) -> tuple[Literal["cpu", "cuda"], str | None]:
-    """The device to use, and with `auto` the reason why it is not CUDA.
+def resolve_device(device: str) -> tuple[RealDevice, str | None]:
+    """The device to use, and with `auto` (which is CUDA or else the CPU) why it is not CUDA.
 
     Raises:
-        DeviceError: `cuda` was asked for and this machine cannot.
-        UsageError: `device` is none of `auto`, `cpu`, `cuda`.
+        DeviceError: `cuda` or `tensorrt` was asked for and this machine cannot.
+        UsageError: `device` is none of `auto`, `cpu`, `cuda`, `tensorrt`.
     """
     if device not in DEVICES:
         raise UsageError(f"Device {device!r} is unknown: expected {', '.join(DEVICES)}.")
     if device == "cpu":
         return "cpu", None
-    problem = cuda_problem()
-    if problem is None:
-        return "cuda", None
-    if device == "cuda":
-        raise DeviceError(f"Device 'cuda' cannot be used: {problem}. Or choose --device cpu.")
-    return "cpu", problem
+    problem = tensorrt_problem() if device == "tensorrt" else cuda_problem()
+    if device == "auto":
+        return ("cuda", None) if problem is None else ("cpu", problem)
+    if problem is not None:
+        raise DeviceError(f"Device {device!r} cannot be used: {problem}. Or choose --device cpu.")
+    return cast(RealDevice, device), None
 
 
 def cuda_problem() -> str | None:
@@ -69,35 +87,79 @@ def cuda_problem() -> str | None:
     return None
 
 
-def open_session(file: Path, device: Literal["cpu", "cuda"]) -> onnxruntime.InferenceSession:
+def tensorrt_problem() -> str | None:
+    """Why TensorRT cannot be used here, or None; it needs all that CUDA needs."""
+    problem = cuda_problem()
+    if problem is not None:
+        return problem
+    import onnxruntime
+
+    if TENSORRT not in onnxruntime.get_available_providers():
+        return f"the installed ONNX Runtime has no TensorRT provider; run `{_INSTALL}`"
+    try:
+        tensorrt_version()
+    except OSError as error:
+        return f"TensorRT 10 cannot be loaded ({error}); run `pip install 'tensorrt<11'`"
+    return None
+
+
+def open_session(
+    file: Path,
+    device: RealDevice,
+    *,
+    threads: int | None = None,
+    options: Mapping[str, str] | None = None,
+) -> onnxruntime.InferenceSession:
     """A session for one ONNX file that really runs on `device`.
+
+    Args:
+        file: the model.
+        device: what it runs on.
+        threads: CPU threads of one call; default the cores that this process may use. Threads
+            that wait sleep instead of spinning, which leaves the cores to decoding.
+        options: of the first execution provider, by ONNX Runtime's names.
 
     Raises:
         BundleError: ONNX Runtime cannot read the file.
-        DeviceError: the session ended up on another provider than asked for.
+        DeviceError: the session ended up on another provider than asked for, or the provider
+            does not take the model with these options.
     """
     import onnxruntime
 
     remarks = io.StringIO()
-    if device == "cuda":
+    if device != "cpu":
         # torch, which would otherwise have loaded CUDA's libraries, is not there.
         with contextlib.redirect_stdout(remarks):
             onnxruntime.preload_dlls()
-    wanted = [CUDA, CPU] if device == "cuda" else [CPU]
+    first, *others = _PROVIDERS[device]
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads or usable_cores()
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         # Not `session.disable_cpu_ep_fallback`: it also refuses the shape arithmetic that ONNX
         # Runtime keeps on the CPU on purpose.
-        session = onnxruntime.InferenceSession(str(file), providers=wanted, enable_fallback=0)
+        session = onnxruntime.InferenceSession(
+            str(file),
+            settings,
+            providers=[(first, dict(options)) if options else first, *others],
+            enable_fallback=0,
+        )
     except Exception as error:  # ONNX Runtime's exceptions have no common base
+        if options:
+            raise DeviceError(
+                f"{first} does not take {file.name} with "
+                f"{', '.join(f'{key}={value}' for key, value in options.items())}: {error} "
+                "Choose --device cuda (from Python without cuda_graphs), or --device cpu."
+            ) from error
         raise BundleError(
             f"ONNX Runtime {onnxruntime.__version__} cannot open {file}: {error} "
             "Export it again, or update onnxruntime."
         ) from error
     found = session.get_providers()[0]
-    if found != wanted[0]:
+    if found != first:
         because = " ".join(remarks.getvalue().split()) or "its libraries did not load"
         raise DeviceError(
-            f"{file.name} was to run on {wanted[0]}, ONNX Runtime chose {found}: {because}. "
+            f"{file.name} was to run on {first}, ONNX Runtime chose {found}: {because}. "
             f"Run `{_INSTALL}`, or choose --device cpu."
         )
     return session

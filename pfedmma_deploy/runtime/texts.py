@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pfedmma_deploy.data.prompts import build_prompts
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.runtime.bundle import TEXT_MODEL, TOKENIZER, Bundle
-from pfedmma_deploy.runtime.providers import open_session
+from pfedmma_deploy.runtime.providers import RealDevice, open_session
 from pfedmma_deploy.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -34,8 +34,10 @@ CACHED_LISTS = 256
 class TextFeatures:
     """Text features by client index; safe to share between threads."""
 
-    def __init__(self, bundle: Bundle, device: Literal["cpu", "cuda"]) -> None:
-        self._bundle, self._device = bundle, device
+    def __init__(self, bundle: Bundle, device: RealDevice, threads: int | None = None) -> None:
+        # Not worth the minutes that TensorRT takes: typed classes are encoded once and kept.
+        self._device: RealDevice = "cuda" if device == "tensorrt" else device
+        self._bundle, self._threads = bundle, threads
         self._opening, self._keeping = threading.Lock(), threading.Lock()
         self._tower: tuple[onnxruntime.InferenceSession, Tokenizer] | None = None
         self._known: Features | None = None
@@ -85,7 +87,9 @@ class TextFeatures:
             if self._tower is None:
                 bundle = self._bundle
                 tokenizer = Tokenizer(bundle.file(TOKENIZER), bundle.manifest.context_length)
-                self._tower = open_session(bundle.file(TEXT_MODEL), self._device), tokenizer
+                file = bundle.file(TEXT_MODEL)
+                session = open_session(file, self._device, threads=self._threads)
+                self._tower = session, tokenizer
             return self._tower
 
 

@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from pfedmma_deploy.export.clients import adapter_hook
 from pfedmma_deploy.runtime import Classifier
 from pfedmma_deploy.types import Skipped
 from tests.export.sample import CLASS_NAMES, CLIENTS, SCALE, images, shared_backbone
+from tests.runtime.waiting import wait_until
 
 pytest_plugins = ["tests.export.fixtures"]
 
@@ -119,7 +122,8 @@ def test_wrong_clients(classifier: Classifier) -> None:
         classifier.predict(images(1), -1)
 
 
-def test_streams_are_read_as_they_are_needed(classifier: Classifier) -> None:
+def test_endless_streams_are_read_a_batch_ahead_and_no_further(bundle: Path) -> None:
+    classifier = Classifier.load(bundle, "cpu", threads=1)
     taken = 0
 
     def camera() -> Iterator[NDArray[np.uint8]]:
@@ -128,9 +132,71 @@ def test_streams_are_read_as_they_are_needed(classifier: Classifier) -> None:
             taken += 1
             yield pixels
 
-    found = list(itertools.islice(classifier.iter_predict(camera(), batch_size=4), 6))
-    assert len(found) == 6
-    assert taken == 8
+    found = classifier.iter_predict(camera(), batch_size=4)
+    assert taken == 0
+    assert len(list(itertools.islice(found, 6))) == 6
+    # Two batches are done, one waits, and one image is in the hand of the thread that draws.
+    wait_until(lambda: taken >= 13)
+    assert taken == 13
+    found.close()  # type: ignore[attr-defined]
+
+
+def test_a_stream_that_waits_for_the_last_answer(classifier: Classifier) -> None:
+    answers: Queue[str] = Queue()
+
+    def conversation() -> Iterator[NDArray[np.uint8]]:
+        yield images(1)[0]
+        for _ in range(3):
+            assert answers.get(timeout=20) in CLASS_NAMES
+            yield images(1)[0]
+
+    for prediction in classifier.iter_predict(conversation(), batch_size=1):
+        answers.put(prediction.top[0].name)
+    assert answers.qsize() == 1
+
+
+def test_what_a_stream_raises_is_raised_after_the_images_before_it(classifier: Classifier) -> None:
+    def camera() -> Iterator[NDArray[np.uint8]]:
+        yield from images(2)
+        raise RuntimeError("unplugged")
+
+    found = classifier.iter_predict(camera(), batch_size=2)
+    assert [next(found).source, next(found).source] == ["image 0", "image 1"]
+    with pytest.raises(RuntimeError, match="unplugged"):
+        next(found)
+
+
+def test_unreadable_images_are_reported_in_their_turn(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    missing = [str(tmp_path / f"{i}.jpg") for i in range(3)]
+    pixels = images(2)
+    order: list[str] = []
+    for prediction in classifier.iter_predict(
+        [missing[0], pixels[0], missing[1], pixels[1], missing[2]],
+        batch_size=2,
+        on_skip=lambda entry: order.append(entry.path),
+    ):
+        order.append(prediction.source)
+    assert order == [missing[0], "image 1", missing[1], "image 3", missing[2]]
+    assert classifier.predict(missing, on_skip=lambda entry: None) == []
+
+
+def test_several_clients_look_at_one_image(classifier: Classifier, tmp_path: Path) -> None:
+    pixels = [*images(3), tmp_path / "missing.png"]
+    skipped: list[Skipped] = []
+    rows = list(
+        classifier.iter_compare(pixels, ["0", 0], TYPED, 2, batch_size=2, on_skip=skipped.append)
+    )
+    assert [entry.reason for entry in skipped] == ["No such file or directory"]
+    for number, (personal, plain) in enumerate(rows):
+        assert (personal.client, plain.client) == ("0", "zero-shot")
+        for one in (personal, plain):
+            (alone,) = classifier.predict(pixels[number], one.client, TYPED, 2)
+            assert [score.name for score in one.top] == [score.name for score in alone.top]
+            assert one.top[0].probability == pytest.approx(alone.top[0].probability, abs=1e-6)
+    with pytest.raises(UsageError, match="no client 'nobody'"):
+        classifier.iter_compare(pixels, [0, "nobody"])
 
 
 def test_batch_size_changes_nothing(classifier: Classifier) -> None:
@@ -181,6 +247,10 @@ def test_wrong_numbers_and_classes(classifier: Classifier) -> None:
     pixels = images(1)
     with pytest.raises(UsageError, match="top_k should be at least 1, found 0"):
         classifier.predict(pixels, top_k=0)
+    with pytest.raises(UsageError, match="threads should be at least 1, found 0"):
+        Classifier(classifier.bundle, threads=0)
+    with pytest.raises(UsageError, match="CUDA graphs need device 'cuda', found 'auto'"):
+        Classifier(classifier.bundle, cuda_graphs=True)
     with pytest.raises(UsageError, match="batch_size should be at least 1, found -2"):
         classifier.embed_images(pixels, batch_size=-2)
     for classes in ([], "cat", ["cat", " "]):
@@ -217,12 +287,14 @@ def test_texts_as_they_are(classifier: Classifier) -> None:
 def test_many_threads_one_classifier(bundle: Path) -> None:
     shared = Classifier.load(bundle, "cpu")
     alone = Classifier.load(bundle, "cpu")
-    jobs = [
+    jobs: list[tuple[NDArray[np.uint8], Any, list[str] | None]] = [
         (images(2, seed), client, typed)
         for seed in range(4)
         for client in range(3)
         for typed in (None, TYPED)
     ]
+    mixed: list[str | int] = ["north", 0, "0"]
+    jobs += [(images(3, seed), mixed, typed) for seed in range(4) for typed in (None, TYPED)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda job: shared.predict(*job), jobs))
     assert found == [alone.predict(*job) for job in jobs]

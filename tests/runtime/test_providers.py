@@ -11,8 +11,7 @@ import onnxruntime
 import pytest
 
 from pfedmma_deploy.errors import BundleError, DeviceError, UsageError
-from pfedmma_deploy.runtime import Classifier, providers
-from pfedmma_deploy.runtime import classifier as classifier_module
+from pfedmma_deploy.runtime import Classifier, image_features, providers
 from pfedmma_deploy.runtime.providers import cuda_problem, open_session, resolve_device
 
 pytest_plugins = ["tests.export.fixtures"]
@@ -60,15 +59,17 @@ def test_resolving(monkeypatch: pytest.MonkeyPatch) -> None:
         DeviceError, match=r"'cuda' cannot be used: it is missing\. Or choose --device cpu"
     ):
         resolve_device("cuda")
-    with pytest.raises(UsageError, match="Device 'tpu' is unknown: expected auto, cpu, cuda"):
+    with pytest.raises(
+        UsageError, match="Device 'tpu' is unknown: expected auto, cpu, cuda, tensorrt"
+    ):
         resolve_device("tpu")
 
 
 class FallenBack:
     """What ONNX Runtime hands out when its CUDA provider does not load: a CPU session."""
 
-    def __init__(self, path: str, **options: Any) -> None:
-        self.options = options
+    def __init__(self, path: str, settings: Any, **options: Any) -> None:
+        self.settings, self.options = settings, options
 
     def get_providers(self) -> list[str]:
         return ["CPUExecutionProvider"]
@@ -77,7 +78,7 @@ class FallenBack:
 def test_a_silent_fallback_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "InferenceSession", FallenBack)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcudnn.so.9"))
-    monkeypatch.setattr(classifier_module, "resolve_device", lambda device: ("cuda", None))
+    monkeypatch.setattr(image_features, "resolve_device", lambda device: ("cuda", None))
     with pytest.raises(
         DeviceError,
         match=r"vision_model\.onnx was to run on CUDAExecutionProvider, ONNX Runtime chose "
@@ -91,7 +92,7 @@ def test_auto_goes_on_with_the_cpu_and_says_why(
 ) -> None:
     monkeypatch.setattr(onnxruntime, "InferenceSession", FallenBack)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
-    monkeypatch.setattr(classifier_module, "resolve_device", lambda device: ("cuda", None))
+    monkeypatch.setattr(image_features, "resolve_device", lambda device: ("cuda", None))
     classifier = Classifier.load(bundle, "auto")
     assert (classifier.device, classifier.provider) == ("cpu", "CPUExecutionProvider")
     assert "its libraries did not load" in str(classifier.fallback_reason)
