@@ -18,7 +18,8 @@ from pfedmma_deploy.data.checks import Problem
 from pfedmma_deploy.data.images import ImageSource, decode_image, verify_image
 from pfedmma_deploy.data.index import Index
 from pfedmma_deploy.data.known import absent, find_known, known_datasets
-from pfedmma_deploy.data.readers import READERS, Listing
+from pfedmma_deploy.data.readers.base import Listing
+from pfedmma_deploy.data.readers.registry import READERS
 from pfedmma_deploy.data.samples import SAMPLE_NAMES, load_sample
 from pfedmma_deploy.errors import DataError, ImageError
 from pfedmma_deploy.types import Dataset, Example, Skipped

@@ -1,7 +1,8 @@
 """Folders of images: by class, by part, by client, and the data sets with one folder per domain.
 
-PACS, Office-Home and Office-Caltech10 lie as `<domain>/<class>/*.jpg`, which without knowing them
-would be clients; they are told by the names of their domains. The forms are in `layout.LAYOUTS`.
+PACS, Office-Home and Office-Caltech10, and DomainNet without its lists, lie as
+`<domain>/<class>/*.jpg`, which without knowing them would be clients; they are told by the names of
+their domains. The forms are in `layout.LAYOUTS`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def _is_by_domain(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     found = {_plain(entry.name) for entry in folder.iterdir() if entry.is_dir()}
-    sets = (set(k.domains) for k in known_datasets().values() if k.layout == "domains")
+    sets = (set(known.domains) for known in known_datasets().values() if known.domains)
     return any(domains <= found for domains in sets)
 
 

@@ -46,7 +46,7 @@ def read(file: Path, scan: Scanner) -> Listing:
     seen: dict[str, int] = {}
     table: list[tuple[str, str, dict[str, str]]] = []
     for number, row in rows:
-        values = {name: (row[name] or "").strip() for name in COLUMNS if name in row}
+        values: dict[str, str] = {n: (row[n] or "").strip() for n in COLUMNS if n in row}
         empty = [name for name in _NEEDED if not values[name]]
         if empty:
             raise DataError(f"{file}, row {number}: {empty[0]} is empty; every image needs one")
