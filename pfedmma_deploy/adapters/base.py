@@ -14,7 +14,8 @@ from pfedmma_deploy.types import TOWERS, Scope, Tower
 class Adapter(nn.Module, ABC):
     """Trainable parameters around a frozen backbone, and what both towers compute with them.
 
-    Most adapters only add to the output of blocks and implement `hook`. Others replace how an image
+    Most adapters only add to the output of blocks and implement `hook`, or only change the weight
+    of its attention: `attention`; those fold exactly into plain CLIP. Others replace how an image
     or a text is encoded, or how both are compared: `encode_image`, `encode_text`, `logits`.
     """
 
@@ -24,6 +25,10 @@ class Adapter(nn.Module, ABC):
     def hook(self, tower: Tower, block: int, h: Tensor) -> Tensor | None:
         """What is added to the output of a block whose `ln_1` gave h [B, T, d], or None."""
         return None
+
+    def attention(self, tower: Tower, block: int, weight: Tensor) -> Tensor:
+        """What takes the place of a block's fused query-key-value weight [3 d, d]."""
+        return weight
 
     def encode_image(self, backbone: Backbone, pixels: Tensor) -> Tensor:
         """Features of uint8 pixels [B, H, W, 3], the batch first: [B, D], L2-normalised."""

@@ -13,7 +13,8 @@ that flows on into the trunk is the true one.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,11 @@ from torch.nn import functional as F
 
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.types import TOWERS, Scope, Tower
+
+Part = Literal["projection", "down", "up"]
+"""What a layer of the adapter is."""
+PARTS: tuple[Part, ...] = get_args(Part)
+JUST_PROJECTIONS: tuple[Part, ...] = ("projection",)
 
 
 def pair_count(image_depth: int, text_depth: int) -> int:
@@ -41,6 +47,8 @@ class MultiModalAdapter(Adapter):
         bottleneck_dim: r.
         scale: s.
         generator: drives the Kaiming-normal initialisation (fan_out, relu); biases start at zero.
+        shared: parts that are averaged over clients; the others stay with them.
+        towers: those that are adapted; of one alone, no pair joins anything.
     """
 
     def __init__(
@@ -50,17 +58,22 @@ class MultiModalAdapter(Adapter):
         bottleneck_dim: int,
         scale: float,
         generator: torch.Generator,
+        *,
+        shared: Collection[Part] = JUST_PROJECTIONS,
+        towers: Sequence[Tower] = TOWERS,
     ) -> None:
         super().__init__()
         self.scale = scale
+        self.adapts = frozenset(towers)
+        self._shared = frozenset(shared)
         pairs = pair_count(depths["image"], depths["text"])
-        self.first = {tower: depths[tower] - pairs for tower in TOWERS}
-        for tower in TOWERS:
+        self.first = {tower: depths[tower] - pairs for tower in towers}
+        for tower in towers:
             blocks = range(self.first[tower], depths[tower])
             layers = {str(b): _Bottleneck(widths[tower], bottleneck_dim) for b in blocks}
             self.add_module(tower, nn.ModuleDict(layers))
-        shared = {str(p): nn.Linear(bottleneck_dim, bottleneck_dim) for p in range(pairs)}
-        self.pair = nn.ModuleDict(shared)
+        joints = {str(p): nn.Linear(bottleneck_dim, bottleneck_dim) for p in range(pairs)}
+        self.pair = nn.ModuleDict(joints)
         for name, value in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(value)
@@ -71,7 +84,7 @@ class MultiModalAdapter(Adapter):
 
     def hook(self, tower: Tower, block: int, h: Tensor) -> Tensor | None:
         """What the adapter adds to the output of a block, h [B, T, d] -> [B, T, d] or None."""
-        pair = block - self.first[tower]
+        pair = block - self.first[tower] if tower in self.adapts else -1
         if pair < 0:
             return None
         bottleneck = self.get_submodule(f"{tower}.{block}")
@@ -82,12 +95,22 @@ class MultiModalAdapter(Adapter):
         return added
 
     def scopes(self) -> dict[str, Scope]:
-        """The scope of every parameter: projections are shared, down and up layers are local."""
-        shared = {f"pair.{name}" for name, _ in self.pair.named_parameters()}
+        """The scope of every parameter; by default projections are shared, all else is local."""
         return {
-            name: Scope.SHARED if name in shared else Scope.LOCAL
-            for name, _ in self.named_parameters()
+            f"{path}.{name}": Scope.SHARED if part in self._shared else Scope.LOCAL
+            for path, part, layer in self._layers()
+            for name, _ in layer.named_parameters()
         }
+
+    def _layers(self) -> Iterator[tuple[str, Part, nn.Module]]:
+        """Every layer with its path and what it is."""
+        for tower in self.first:
+            for block, bottleneck in self.get_submodule(tower).named_children():
+                assert isinstance(bottleneck, _Bottleneck)
+                yield f"{tower}.{block}.down", "down", bottleneck.down
+                yield f"{tower}.{block}.up", "up", bottleneck.up
+        for pair, layer in self.pair.named_children():
+            yield f"pair.{pair}", "projection", layer
 
 
 class _Bottleneck(nn.Module):

@@ -4,46 +4,92 @@ arXiv 2507.05394 (ICLR 2026). One common initial state. Each round every selecte
 its adapter parameters for E local epochs; the server averages only the shared projections W,
 weighted by the number of images; every client receives the average. Down and up layers never leave
 the client: everything is trained, only the projection is shared.
+
+`share` and `towers` are the paper's ablations: what travels beside the projection, and which of the
+two towers is adapted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 import torch
 
-from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.adapters.mma import MultiModalAdapter
+from pfedmma_deploy.adapters.mma import PARTS, MultiModalAdapter, Part
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.methods.base import Method
-from pfedmma_deploy.types import TOWERS
+from pfedmma_deploy.methods.check import require_at_least, require_choice, require_positive
+from pfedmma_deploy.types import TOWERS, Tower
+
+TOWER_CHOICES: Final = MappingProxyType[str, tuple[Tower, ...]](
+    {"both": TOWERS, "image": ("image",), "text": ("text",)}
+)
+SHARE_CHOICES: Final = MappingProxyType[str, tuple[Part, ...]](
+    {
+        "projection": ("projection",),
+        "projection+down": ("projection", "down"),
+        "projection+up": ("projection", "up"),
+        "all": PARTS,
+        "none": (),
+    }
+)
 
 
 @dataclass(frozen=True)
-class PFedMMAParameters:
-    """Hyper-parameters and their symbols in the paper."""
+class AdapterParameters:
+    """Hyper-parameters of the multi-modal adapter and their symbols in the paper."""
 
     bottleneck_dim: int = 32
     """r"""
     scale: float = 1e-3
     """s"""
+    towers: str = "both"
+    """Towers that are adapted: both, image or text."""
 
     def __post_init__(self) -> None:
-        if self.bottleneck_dim < 1:
-            raise UsageError(f"bottleneck_dim must be 1 or more, not {self.bottleneck_dim}.")
-        if self.scale <= 0:
-            raise UsageError(f"scale must be above 0, not {self.scale}.")
+        require_at_least("bottleneck_dim", self.bottleneck_dim, 1)
+        require_positive("scale", self.scale)
+        require_choice("towers", self.towers, TOWER_CHOICES)
 
 
-def build(backbone: Backbone, parameters: PFedMMAParameters, generator: torch.Generator) -> Adapter:
-    """Adapters in the upper two thirds of both towers."""
+@dataclass(frozen=True)
+class PFedMMAParameters(AdapterParameters):
+    """Those of the adapter, and what of it is shared."""
+
+    share: str = "projection"
+    """Parts that are averaged: projection (the paper's), projection+down, projection+up, all,
+    none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("share", self.share, SHARE_CHOICES)
+
+
+def build(
+    backbone: Backbone, parameters: PFedMMAParameters, generator: torch.Generator
+) -> MultiModalAdapter:
+    """Adapters in the upper two thirds of the towers."""
+    return build_adapter(backbone, parameters, generator, SHARE_CHOICES[parameters.share])
+
+
+def build_adapter(
+    backbone: Backbone,
+    parameters: AdapterParameters,
+    generator: torch.Generator,
+    shared: Collection[Part],
+) -> MultiModalAdapter:
+    """The multi-modal adapter of a backbone, with the parts of it that are averaged."""
     return MultiModalAdapter(
         widths={tower: backbone.width(tower) for tower in TOWERS},
         depths={tower: backbone.depth(tower) for tower in TOWERS},
         bottleneck_dim=parameters.bottleneck_dim,
         scale=parameters.scale,
         generator=generator,
+        shared=shared,
+        towers=TOWER_CHOICES[parameters.towers],
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pfedmma_deploy.config import nearest
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.methods.base import Method
+from pfedmma_deploy.methods.fedavg_mma import FEDAVG_MMA
+from pfedmma_deploy.methods.local import LOCAL
 from pfedmma_deploy.methods.pfedmma import PFEDMMA
 from pfedmma_deploy.methods.zero_shot import ZERO_SHOT
 
@@ -13,6 +15,8 @@ METHODS: dict[str, Method] = {
     for method in (
         PFEDMMA,
         ZERO_SHOT,
+        LOCAL,
+        FEDAVG_MMA,
     )
 }
 

@@ -1,0 +1,157 @@
+"""Low-rank changes of the attention projections of both towers.
+
+LoRA (Hu et al., arXiv 2106.09685) on the rows of the fused query-key-value weight W [3 d, d] that
+make the queries and the values:
+
+    W_q' = W_q + (alpha / r) * B_q A_q        W_v' = W_v + (alpha / r) * B_v A_v        W_k' = W_k
+
+with A [r, d] and B [d, r]. The product is added to the weight itself and not to the layer's output:
+a model in training and the same model folded into plain weights are equal to the bit.
+
+Dropout, too, acts on the weight: it zeroes input features of A, for all tokens and images of a step
+alike, and scales the others by 1 / (1 - p). In expectation that is LoRA's own dropout, which draws
+a new mask for every token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.backbone.texts import ClassTexts
+from pfedmma_deploy.types import TOWERS, Scope, Tower
+
+
+class LowRank(nn.Module):
+    """One low-rank matrix B A: A is uniform as in the reference (Kaiming, a = sqrt 5), B is zero.
+
+    Args:
+        width: d.
+        rank: r.
+        generator: draws A.
+    """
+
+    def __init__(self, width: int, rank: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(rank, width))
+        self.B = nn.Parameter(torch.zeros(width, rank))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5), generator=generator)
+
+    def product(self, dropout: float) -> Tensor:
+        """B A [d, d]; in training with `dropout` of the columns of A."""
+        kept = F.dropout(torch.ones_like(self.A[0]), dropout, self.training)
+        return self.B @ (self.A * kept)
+
+
+class LowRankBlock(nn.Module):
+    """The low-rank matrices of one block."""
+
+    def __init__(self, width: int, rank: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.q = LowRank(width, rank, generator)
+        self.v = LowRank(width, rank, generator)
+
+    def change(self, weight: Tensor, scale: float, dropout: float) -> Tensor:
+        """The fused weight [3 d, d] with the scaled products on its query and value rows."""
+        q, k, v = weight.chunk(3)
+        q = q + scale * self.q.product(dropout)
+        v = v + scale * self.v.product(dropout)
+        return torch.cat([q, k, v])
+
+
+def tower_blocks(
+    width: int, depth: int, rank: int, generator: torch.Generator
+) -> Mapping[str, LowRankBlock]:
+    """Low-rank matrices for every block of a tower, by block index."""
+    return {str(block): LowRankBlock(width, rank, generator) for block in range(depth)}
+
+
+class WeightAdapter(Adapter):
+    """An adapter that changes nothing but attention weights: it folds exactly into plain CLIP."""
+
+    def encode_image(self, backbone: Backbone, pixels: Tensor) -> Tensor:
+        """Features of uint8 pixels [B, H, W, 3]: [B, D], L2-normalised."""
+        x = backbone.run_blocks("image", backbone.embed_image(pixels), attention=self.attention)
+        return backbone.pool_image(x)
+
+    def encode_text(self, backbone: Backbone, texts: ClassTexts) -> Tensor:
+        """Features of class names, [C, D], L2-normalised."""
+        return self.encode_tokens(backbone, texts.prompts)
+
+    def encode_tokens(self, backbone: Backbone, tokens: Tensor) -> Tensor:
+        """Features of token ids [N, context]: [N, D], L2-normalised."""
+        ends = tokens.argmax(dim=-1)
+        x = backbone.embed_tokens(tokens[:, : int(ends.max()) + 1])
+        x = backbone.run_blocks("text", backbone.add_positions(x), attention=self.attention)
+        return backbone.pool_text(x, ends)
+
+
+class LoRA(WeightAdapter):
+    """LoRA on queries and values of every block of both towers.
+
+    Parameters are named `{tower}.{block}.{q,v}.A` [r, d] and `.B` [d, r].
+
+    Args:
+        widths: token width d of each tower.
+        depths: number of blocks of each tower.
+        rank: r.
+        alpha: the products are scaled by alpha / r.
+        dropout: p.
+        generator: draws A.
+        scope_a, scope_b: who holds all A, and all B.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[Tower, int],
+        depths: Mapping[Tower, int],
+        rank: int,
+        alpha: float,
+        dropout: float,
+        generator: torch.Generator,
+        *,
+        scope_a: Scope,
+        scope_b: Scope,
+    ) -> None:
+        super().__init__()
+        self.scale = alpha / rank
+        self.dropout = dropout
+        self._scope_of = (("A", scope_a), ("B", scope_b))
+        for tower in TOWERS:
+            blocks = tower_blocks(widths[tower], depths[tower], rank, generator)
+            self.add_module(tower, nn.ModuleDict(blocks))
+        self._start = {name: lora.A.detach().clone() for name, lora in self._products()}
+        self.eval()  # dropout is for fitting only
+
+    def attention(self, tower: Tower, block: int, weight: Tensor) -> Tensor:
+        """The block's fused weight [3 d, d] with its low-rank changes."""
+        lora = self.get_submodule(f"{tower}.{block}")
+        assert isinstance(lora, LowRankBlock)
+        return lora.change(weight, self.scale, self.dropout)
+
+    def scopes(self) -> dict[str, Scope]:
+        """All A have one scope and all B have one."""
+        names = [name for name, _ in self._products()]
+        return {f"{name}.{factor}": scope for name in names for factor, scope in self._scope_of}
+
+    @torch.no_grad()
+    def drift(self) -> float:
+        """How far the A have moved from their common start, as a fraction of its norm."""
+        moved = start = 0.0
+        for name, lora in self._products():
+            first = self._start[name].to(lora.A.device)
+            moved += float((lora.A - first).double().square().sum())
+            start += float(first.double().square().sum())
+        return math.sqrt(moved / start)
+
+    def _products(self) -> Iterator[tuple[str, LowRank]]:
+        """Every low-rank matrix with its path."""
+        for name, module in self.named_modules():
+            if isinstance(module, LowRank):
+                yield name, module
