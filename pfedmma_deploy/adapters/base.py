@@ -32,11 +32,11 @@ class Adapter(nn.Module, ABC):
 
     def encode_image(self, backbone: Backbone, pixels: Tensor) -> Tensor:
         """Features of uint8 pixels [B, H, W, 3], the batch first: [B, D], L2-normalised."""
-        return backbone.encode_image(pixels, self.hook)
+        return backbone.encode_image(pixels, self.hook, attention=self.attention)
 
     def encode_text(self, backbone: Backbone, texts: ClassTexts) -> Tensor:
         """Features of class names, [C, D], L2-normalised."""
-        return backbone.encode_text(texts.prompts, self.hook)
+        return backbone.encode_text(texts.prompts, self.hook, attention=self.attention)
 
     def logits(self, images: Tensor, texts: Tensor, logit_scale: float) -> Tensor:
         """Class scores [B, C] of what `encode_image` and `encode_text` gave."""

@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.backbone.texts import ClassTexts
 from pfedmma_deploy.types import TOWERS, Scope, Tower
 
 
@@ -72,27 +70,7 @@ def tower_blocks(
     return {str(block): LowRankBlock(width, rank, generator) for block in range(depth)}
 
 
-class WeightAdapter(Adapter):
-    """An adapter that changes nothing but attention weights: it folds exactly into plain CLIP."""
-
-    def encode_image(self, backbone: Backbone, pixels: Tensor) -> Tensor:
-        """Features of uint8 pixels [B, H, W, 3]: [B, D], L2-normalised."""
-        x = backbone.run_blocks("image", backbone.embed_image(pixels), attention=self.attention)
-        return backbone.pool_image(x)
-
-    def encode_text(self, backbone: Backbone, texts: ClassTexts) -> Tensor:
-        """Features of class names, [C, D], L2-normalised."""
-        return self.encode_tokens(backbone, texts.prompts)
-
-    def encode_tokens(self, backbone: Backbone, tokens: Tensor) -> Tensor:
-        """Features of token ids [N, context]: [N, D], L2-normalised."""
-        ends = tokens.argmax(dim=-1)
-        x = backbone.embed_tokens(tokens[:, : int(ends.max()) + 1])
-        x = backbone.run_blocks("text", backbone.add_positions(x), attention=self.attention)
-        return backbone.pool_text(x, ends)
-
-
-class LoRA(WeightAdapter):
+class LoRA(Adapter):
     """LoRA on queries and values of every block of both towers.
 
     Parameters are named `{tower}.{block}.{q,v}.A` [r, d] and `.B` [d, r].

@@ -8,24 +8,23 @@ from dataclasses import dataclass, field
 import torch
 from open_clip.model import CLIP
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from pfedmma_deploy.backbone.blocks import BlockHook, TokenHook, WeightHook, run_block
 from pfedmma_deploy.data.preprocess import Interpolation, ResizeMode
-from pfedmma_deploy.errors import BackboneError
 from pfedmma_deploy.types import Tower
 
-BlockHook = Callable[[Tower, int, Tensor], Tensor | None]
-"""(tower, block, ln_1 output [B, T, d]) -> what is added to that block's output, or None."""
-TokenHook = Callable[[Tower, int, Tensor], Tensor]
-"""(tower, block, tokens [B, T, d]) -> the tokens that the block reads instead."""
-WeightHook = Callable[[Tower, int, Tensor], Tensor]
-"""(tower, block, fused query-key-value weight [3 d, d]) -> the weight to use instead."""
+@dataclass(frozen=True)
+class Prefix:
+    """What the frozen lower blocks of a tower made of some inputs, so that it is not made again."""
 
-ADAPTABLE = (
-    "a class-token ViT image tower and a causal text transformer of open_clip's own kind, such as "
-    "ViT-B-32, ViT-B-16, ViT-L-14 (OpenAI, LAION, DataComp, MetaCLIP, DFN weights) or pfedmma-tiny"
-)
+    tokens: Tensor
+    """[B, T, d], what block `start` reads; features [B, D] where `start` is the tower's depth."""
+    start: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,9 @@ class Backbone:
     """"gelu" or "quick_gelu": part of a checkpoint's identity."""
     tokenize: Callable[[Sequence[str]], Tensor] = field(repr=False)
     """Texts -> token ids, int64 [N, context_length]."""
+    shortcuts: bool = True
+    """Leave out what cannot change a feature: tokens behind the end of a prompt, and in the last
+    block all tokens but the one that is read. False is the plain reading, for comparison."""
 
     @property
     def device(self) -> torch.device:
@@ -89,19 +91,53 @@ class Backbone:
         """Token width d of a tower."""
         return int(self.blocks(tower)[0].ln_1.normalized_shape[0])
 
-    def encode_image(self, pixels: Tensor, hook: BlockHook | None = None) -> Tensor:
-        """Image features of uint8 pixels [B, H, W, 3]: [B, D], L2-normalised."""
-        return self.pool_image(self.run_blocks("image", self.embed_image(pixels), hook))
+    def encode_image(self, images: Tensor | Prefix, hook: BlockHook | None = None) -> Tensor:
+        """Image features of uint8 pixels [B, H, W, 3] or of their prefix: [B, D], L2-normalised."""
+        if isinstance(images, Prefix):
+            x, start = images.tokens.to(self.device), images.start
+            if start == self.depth("image"):
+                return x
+        else:
+            x, start = self.embed_image(images), 0
+        read = x.new_zeros(len(x), dtype=torch.long) if self.shortcuts else None
+        return self.pool_image(self.run_blocks("image", x, hook, start=start, read=read))
 
-    def encode_text(self, tokens: Tensor, hook: BlockHook | None = None) -> Tensor:
+    def encode_text(
+        self, tokens: Tensor, hook: BlockHook | None = None, prefix: Prefix | None = None
+    ) -> Tensor:
         """Text features of token ids [N, <= context_length]: [N, D], L2-normalised.
 
         Prompts are cut to the longest one: exact, because the mask is causal and the feature is
-        read at the end token, which carries the highest id.
+        read at the end token, which carries the highest id. `prefix` is what `text_prefix` gave.
         """
-        ends = tokens.argmax(dim=-1)
-        x = self.embed_tokens(tokens[:, : int(ends.max()) + 1])
-        return self.pool_text(self.run_blocks("text", self.add_positions(x), hook), ends)
+        ends = tokens.argmax(dim=-1).to(self.device)
+        if prefix is not None and prefix.start == self.depth("text"):
+            return prefix.tokens
+        start = 0 if prefix is None else prefix.start
+        x = self._embed_text(tokens) if prefix is None else prefix.tokens
+        if not self.shortcuts:
+            return self.pool_text(self.run_blocks("text", x, hook, start=start), ends)
+        x = self.run_blocks("text", x, hook, start=start, read=ends)
+        return self.pool_text(x, torch.zeros_like(ends))
+
+    @torch.no_grad()
+    def image_prefix(self, pixels: Tensor, start: int) -> Prefix:
+        """What block `start` reads of uint8 pixels [B, H, W, 3]; past the last, the features."""
+        if start == self.depth("image"):
+            return Prefix(self.encode_image(pixels), start)
+        x = self.run_blocks("image", self.embed_image(pixels), stop=start)
+        return Prefix(x, start)
+
+    @torch.no_grad()
+    def text_prefix(self, tokens: Tensor, start: int) -> Prefix:
+        """What block `start` reads of token ids [N, T]; past the last, the features."""
+        if start == self.depth("text"):
+            return Prefix(self.encode_text(tokens), start)
+        return Prefix(self.run_blocks("text", self._embed_text(tokens), stop=start), start)
+
+    def _embed_text(self, tokens: Tensor) -> Tensor:
+        length = int(tokens.argmax(dim=-1).max()) + 1 if self.shortcuts else tokens.shape[1]
+        return self.add_positions(self.embed_tokens(tokens[:, :length]))
 
     def embed_image(self, pixels: Tensor) -> Tensor:
         """What the first image block reads of uint8 pixels [B, H, W, 3]: [B, 1 + patches, d]."""
@@ -130,108 +166,48 @@ class Backbone:
         *,
         before: TokenHook | None = None,
         attention: WeightHook | None = None,
+        start: int = 0,
+        stop: int | None = None,
+        read: Tensor | None = None,
     ) -> Tensor:
-        """All blocks of a tower, x [B, T, d] -> [B, T, d].
+        """Blocks of a tower, x [B, T, d] -> [B, T, d], or [B, 1, d] with `read`.
 
         Args:
             tower: `image` or `text`, whose mask is causal.
-            x: what the first block reads.
+            x: what the first of them reads.
             hook: adds to the output of a block.
             before: replaces what a block reads.
             attention: replaces a block's fused query-key-value weight.
+            start: first block to run.
+            stop: block to stop before; default after the last.
+            read: int64 [B], the only token of each row that is wanted of the tower's last block,
+                which then computes nothing else for the others than their keys and values.
         """
         mask = self.model.attn_mask[: x.shape[1], : x.shape[1]] if tower == "text" else None
-        for index, block in enumerate(self.blocks(tower)):
+        blocks = self.blocks(tower)
+        for index in range(start, len(blocks) if stop is None else stop):
+            block = blocks[index]
             if before is not None:
                 x = before(tower, index, x)
             weight = None
             if attention is not None:
                 weight = attention(tower, index, block.attn.in_proj_weight)
-            x = run_block(block, x, mask, hook, tower, index, weight)
+            only = read if index == len(blocks) - 1 else None
+            x = run_block(block, x, mask, hook, tower, index, weight, only)
         return x
 
     def pool_image(self, x: Tensor) -> Tensor:
         """Image features of what the last block gave, [B, T, d] -> [B, D], L2-normalised."""
+        return F.normalize(self.project_image(x), dim=-1)
+
+    def project_image(self, x: Tensor) -> Tensor:
+        """The same before they are normalised, for what was built on CLIP's raw features."""
         pooled, _ = self.visual._pool(x)
-        return F.normalize(pooled @ self.visual.proj, dim=-1)
+        projected: Tensor = pooled @ self.visual.proj
+        return projected
 
     def pool_text(self, x: Tensor, ends: Tensor) -> Tensor:
         """Text features [N, T, d] -> [N, D], L2-normalised, read at the places `ends` [N]."""
         rows = torch.arange(len(x), device=self.device)
         read = self.model.ln_final(x[rows, ends.to(self.device)])
         return F.normalize(read @ self.model.text_projection, dim=-1)
-
-
-def run_block(
-    block: ResidualAttentionBlock,
-    x: Tensor,
-    mask: Tensor | None,
-    hook: BlockHook | None,
-    tower: Tower,
-    index: int,
-    in_proj_weight: Tensor | None = None,
-) -> Tensor:
-    """One pre-norm block, x [B, T, d] -> [B, T, d], plus what the hook adds to its output."""
-    h = block.ln_1(x)
-    x = x + block.ls_1(attend(block.attn, h, mask, in_proj_weight))
-    x = x + block.ls_2(block.mlp(block.ln_2(x)))
-    added = hook(tower, index, h) if hook is not None else None
-    return x if added is None else x + added
-
-
-def attend(
-    attention: nn.MultiheadAttention,
-    h: Tensor,
-    mask: Tensor | None,
-    in_proj_weight: Tensor | None = None,
-) -> Tensor:
-    """Self-attention with the weights of torch's fused module, h [B, T, d] -> [B, T, d]."""
-    batch, length, width = h.shape
-    heads = attention.num_heads
-    weight = attention.in_proj_weight if in_proj_weight is None else in_proj_weight
-    qkv = F.linear(h, weight, attention.in_proj_bias)
-    q, k, v = qkv.view(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-    if h.is_cuda:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    else:
-        # torch's CPU flash kernel has a backward several times slower than these products
-        # at the few tokens that CLIP works on.
-        scores = (q * (width // heads) ** -0.5) @ k.transpose(-2, -1)
-        out = (scores if mask is None else scores + mask).softmax(dim=-1) @ v
-    out = out.transpose(1, 2).reshape(batch, length, width)
-    return F.linear(out, attention.out_proj.weight, attention.out_proj.bias)
-
-
-def require_adaptable(model: nn.Module, name: str) -> CLIP:
-    """`model` as a CLIP with two plain transformer towers.
-
-    Raises:
-        BackboneError: it is of another kind; the message lists what can be adapted.
-    """
-    reason = _unsupported(model)
-    if reason is not None:
-        raise BackboneError(
-            f"The backbone {name} cannot be adapted: {reason}. Supported: {ADAPTABLE}."
-        )
-    assert isinstance(model, CLIP)
-    return model
-
-
-def _unsupported(model: nn.Module) -> str | None:
-    if not isinstance(model, CLIP):
-        return f"it is a {type(model).__name__}, not a CLIP with a native text transformer"
-    visual = model.visual
-    if not isinstance(visual, VisionTransformer):
-        return f"its image tower is a {type(visual).__name__}, not a vision transformer"
-    if visual.attn_pool is not None or visual.pool_type != "tok" or visual.proj is None:
-        return "its image tower does not read its feature from the class token"
-    if visual.image_size[0] != visual.image_size[1]:
-        return f"its input is {visual.image_size[0]} x {visual.image_size[1]} px, not square"
-    if model.text_pool_type != "argmax" or model.attn_mask is None:
-        return "its text tower is not causal or does not read its feature at the end token"
-    if not isinstance(model.text_projection, nn.Parameter):
-        return "its text projection is not a plain matrix"
-    for block in (*visual.transformer.resblocks, *model.transformer.resblocks):
-        if type(block) is not ResidualAttentionBlock:
-            return f"it has blocks of type {type(block).__name__}"
-    return None

@@ -8,6 +8,7 @@ from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.methods.fedavg_mma import FEDAVG_MMA
 from pfedmma_deploy.methods.local import LOCAL
 from pfedmma_deploy.methods.pfedmma import PFEDMMA
+from pfedmma_deploy.methods.plora import PLORA
 from pfedmma_deploy.methods.zero_shot import ZERO_SHOT
 
 METHODS: dict[str, Method] = {
@@ -17,6 +18,7 @@ METHODS: dict[str, Method] = {
         ZERO_SHOT,
         LOCAL,
         FEDAVG_MMA,
+        PLORA,
     )
 }
 
