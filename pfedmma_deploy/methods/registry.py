@@ -6,9 +6,15 @@ from pfedmma_deploy.config import nearest
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.methods.fedavg_mma import FEDAVG_MMA
+from pfedmma_deploy.methods.fedmaple import FEDMAPLE
+from pfedmma_deploy.methods.fedotp import FEDOTP
+from pfedmma_deploy.methods.fedpgp import FEDPGP
+from pfedmma_deploy.methods.fedtpg import FEDTPG
 from pfedmma_deploy.methods.local import LOCAL
 from pfedmma_deploy.methods.pfedmma import PFEDMMA
+from pfedmma_deploy.methods.pfedmoap import PFEDMOAP
 from pfedmma_deploy.methods.plora import PLORA
+from pfedmma_deploy.methods.promptfl import PROMPTFL
 from pfedmma_deploy.methods.zero_shot import ZERO_SHOT
 
 METHODS: dict[str, Method] = {
@@ -19,6 +25,12 @@ METHODS: dict[str, Method] = {
         LOCAL,
         FEDAVG_MMA,
         PLORA,
+        PROMPTFL,
+        FEDPGP,
+        FEDOTP,
+        PFEDMOAP,
+        FEDTPG,
+        FEDMAPLE,
     )
 }
 

@@ -1,0 +1,116 @@
+"""Learned context vectors before a class name, and the adapter that is one such context.
+
+CoOp (arXiv 2109.01134) replaces the words around a class name by M vectors in the space of token
+embeddings, the class token at the end: [SOT][v_1 .. v_M][name .][EOT]. They get the positions of
+the words that they replace. Whatever stands behind the end token is cut off, which changes nothing:
+the mask is causal and the feature is read at the end token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.backbone.blocks import TokenHook
+from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.backbone.texts import ClassTexts
+from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.types import Scope, Tower
+
+DEVIATION = 0.02
+"""Of the normal distribution that context vectors start from (CoOp, section 3.1)."""
+
+
+def new_vectors(*shape: int, generator: torch.Generator) -> nn.Parameter:
+    """A parameter drawn from N(0, 0.02^2)."""
+    return nn.Parameter(torch.empty(*shape).normal_(0, DEVIATION, generator=generator))
+
+
+def require_room(backbone: Backbone, vectors: int) -> None:
+    """Raises `UsageError` where `vectors` leave no place for any class name."""
+    # Start, one token of a name, full stop, end.
+    most = backbone.context_length - 4
+    if vectors > most:
+        raise UsageError(
+            f"The text tower of {backbone.name} reads {backbone.context_length} tokens: a learned "
+            f"context may have {most} vectors at most, not {vectors}."
+        )
+
+
+def encode_contexts(
+    backbone: Backbone, texts: ClassTexts, contexts: Tensor, before: TokenHook | None = None
+) -> Tensor:
+    """Text features of every class name behind every context, L2-normalised.
+
+    Args:
+        backbone: the frozen backbone.
+        texts: C class names.
+        contexts: [P, M, d], d the width of the text tower.
+        before: replaces what a block reads (see `Backbone.run_blocks`).
+
+    Returns:
+        [C, P, D]
+
+    Raises:
+        UsageError: a class name too long to fit behind the contexts.
+    """
+    count, vectors, width = contexts.shape
+    ends = texts.bare.argmax(dim=-1)
+    longest = int(ends.max()) + 1
+    if longest + vectors > backbone.context_length:
+        name = texts.names[int(ends.argmax())]
+        room = backbone.context_length - vectors - 2
+        raise UsageError(
+            f"The class name {name!r} takes {longest - 2} tokens with its full stop, but "
+            f"{vectors} context vectors leave {room} of the text tower's "
+            f"{backbone.context_length}: shorten the name, or learn fewer vectors."
+        )
+    words = backbone.embed_tokens(texts.bare[:, :longest]).unsqueeze(1).expand(-1, count, -1, -1)
+    placed = contexts.expand(len(words), -1, -1, -1)
+    x = torch.cat([words[:, :, :1], placed, words[:, :, 1:]], dim=2).reshape(
+        -1, vectors + longest, width
+    )
+    x = backbone.run_blocks("text", backbone.add_positions(x), before=before)
+    features = backbone.pool_text(x, (ends + vectors).repeat_interleave(count))
+    return features.view(len(words), count, -1)
+
+
+def encode_context(
+    backbone: Backbone, texts: ClassTexts, context: Tensor, before: TokenHook | None = None
+) -> Tensor:
+    """Text features behind one context [M, d]: [C, D]; see `encode_contexts`."""
+    return encode_contexts(backbone, texts, context.unsqueeze(0), before)[:, 0]
+
+
+class LearnedContext(Adapter):
+    """One context `ctx` [M, d] for all classes, shared by all clients.
+
+    Args:
+        backbone: tells the width d and the number of tokens.
+        vectors: M.
+        generator: drives the initialisation.
+        proximal_weight: mu of FedProx, for the loss that wants it.
+    """
+
+    adapts: frozenset[Tower] = frozenset({"text"})
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        vectors: int,
+        generator: torch.Generator,
+        proximal_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        require_room(backbone, vectors)
+        self.proximal_weight = proximal_weight
+        self.ctx = new_vectors(vectors, backbone.width("text"), generator=generator)
+
+    def encode_text(self, backbone: Backbone, texts: ClassTexts) -> Tensor:
+        """Features of class names behind the context, [C, D], L2-normalised."""
+        return encode_context(backbone, texts, self.ctx)
+
+    def scopes(self) -> dict[str, Scope]:
+        """The context is shared."""
+        return {"ctx": Scope.SHARED}
