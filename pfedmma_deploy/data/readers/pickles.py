@@ -87,7 +87,7 @@ class _Machine:
             "SETITEMS": lambda _: self._update(self._marked()),
             "GLOBAL": self._name,
             "STACK_GLOBAL": lambda _: self._name(" ".join(self._take(2))),
-            "REDUCE": lambda _: self.stack.append(_Asked(*self._take(2))),
+            "REDUCE": lambda _: self._ask(*self._take(2)),
             "BUILD": lambda _: self._build(self.stack.pop()),
             "MEMOIZE": lambda _: self._memo.update({len(self._memo): self.stack[-1]}),
         }
@@ -131,6 +131,16 @@ class _Machine:
             raise ValueError(f"the name '{name.replace(' ', '.')}'")
         self.stack.append(name)
 
+    def _ask(self, name: Any, arguments: Any) -> None:
+        match name, arguments:
+            case "_codecs encode", (str(text), "latin1"):
+                # How Python 3 writes bytes for Python 2: a text with one letter per byte.
+                self.stack.append(text.encode("latin-1"))
+            case str(), tuple():
+                self.stack.append(_Asked(name, arguments))
+            case _:
+                raise ValueError("a call of something that has no name")
+
     def _build(self, state: Any) -> None:
         _require(self.stack[-1], _Asked).state = state
 
@@ -165,9 +175,7 @@ def array_of(value: Any) -> NDArray[np.uint8]:
             raise ValueError("no numpy array where the images should be")
     if kind not in {"u1", "|u1"}:
         raise ValueError(f"numbers of type {kind}, expected u1")
-    if isinstance(data, _Asked):  # bytes of Python 2, stored again with a protocol of Python 3
-        data = data.arguments[0] if data.name == "_codecs encode" else None
-    if isinstance(data, str):
+    if isinstance(data, str):  # Python 2 made no difference
         data = data.encode("latin-1")
     if not isinstance(data, bytes):
         raise ValueError("an array without its bytes")
