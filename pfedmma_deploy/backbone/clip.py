@@ -15,6 +15,7 @@ from pfedmma_deploy.backbone.blocks import BlockHook, TokenHook, WeightHook, run
 from pfedmma_deploy.data.preprocess import Interpolation, ResizeMode
 from pfedmma_deploy.types import Tower
 
+
 @dataclass(frozen=True)
 class Prefix:
     """What the frozen lower blocks of a tower made of some inputs, so that it is not made again."""
@@ -91,7 +92,13 @@ class Backbone:
         """Token width d of a tower."""
         return int(self.blocks(tower)[0].ln_1.normalized_shape[0])
 
-    def encode_image(self, images: Tensor | Prefix, hook: BlockHook | None = None) -> Tensor:
+    def encode_image(
+        self,
+        images: Tensor | Prefix,
+        hook: BlockHook | None = None,
+        *,
+        attention: WeightHook | None = None,
+    ) -> Tensor:
         """Image features of uint8 pixels [B, H, W, 3] or of their prefix: [B, D], L2-normalised."""
         if isinstance(images, Prefix):
             x, start = images.tokens.to(self.device), images.start
@@ -100,10 +107,16 @@ class Backbone:
         else:
             x, start = self.embed_image(images), 0
         read = x.new_zeros(len(x), dtype=torch.long) if self.shortcuts else None
-        return self.pool_image(self.run_blocks("image", x, hook, start=start, read=read))
+        x = self.run_blocks("image", x, hook, attention=attention, start=start, read=read)
+        return self.pool_image(x)
 
     def encode_text(
-        self, tokens: Tensor, hook: BlockHook | None = None, prefix: Prefix | None = None
+        self,
+        tokens: Tensor,
+        hook: BlockHook | None = None,
+        prefix: Prefix | None = None,
+        *,
+        attention: WeightHook | None = None,
     ) -> Tensor:
         """Text features of token ids [N, <= context_length]: [N, D], L2-normalised.
 
@@ -116,8 +129,9 @@ class Backbone:
         start = 0 if prefix is None else prefix.start
         x = self._embed_text(tokens) if prefix is None else prefix.tokens
         if not self.shortcuts:
-            return self.pool_text(self.run_blocks("text", x, hook, start=start), ends)
-        x = self.run_blocks("text", x, hook, start=start, read=ends)
+            x = self.run_blocks("text", x, hook, attention=attention, start=start)
+            return self.pool_text(x, ends)
+        x = self.run_blocks("text", x, hook, attention=attention, start=start, read=ends)
         return self.pool_text(x, torch.zeros_like(ends))
 
     @torch.no_grad()
@@ -205,6 +219,13 @@ class Backbone:
         pooled, _ = self.visual._pool(x)
         projected: Tensor = pooled @ self.visual.proj
         return projected
+
+    def pool_patches(self, x: Tensor) -> Tensor:
+        """Features of the patches, [B, 1 + patches, d] -> [B, patches, D], L2-normalised.
+
+        They pass the layer norm and the projection of the class token.
+        """
+        return F.normalize(self.visual.ln_post(x[:, 1:]) @ self.visual.proj, dim=-1)
 
     def pool_text(self, x: Tensor, ends: Tensor) -> Tensor:
         """Text features [N, T, d] -> [N, D], L2-normalised, read at the places `ends` [N]."""
