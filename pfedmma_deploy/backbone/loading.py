@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from pfedmma_deploy.backbone import tiny
-from pfedmma_deploy.backbone.clip import ADAPTABLE, Backbone, require_adaptable
+from pfedmma_deploy.backbone.adaptable import ADAPTABLE, require_adaptable
+from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import BackboneError
 
 RANDOM = "random"

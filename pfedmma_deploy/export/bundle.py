@@ -35,7 +35,8 @@ from pfedmma_deploy.runtime.manifest import Manifest
 from pfedmma_deploy.store.files import write_bytes
 
 if TYPE_CHECKING:
-    from pfedmma_deploy.backbone.clip import Backbone, BlockHook
+    from pfedmma_deploy.backbone.blocks import BlockHook
+    from pfedmma_deploy.backbone.clip import Backbone
 
 __all__ = ["ExportReport", "export_bundle"]
 

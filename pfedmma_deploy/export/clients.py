@@ -19,7 +19,8 @@ from pfedmma_deploy.runtime.manifest import ZERO_SHOT
 from pfedmma_deploy.types import TOWERS, Tower
 
 if TYPE_CHECKING:
-    from pfedmma_deploy.backbone.clip import Backbone, BlockHook
+    from pfedmma_deploy.backbone.blocks import BlockHook
+    from pfedmma_deploy.backbone.clip import Backbone
 
 __all__ = ["AdapterBanks", "ExportClient", "adapter_hook", "stack_banks"]
 

@@ -31,7 +31,8 @@ from pfedmma_deploy.runtime.manifest import Manifest
 if TYPE_CHECKING:
     import onnxruntime
 
-    from pfedmma_deploy.backbone.clip import Backbone, BlockHook
+    from pfedmma_deploy.backbone.blocks import BlockHook
+    from pfedmma_deploy.backbone.clip import Backbone
 
 __all__ = ["Trained", "verify_models"]
 

@@ -1,0 +1,83 @@
+"""One transformer block, with the places where an adapter may take part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pfedmma_deploy.types import Tower
+
+BlockHook = Callable[[Tower, int, Tensor], Tensor | None]
+"""(tower, block, ln_1 output [B, T, d]) -> what is added to that block's output, or None."""
+TokenHook = Callable[[Tower, int, Tensor], Tensor]
+"""(tower, block, tokens [B, T, d]) -> the tokens that the block reads instead."""
+WeightHook = Callable[[Tower, int, Tensor], Tensor]
+"""(tower, block, fused query-key-value weight [3 d, d]) -> the weight to use instead."""
+
+
+def run_block(
+    block: ResidualAttentionBlock,
+    x: Tensor,
+    mask: Tensor | None,
+    hook: BlockHook | None,
+    tower: Tower,
+    index: int,
+    in_proj_weight: Tensor | None = None,
+    read: Tensor | None = None,
+) -> Tensor:
+    """One pre-norm block, x [B, T, d] -> [B, T, d], plus what the hook adds to its output.
+
+    With `read` [B], only that token of each row is computed: [B, 1, d].
+    """
+    h = block.ln_1(x)
+    wanted = h
+    if read is not None:
+        rows = torch.arange(len(x), device=x.device)
+        x, wanted = x[rows, read].unsqueeze(1), h[rows, read].unsqueeze(1)
+        # [B, 1, 1, T]: each row's own line of the mask, for every head.
+        mask = None if mask is None else mask[read][:, None, None]
+    x = x + block.ls_1(attend(block.attn, h, mask, in_proj_weight, wanted))
+    x = x + block.ls_2(block.mlp(block.ln_2(x)))
+    added = hook(tower, index, wanted) if hook is not None else None
+    return x if added is None else x + added
+
+
+def attend(
+    attention: nn.MultiheadAttention,
+    h: Tensor,
+    mask: Tensor | None,
+    in_proj_weight: Tensor | None = None,
+    wanted: Tensor | None = None,
+) -> Tensor:
+    """Self-attention with the weights of torch's fused module, h [B, T, d] -> [B, T, d].
+
+    `wanted` [B, Q, d] are the tokens that ask, default all of h; then the result is [B, Q, d].
+    """
+    batch, length, width = h.shape
+    heads = attention.num_heads
+    size = width // heads
+    weight = attention.in_proj_weight if in_proj_weight is None else in_proj_weight
+    bias = attention.in_proj_bias
+    if wanted is None or wanted is h:
+        qkv = F.linear(h, weight, bias).view(batch, length, 3, heads, size)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        asking = length
+    else:
+        asking = wanted.shape[1]
+        q = F.linear(wanted, weight[:width], bias[:width])
+        q = q.view(batch, asking, heads, size).transpose(1, 2)
+        kv = F.linear(h, weight[width:], bias[width:]).view(batch, length, 2, heads, size)
+        k, v = kv.permute(2, 0, 3, 1, 4)
+    if h.is_cuda:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    else:
+        # torch's CPU flash kernel has a backward several times slower than these products
+        # at the few tokens that CLIP works on.
+        scores = (q * size**-0.5) @ k.transpose(-2, -1)
+        out = (scores if mask is None else scores + mask).softmax(dim=-1) @ v
+    out = out.transpose(1, 2).reshape(batch, asking, width)
+    return F.linear(out, attention.out_proj.weight, attention.out_proj.bias)
