@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from pfedmma_deploy.config import Classes, Partition, TrainConfig
 from pfedmma_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from pfedmma_deploy.data.division import Division
 
 PARTITIONS = "|".join(get_args(Partition))
 _DEFAULTS = {name: field.default for name, field in TrainConfig.__dataclass_fields__.items()}
@@ -77,6 +80,16 @@ DECIDED = (
     "superclasses",
 )
 """The options that a clients file decides."""
+
+
+def read_division(**options: Any) -> Division:
+    """The division of these options; None takes the default. Raises `UsageError`."""
+    from pfedmma_deploy.data.division import Division
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if "superclasses" in given:
+        given["superclasses"] = str(given["superclasses"])
+    return Division(**{"clients": _DEFAULTS["clients"], **given})
 
 
 def refuse_beside_file(flags: Mapping[str, object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from pfedmma_deploy.config import Classes, Partition
 from pfedmma_deploy.errors import UsageError
@@ -53,6 +53,6 @@ class Division:
                 " it out, or change the partition"
             )
 
-    def to_dict(self) -> dict[str, str | int | float]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values by name; what is not set is left out."""
         return {name: v for name, v in dataclasses.asdict(self).items() if v is not None}

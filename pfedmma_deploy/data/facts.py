@@ -18,11 +18,12 @@ from typing import Final
 
 from PIL import Image, ImageStat
 
+from pfedmma_deploy.data.index import MIN_IMAGES, cache_folder
 from pfedmma_deploy.errors import ImageError
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.types import Dataset, Example
 
-__all__ = ["Facts", "facts_folder", "read_facts"]
+__all__ = ["Facts", "facts_folder", "measure", "read_facts"]
 
 _BATCH: Final = 64
 _TABLE: Final = (
@@ -43,10 +44,10 @@ class Facts:
     """Largest standard deviation of a colour channel, 0 to 127.5; 0 where all pixels are equal."""
 
 
-def facts_folder() -> Path:
-    """Where facts are kept: `pfedmma/facts` below $XDG_CACHE_HOME, else below ~/.cache."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "pfedmma" / "facts"
+def facts_folder() -> Path | None:
+    """Where facts are kept: beside the lists of `index`, or None where caches are off."""
+    lists = cache_folder()
+    return None if lists is None else lists.with_name("facts")
 
 
 def read_facts(
@@ -54,6 +55,7 @@ def read_facts(
     examples: Iterable[Example],
     *,
     cache: Path | None = None,
+    limit: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Facts], dict[str, str]]:
     """Looks at each image once.
@@ -61,7 +63,9 @@ def read_facts(
     Args:
         dataset: whose images; those of a data set with a `root` are files below it.
         examples: which of them.
-        cache: folder to keep the facts of files in; None keeps nothing.
+        cache: folder to keep the facts of files in; None keeps nothing. Data sets of less than
+            `index.MIN_IMAGES` images are read faster than they are looked up.
+        limit: where more images than this would have to be read, none is.
         progress: told of batches of images.
 
     Returns:
@@ -72,9 +76,11 @@ def read_facts(
     stamps = store.stamps(keys)
     facts = store.load(stamps)
     todo = [example for key, example in keys.items() if key not in facts]
+    if limit is not None and len(todo) > limit:
+        todo = []
     found, broken = _read(dataset, todo, progress or Silent())
     store.save({key: fact for key, fact in found.items() if key in stamps}, stamps)
-    return {key: found.get(key) or facts[key] for key in keys if key not in broken}, broken
+    return facts | found, broken
 
 
 def measure(image: Image.Image) -> Facts:
@@ -118,7 +124,9 @@ class _Store:
     def __init__(self, dataset: Dataset, folder: Path | None) -> None:
         self.root: Path | None = getattr(dataset, "root", None)
         self.path: Path | None = None
-        if self.root is not None and folder is not None:
+        large = len(dataset.examples) >= MIN_IMAGES
+        # With a `source`, keys need not be the names of files.
+        if getattr(dataset, "source", None) is None and self.root is not None and folder and large:
             name = hashlib.sha256(str(Path(self.root).resolve()).encode()).hexdigest()[:24]
             self.path = folder / f"{name}.sqlite"
 

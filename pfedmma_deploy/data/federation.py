@@ -45,6 +45,7 @@ __all__ = [
     "divide",
     "federation_from_dict",
     "federation_to_dict",
+    "hold_all",
     "split_base_novel",
 ]
 
@@ -168,15 +169,23 @@ def build_client(
         DataError: fatal problems of the data set (`checks.KINDS`).
     """
     problems = [problem for problem in check_dataset(dataset) if problem.kind != "one-class"]
+    whole, found = hold_all(dataset, client_id, num_shots, seed)
+    (client,) = whole.clients
+    return client, tuple(map(str, require_usable([*problems, *found])))
+
+
+def hold_all(
+    dataset: Dataset, client_id: str = "all", num_shots: int = 0, seed: int = 0
+) -> tuple[Federation, tuple[Problem, ...]]:
+    """The federation of `build_client`'s one client, and what is wrong with it, fatal or not."""
     rng = np.random.default_rng([seed, _STREAM])
     labels = tuple(range(len(dataset.class_names)))
     examples, few = carve_splits(dataset.examples, rng)
     client = make_client(client_id, draw_images(examples, labels, num_shots, rng))
     tests = of_labels([example for example in examples if example.split == "test"], labels)
     whole = Federation(dataset, labels, (), (client,), tests, ())
-    problems += find_problem("few-images", [dataset.class_names[label] for label in few])
-    problems += check_federation(whole, num_shots)
-    return client, tuple(map(str, require_usable(problems)))
+    small = find_problem("few-images", [dataset.class_names[label] for label in few])
+    return whole, (*small, *check_federation(whole, num_shots))
 
 
 def split_base_novel(num_classes: int, classes: Classes) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -14,6 +14,7 @@ from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.backbone.loading import load_backbone
 from pfedmma_deploy.config import TrainConfig
+from pfedmma_deploy.data.checkup import warn_of_content
 from pfedmma_deploy.data.clients_file import load_federation
 from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.data.federation import build_federation, federation_from_dict
@@ -52,7 +53,8 @@ def open_workspace(config: TrainConfig) -> Workspace:
     """
     method = get_method(config.method)
     dataset = load_dataset(config.data)
-    return _workspace(config, method, _divide(dataset, config))
+    federation = warn_of_content(_divide(dataset, config))
+    return _workspace(config, method, federation)
 
 
 def open_run_workspace(run: Run) -> Workspace:

@@ -185,7 +185,8 @@ KINDS: Final[MappingProxyType[str, Kind]] = MappingProxyType(
         "duplicate-images": Kind(
             "warning",
             "copies of images of the same class and split",
-            "They count twice: remove the copies.",
+            "They count twice, and where test images are set aside from these, one copy may train"
+            " and the other test: remove the copies.",
         ),
         "blank-images": Kind(
             "warning",

@@ -30,6 +30,11 @@ class Problem:
         return KINDS[self.kind].level
 
     @property
+    def title(self) -> str:
+        """What was found, in the plural."""
+        return KINDS[self.kind].title
+
+    @property
     def advice(self) -> str:
         """What to do, one or two sentences."""
         return KINDS[self.kind].advice
@@ -38,7 +43,7 @@ class Problem:
         shown = ", ".join(self.examples)
         more = self.count - len(self.examples)
         rest = f" and {more:,} more" if more > 0 else ""
-        return f"{KINDS[self.kind].title} ({self.count:,}): {shown}{rest}. {self.advice}"
+        return f"{self.title} ({self.count:,}): {shown}{rest}. {self.advice}"
 
 
 def find_problem(kind: str, places: Sequence[str], count: int | None = None) -> list[Problem]:

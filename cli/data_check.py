@@ -1,0 +1,171 @@
+"""`pfedmma data check`: what is wrong with a data set, before an hour of training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pfedmma_deploy.errors import UsageError
+
+from .data_list import DataRoot
+from .data_partition import Heatmap, show_heatmap
+from .division import (
+    Beta,
+    ClassesOption,
+    Clients,
+    ClientsFile,
+    PartitionOption,
+    Seed,
+    Shots,
+    Superclasses,
+    UnseenDomain,
+    read_division,
+    refuse_beside_file,
+)
+from .options import AsJson, Quiet, Verbose
+from .output import Output, open_output
+
+if TYPE_CHECKING:
+    from pfedmma_deploy.data.checks import Problem
+    from pfedmma_deploy.data.checkup import Checkup
+    from pfedmma_deploy.evaluation.sanity import Sanity
+    from pfedmma_deploy.types import Dataset
+
+_MARKS = {"fatal": "FATAL", "error": "ERROR", "warning": "warning"}
+
+
+def check(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Data set, sample or folder.")],
+    partition: PartitionOption = None,
+    clients: Clients = None,
+    classes: ClassesOption = None,
+    dirichlet_beta: Beta = None,
+    unseen_domain: UnseenDomain = None,
+    superclasses: Superclasses = None,
+    shots: Shots = None,
+    seed: Seed = None,
+    clients_file: ClientsFile = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Also test zero-shot, for example with pfedmma-tiny."),
+    ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(metavar="TAG_OR_FILE", help="open_clip tag or weights file.")
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help="Text around a class name, with --backbone.")
+    ] = "a photo of a {}.",
+    heatmap: Heatmap = None,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what is wrong with a data set: files, labels, names, copies, balance.
+
+    Without options of a partition, client folders count as clients, or else all images as those
+    of one. Every image is read once; large folders remember it.
+
+    Exit code 1 where something would stop training (FATAL) or make its result wrong (ERROR), 0
+    where there are warnings at most.
+
+    \b
+    Examples:
+      pfedmma data check my_photos
+      pfedmma data check my_photos --backbone pfedmma-tiny
+      pfedmma data check my_photos --partition dirichlet --clients 5 --heatmap clients.png
+      pfedmma data check my_photos --clients-file clients.toml --json
+    """
+    options = {
+        "clients": clients,
+        "classes": classes,
+        "partition": partition,
+        "dirichlet_beta": dirichlet_beta,
+        "shots": shots,
+        "seed": seed,
+        "unseen_domain": unseen_domain,
+        "superclasses": superclasses,
+    }
+    refuse_beside_file({**options, "clients_file": clients_file})
+    division: Any = clients_file
+    if any(value is not None for value in options.values()):
+        division = read_division(num_shots=options.pop("shots"), **options)
+    if backbone is None and pretrained is not None:
+        raise UsageError("--pretrained belongs to --backbone: name both, or neither")
+    from pfedmma_deploy.data.checkup import check_data
+    from pfedmma_deploy.data.datasets import load_dataset
+
+    with open_output(as_json=as_json, quiet=quiet) as output:
+        dataset = load_dataset(data, root=data_root)
+        found = check_data(dataset, division, progress=output.progress)
+        sanity = None
+        if backbone is not None:
+            sanity = _test_zero_shot(dataset, backbone, pretrained, prompt, output)
+            found = found.add(sanity.problems)
+        _show(dataset, found, sanity, output)
+        drawn = heatmap if found.federation else None
+        if found.federation is not None:
+            show_heatmap(found.federation, heatmap, dataset.name, output)
+        output.result(
+            {
+                "data": data,
+                "images": found.images,
+                "classes": list(dataset.class_names),
+                "clients": [c.id for c in found.federation.clients] if found.federation else None,
+                "problems": [_values(problem) for problem in found.problems],
+                "zero_shot": sanity
+                and {
+                    "accuracy": sanity.accuracy,
+                    "chance": sanity.chance,
+                    "images": sanity.images,
+                },
+                "heatmap": None if drawn is None else str(drawn),
+            }
+        )
+    if not found.is_good:
+        raise typer.Exit(1)
+
+
+def _test_zero_shot(
+    dataset: Dataset, name: str, pretrained: str | None, prompt: str, output: Output
+) -> Sanity:
+    from pfedmma_deploy.backbone.loading import load_backbone
+    from pfedmma_deploy.evaluation.sanity import check_zero_shot
+
+    backbone = load_backbone(name, pretrained)
+    return check_zero_shot(backbone, dataset, prompt, progress=output.progress)
+
+
+def _show(dataset: Dataset, found: Checkup, sanity: Sanity | None, output: Output) -> None:
+    for problem in found.problems:
+        output.say(f"{_MARKS[problem.level]}: {problem.title} ({problem.count:,})")
+        for example in problem.examples:
+            output.say(f"    {example}")
+        if problem.count > len(problem.examples):
+            output.say(f"    and {problem.count - len(problem.examples):,} more")
+        output.say(f"  {problem.advice}")
+    if sanity is not None:
+        output.say(
+            f"Zero-shot accuracy {sanity.accuracy:.1f} % on {sanity.images:,} images"
+            f" (chance {sanity.chance:.1f} %)"
+        )
+    levels = [problem.level for problem in found.problems]
+    counts = ", ".join(
+        f"{levels.count(level)} {word}"  # type: ignore[arg-type]  # keys are levels
+        for level, word in (("fatal", "fatal"), ("error", "errors"), ("warning", "warnings"))
+    )
+    output.say(
+        f"{dataset.name}: {found.images:,} images of {len(dataset.class_names)} classes: "
+        + (counts if levels else "nothing wrong found")
+    )
+
+
+def _values(problem: Problem) -> dict[str, Any]:
+    return {
+        "kind": problem.kind,
+        "count": problem.count,
+        "examples": list(problem.examples),
+        "advice": problem.advice,
+        "level": problem.level,
+    }

@@ -1,0 +1,147 @@
+"""`pfedmma data partition`: who would hold which images, as a file to edit and train with."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .data_list import DataRoot
+from .division import (
+    Beta,
+    ClassesOption,
+    Clients,
+    PartitionOption,
+    Seed,
+    Shots,
+    Superclasses,
+    UnseenDomain,
+    read_division,
+)
+from .options import AsJson, Quiet, Verbose
+from .output import Output, open_output
+
+if TYPE_CHECKING:
+    from pfedmma_deploy.types import Federation
+
+Heatmap = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.png", help="Picture of training images by client and class."),
+]
+
+
+def partition(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Data set, sample or folder.")],
+    partition: PartitionOption = None,
+    clients: Clients = None,
+    classes: ClassesOption = None,
+    dirichlet_beta: Beta = None,
+    unseen_domain: UnseenDomain = None,
+    superclasses: Superclasses = None,
+    shots: Shots = None,
+    seed: Seed = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Write the division here.")
+    ] = None,
+    heatmap: Heatmap = None,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Divide a data set among clients and show who holds what.
+
+    `pfedmma train` with the same options divides the same way. With --out, the division becomes a
+    file that can be edited, kept with a paper, and trained with: --clients-file.
+
+    \b
+    Examples:
+      pfedmma data partition cifar10-sample --partition dirichlet --clients 5 --out clients.toml
+      pfedmma data partition domains-sample --partition domain --clients 6 --heatmap clients.png
+      pfedmma data partition domains-sample --partition leave-one-domain-out --clients 5
+        --unseen-domain sketch --classes all
+    """
+    division = read_division(
+        clients=clients,
+        classes=classes,
+        partition=partition,
+        dirichlet_beta=dirichlet_beta,
+        num_shots=shots,
+        seed=seed,
+        unseen_domain=unseen_domain,
+        superclasses=superclasses,
+    )
+    from pfedmma_deploy.data.clients_file import write_clients
+    from pfedmma_deploy.data.datasets import load_dataset
+    from pfedmma_deploy.data.federation import build_federation
+
+    with open_output(as_json=as_json, quiet=quiet) as output:
+        dataset = load_dataset(data, root=data_root)
+        federation = build_federation(dataset, **division.to_dict())
+        if out is not None:
+            write_clients(federation, out, division.to_dict())
+        for warning in federation.warnings:
+            output.note(f"warning: {warning}")
+        show_federation(federation, output)
+        show_heatmap(federation, heatmap, f"{dataset.name}: {division.partition}", output)
+        if out is not None:
+            output.say(f"Division: {out}")
+            output.note(f"Next: pfedmma train --data {data} --clients-file {out}")
+        output.result(
+            {
+                "data": data,
+                **division.to_dict(),
+                "clients": [
+                    {
+                        "id": client.id,
+                        "classes": federation.names(client.classes),
+                        "train": len(client.train),
+                        "val": len(client.val),
+                        "test": len(client.test),
+                    }
+                    for client in federation.clients
+                ],
+                "base": federation.names(federation.base),
+                "novel": federation.names(federation.novel),
+                "base_test": len(federation.base_test),
+                "novel_test": len(federation.novel_test),
+                "warnings": list(federation.warnings),
+                "clients_file": None if out is None else str(out),
+                "heatmap": None if heatmap is None else str(heatmap),
+            }
+        )
+
+
+def show_federation(federation: Federation, output: Output) -> None:
+    """What local, base and novel accuracy will be measured on."""
+    from pfedmma_deploy.report.blocks import draw_blocks
+    from pfedmma_deploy.report.heatmap import count_holdings
+
+    sizes = [sum(len(getattr(c, s)) for c in federation.clients) for s in ("train", "val", "test")]
+    output.say(
+        f"{federation.dataset.name}: {len(federation.clients)} clients with {sizes[0]:,} images to"
+        f" train on, {sizes[1]:,} to validate, {sizes[2]:,} to test"
+    )
+    width = shutil.get_terminal_size().columns
+    for line in draw_blocks(count_holdings(federation), width):
+        output.say(line)
+    output.say(f"Base: {len(federation.base_test):,} test images of {len(federation.base)} classes")
+    if federation.novel:
+        what = "classes that nobody trains on"
+        if federation.unseen_domain is not None:
+            what = f"classes of the unseen domain '{federation.unseen_domain}'"
+        output.say(
+            f"Novel: {len(federation.novel_test):,} test images of {len(federation.novel)} {what}"
+        )
+
+
+def show_heatmap(federation: Federation, file: Path | None, title: str, output: Output) -> None:
+    """Draws the picture where a file is named."""
+    if file is None:
+        return
+    from pfedmma_deploy.report.heatmap import count_holdings, draw_heatmap
+
+    draw_heatmap(count_holdings(federation), file, f"{title}, {len(federation.clients)} clients")
+    output.say(f"Heat map: {file}")
