@@ -45,7 +45,7 @@ def list_datasets(
         root = find_root(data_root)
         entries = [describe(known, data_root) for known in known_datasets().values()]
         rows = [
-            [e["name"], e["classes"], f"{e['images']:,}", e["licence"], e["folder"] or "not found"]
+            [e["name"], f"{e['classes']:,}", f"{e['images']:,}", e["licence"], e["folder"]]
             for e in entries
         ]
         output.table(["Name", "Classes", "Images", "Licence", "Folder"], rows)

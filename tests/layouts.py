@@ -359,7 +359,7 @@ def clients(root: Path) -> Tree:
 
 
 def manifest_rows(root: Path) -> list[dict[str, str]]:
-    rows = []
+    rows: list[dict[str, str]] = []
     for label, name in enumerate(["cat", "cow", "dog", "hen"]):
         for part, count in PARTS.items():
             for _ in range(count):

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from pfedmma_deploy.errors import DataError
 
@@ -63,14 +63,12 @@ class Known:
 def known_datasets() -> Mapping[str, Known]:
     """Every known data set by name, in the order of `pfedmma data list`."""
     text = files("pfedmma_deploy").joinpath("assets", "datasets.toml").read_text(encoding="utf-8")
-    tables = tomllib.loads(text)
-    known = {
-        name: Known(
-            name=name,
-            **{key: tuple(v) if isinstance(v, list) else v for key, v in table.items()},
-        )
-        for name, table in tables.items()
-    }
+    known = {}
+    for name, table in tomllib.loads(text).items():
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in table.items()
+        }
+        known[name] = Known(name=name, **values)
     return MappingProxyType(known)
 
 

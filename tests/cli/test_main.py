@@ -14,6 +14,10 @@ from pfedmma_deploy.cli.main import run
 ROOT = Path(__file__).parents[2]
 COMMANDS = ["quickstart", "train", "personalize", "evaluate", "export", "predict", "inspect"]
 
+GROUPS = {"data": ["list", "info", "fetch"]}
+"""Commands of commands; `pfedmma data --help` shows at least these."""
+IN_GROUPS = [f"{group} {command}" for group, commands in GROUPS.items() for command in commands]
+
 
 @pytest.fixture
 def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -24,16 +28,16 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_list_of_commands_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     listed = capsys.readouterr().out.split("Commands:")[1].splitlines()
-    assert [line.split()[0] for line in listed if line.strip()] == COMMANDS
+    assert [line.split()[0] for line in listed if line.strip()] == [*COMMANDS, *GROUPS]
     files = {path.stem for path in (ROOT / "cli").glob("*.py")}
     assert set(COMMANDS) <= files
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *IN_GROUPS])
 def test_each_command_has_help_with_an_example(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run([command, "--help"]) == 0
+    assert run([*command.split(), "--help"]) == 0
     text = capsys.readouterr().out
     assert f"Examples:\n    pfedmma {command}" in text
     for option in ("--json", "--quiet", "--verbose"):

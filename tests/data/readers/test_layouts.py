@@ -1,4 +1,4 @@
-"""Every layout that people have on disk: classes in order, parts, and labels that fit the pixels."""
+"""Every layout that people have on disk: classes in order, parts, labels that fit the pixels."""
 
 from __future__ import annotations
 
