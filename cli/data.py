@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import data_list
+from . import data_check, data_fetch, data_info, data_list, data_partition
 
 app = typer.Typer(
     name="data",
@@ -21,7 +21,15 @@ def _data() -> None:
     \b
     Examples:
       pfedmma data list
+      pfedmma data info my_photos
+      pfedmma data fetch cifar10 --data-root data
+      pfedmma data check my_photos
+      pfedmma data partition my_photos --clients 5 --out clients.toml
     """
 
 
 app.command("list")(data_list.list_datasets)
+app.command()(data_info.info)
+app.command()(data_fetch.fetch)
+app.command()(data_check.check)
+app.command()(data_partition.partition)
