@@ -21,7 +21,7 @@ import torch
 from pfedmma_deploy.adapters.mma import PARTS, MultiModalAdapter, Part
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.methods.base import Method
-from pfedmma_deploy.methods.check import require_at_least, require_choice, require_positive
+from pfedmma_deploy.methods.ranges import above, at_least, one_of
 from pfedmma_deploy.types import TOWERS, Tower
 
 TOWER_CHOICES: Final = MappingProxyType[str, tuple[Tower, ...]](
@@ -50,9 +50,9 @@ class AdapterParameters:
     """Towers that are adapted: both, image or text."""
 
     def __post_init__(self) -> None:
-        require_at_least("bottleneck_dim", self.bottleneck_dim, 1)
-        require_positive("scale", self.scale)
-        require_choice("towers", self.towers, TOWER_CHOICES)
+        at_least("bottleneck_dim", self.bottleneck_dim, 1)
+        above("scale", self.scale, 0)
+        one_of("towers", self.towers, tuple(TOWER_CHOICES))
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class PFedMMAParameters(AdapterParameters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice("share", self.share, SHARE_CHOICES)
+        one_of("share", self.share, tuple(SHARE_CHOICES))
 
 
 def build(

@@ -26,7 +26,7 @@ from pfedmma_deploy.adapters.lora import LoRA
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.methods.base import ClientRun, Method
-from pfedmma_deploy.methods.check import require_at_least, require_choice, require_positive
+from pfedmma_deploy.methods.ranges import above, at_least, one_of
 from pfedmma_deploy.types import TOWERS, Scope
 
 SHARE_CHOICES: Final = MappingProxyType(
@@ -54,9 +54,9 @@ class PLoRAParameters:
     """Fraction of A's input features left out of a step."""
 
     def __post_init__(self) -> None:
-        require_choice("share", self.share, SHARE_CHOICES)
-        require_at_least("rank", self.rank, 1)
-        require_positive("alpha", self.alpha)
+        one_of("share", self.share, tuple(SHARE_CHOICES))
+        at_least("rank", self.rank, 1)
+        above("alpha", self.alpha, 0)
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must be from 0 to below 1, not {self.dropout}.")
 

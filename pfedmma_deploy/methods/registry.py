@@ -5,14 +5,19 @@ from __future__ import annotations
 from pfedmma_deploy.config import nearest
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.methods.base import Method
+from pfedmma_deploy.methods.clip_adapter import CLIP_ADAPTER
 from pfedmma_deploy.methods.fedavg_mma import FEDAVG_MMA
+from pfedmma_deploy.methods.fedclip import FEDCLIP
+from pfedmma_deploy.methods.feddat import FEDDAT
 from pfedmma_deploy.methods.fedmaple import FEDMAPLE
 from pfedmma_deploy.methods.fedotp import FEDOTP
 from pfedmma_deploy.methods.fedpgp import FEDPGP
 from pfedmma_deploy.methods.fedtpg import FEDTPG
+from pfedmma_deploy.methods.fml import FML
 from pfedmma_deploy.methods.local import LOCAL
 from pfedmma_deploy.methods.pfedmma import PFEDMMA
 from pfedmma_deploy.methods.pfedmoap import PFEDMOAP
+from pfedmma_deploy.methods.pfedpt import PFEDPT
 from pfedmma_deploy.methods.plora import PLORA
 from pfedmma_deploy.methods.promptfl import PROMPTFL
 from pfedmma_deploy.methods.zero_shot import ZERO_SHOT
@@ -25,6 +30,11 @@ METHODS: dict[str, Method] = {
         LOCAL,
         FEDAVG_MMA,
         PLORA,
+        PFEDPT,
+        FML,
+        FEDDAT,
+        FEDCLIP,
+        CLIP_ADAPTER,
         PROMPTFL,
         FEDPGP,
         FEDOTP,
