@@ -66,6 +66,7 @@ app.add_typer(data.app)
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code: 0, 1 failed, 2 wrong use, 130 after Ctrl-C.
 
+    `predict` ends with 3 where some of the images could not be read.
     A mistake of the user is one sentence on stderr; `--verbose` adds the traceback.
     """
     try:

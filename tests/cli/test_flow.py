@@ -48,9 +48,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(before)
 
 
-def as_json(capsys: pytest.CaptureFixture[str], arguments: str) -> dict[str, Any]:
+def as_json(capsys: pytest.CaptureFixture[str], arguments: str, code: int = 0) -> dict[str, Any]:
     """The one JSON object that a command prints."""
-    assert run([*arguments.split(), "--json"]) == 0
+    assert run([*arguments.split(), "--json"]) == code
     values = json.loads(capsys.readouterr().out)
     assert isinstance(values, dict)
     return values
@@ -131,7 +131,7 @@ def test_export_then_predict(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert set(report["files"]) >= {"vision_model.onnx", "text_model.onnx", "manifest.json"}
     assert set(report["parity"]) == {"max_abs_error", "top1_agreement", "images"}
 
-    values = as_json(capsys, "predict photos/apple --client 1 --compare --top 2")
+    values = as_json(capsys, "predict photos/apple --client 1 --compare --top 2", code=3)
     assert [entry["path"] for entry in values["skipped"]] == ["photos/apple/broken.jpg"]
     assert len(values["predictions"]) == 12
     first = values["predictions"][0]

@@ -12,7 +12,12 @@ import pytest
 
 from pfedmma_deploy.errors import BundleError, DeviceError, UsageError
 from pfedmma_deploy.runtime import Classifier, image_features, providers
-from pfedmma_deploy.runtime.providers import cuda_problem, open_session, resolve_device
+from pfedmma_deploy.runtime.providers import (
+    cuda_problem,
+    open_session,
+    resolve_device,
+    tensorrt_problem,
+)
 
 pytest_plugins = ["tests.export.fixtures"]
 
@@ -96,6 +101,76 @@ def test_auto_goes_on_with_the_cpu_and_says_why(
     classifier = Classifier.load(bundle, "auto")
     assert (classifier.device, classifier.provider) == ("cpu", "CPUExecutionProvider")
     assert "its libraries did not load" in str(classifier.fallback_reason)
+
+
+def test_tensorrt_needs_all_that_cuda_needs_and_its_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(providers, "cuda_problem", lambda: "no driver")
+    with pytest.raises(DeviceError, match=r"Device 'tensorrt' cannot be used: no driver\. Or"):
+        resolve_device("tensorrt")
+    monkeypatch.setattr(providers, "cuda_problem", lambda: None)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    assert "has no TensorRT provider" in str(tensorrt_problem())
+    available = ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+
+    def missing() -> int:
+        raise OSError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr(providers, "tensorrt_version", missing)
+    with pytest.raises(
+        DeviceError,
+        match=r"TensorRT 10 cannot be loaded \(libnvinfer\.so\.10: .*\); "
+        r"run `pip install 'tensorrt<11'`\. Or choose --device cpu",
+    ):
+        resolve_device("tensorrt")
+    monkeypatch.setattr(providers, "tensorrt_version", lambda: 101304)
+    assert resolve_device("tensorrt") == ("tensorrt", None)
+
+
+def test_sessions_get_threads_that_sleep_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[FallenBack] = []
+
+    class Session(FallenBack):
+        def __init__(self, path: str, settings: Any, **options: Any) -> None:
+            super().__init__(path, settings, **options)
+            opened.append(self)
+
+        def get_providers(self) -> list[str]:
+            first = self.options["providers"][0]
+            return [first if isinstance(first, str) else first[0]]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(providers, "usable_cores", lambda: 5)
+    open_session(Path("m.onnx"), "cpu")
+    open_session(Path("m.onnx"), "tensorrt", threads=3, options={"a": "1"})
+    plain, with_options = opened
+    assert plain.options["providers"] == ["CPUExecutionProvider"]
+    assert plain.settings.intra_op_num_threads == 5
+    assert plain.settings.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert with_options.settings.intra_op_num_threads == 3
+    assert with_options.options["providers"] == [
+        ("TensorrtExecutionProvider", {"a": "1"}),
+        "CUDAExecutionProvider",
+        "CPUExecutionProvider",
+    ]
+    assert with_options.options["enable_fallback"] == 0
+
+
+def test_a_provider_that_does_not_take_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("cannot use the graph capture feature.")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    with pytest.raises(
+        DeviceError,
+        match=r"^CUDAExecutionProvider does not take m\.onnx with enable_cuda_graph=1: cannot use "
+        r"the graph capture feature\. Choose --device cuda \(from Python without cuda_graphs\)",
+    ):
+        open_session(Path("m.onnx"), "cuda", options={"enable_cuda_graph": "1"})
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""On a machine with a GPU: the same answers as on the CPU. Run with `pytest -m gpu`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from pfedmma_deploy.runtime import Classifier
+from pfedmma_deploy.runtime.image_model import page_locked
+from pfedmma_deploy.runtime.providers import tensorrt_problem
+from tests.export.sample import images
+
+if TYPE_CHECKING:
+    from pfedmma_deploy.export import ExportReport
+
+pytest_plugins = ["tests.export.fixtures"]
+pytestmark = pytest.mark.gpu
+
+CLIENTS: list[str | int] = ["north", 0, "0", "0", "north", 0, 0]
+
+
+@pytest.fixture(params=["ort", "portable"])
+def folder(request: pytest.FixtureRequest, bundle: Path, portable: ExportReport) -> Path:
+    return bundle if request.param == "ort" else portable.bundle
+
+
+def same(one: Classifier, folder: Path, batch_size: int) -> None:
+    """Features of mixed clients equal the CPU's, twice, since graphs are replayed then."""
+    on_cpu = Classifier.load(folder, "cpu")
+    for seed in range(4):
+        pixels = images(7, seed)
+        found = one.embed_images(pixels, CLIENTS, batch_size=batch_size)
+        wanted = on_cpu.embed_images(pixels, CLIENTS)
+        # CUDA's fp32 multiplies in TF32 by default: ten bits of mantissa.
+        np.testing.assert_allclose(found, wanted, atol=5e-3)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_cuda(folder: Path, graphs: bool, batch_size: int) -> None:
+    classifier = Classifier.load(folder, "cuda", cuda_graphs=graphs)
+    assert classifier.provider == "CUDAExecutionProvider"
+    same(classifier, folder, batch_size)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_cuda_from_many_threads(folder: Path, graphs: bool) -> None:
+    classifier = Classifier.load(folder, "cuda", cuda_graphs=graphs)
+    jobs = [images(1 + seed % 7, seed) for seed in range(24)]
+    on_cpu = Classifier.load(folder, "cpu")
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda pixels: classifier.embed_images(pixels, 1), jobs))
+    for pixels, features in zip(jobs, found, strict=True):
+        np.testing.assert_allclose(features, on_cpu.embed_images(pixels, 1), atol=5e-3)
+
+
+def test_typed_classes_on_cuda(folder: Path) -> None:
+    texts = ["zebra", "a steam engine"]
+    found = Classifier.load(folder, "cuda").embed_texts(texts, "north")
+    wanted = Classifier.load(folder, "cpu").embed_texts(texts, "north")
+    np.testing.assert_allclose(found, wanted, atol=5e-3)
+
+
+def test_memory_is_really_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = ctypes.CDLL("libcuda.so.1")
+    assert driver.cuInit(0) == 0
+    pixels = page_locked((4, 224, 224, 3))
+    flags = ctypes.c_uint()
+    address = ctypes.c_void_p(pixels.ctypes.data)
+    context = ctypes.c_void_p()
+    assert driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
+    driver.cuCtxPushCurrent_v2(context)
+    assert driver.cuMemHostGetFlags(ctypes.byref(flags), address) == 0
+    driver.cuCtxPopCurrent_v2(ctypes.byref(context))
+
+
+@pytest.fixture
+def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    problem = tensorrt_problem()
+    if problem is not None:
+        pytest.skip(problem)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    yield tmp_path
+
+
+def test_tensorrt(portable: ExportReport, engines: Path) -> None:
+    classifier = Classifier.load(portable.bundle, "tensorrt")
+    assert classifier.provider == "TensorrtExecutionProvider"
+    same(classifier, portable.bundle, 7)
+    assert list(engines.rglob("*.engine")), "the engine is kept"
