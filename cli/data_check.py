@@ -97,7 +97,7 @@ def check(
     from pfedmma_deploy.data.datasets import load_dataset
 
     with open_output(as_json=as_json, quiet=quiet) as output:
-        dataset = load_dataset(data, root=data_root)
+        dataset = load_dataset(data, root=data_root, progress=output.progress)
         found = check_data(dataset, division, progress=output.progress)
         sanity = None
         if backbone is not None:

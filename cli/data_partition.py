@@ -78,7 +78,7 @@ def partition(
     from pfedmma_deploy.data.federation import build_federation
 
     with open_output(as_json=as_json, quiet=quiet) as output:
-        dataset = load_dataset(data, root=data_root)
+        dataset = load_dataset(data, root=data_root, progress=output.progress)
         federation = build_federation(dataset, **division.to_dict())
         if out is not None:
             write_clients(federation, out, division.to_dict())

@@ -99,7 +99,7 @@ def _evaluate_zero_shot(
 ) -> None:
     from pfedmma_deploy.data.datasets import load_dataset
 
-    dataset = load_dataset(data)
+    dataset = load_dataset(data, progress=output.progress)
     from pfedmma_deploy.backbone.loading import load_backbone
     from pfedmma_deploy.evaluation.run import evaluate_zero_shot
 

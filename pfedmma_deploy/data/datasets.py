@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from typing import Final
 
@@ -22,14 +22,12 @@ from pfedmma_deploy.data.readers.base import Listing
 from pfedmma_deploy.data.readers.registry import READERS
 from pfedmma_deploy.data.samples import SAMPLE_NAMES, load_sample
 from pfedmma_deploy.errors import DataError, ImageError
+from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.types import Dataset, Example, Skipped
 
 __all__ = ["FolderDataset", "load_dataset"]
 
 _BATCH: Final = 64
-
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
 
 
 @dataclass(eq=False, slots=True)
@@ -75,7 +73,7 @@ def load_dataset(
         verify: read every image to its end and leave out the broken ones, with path and reason in
             `skipped`. Large folders remember what was read (`index`).
         cache: False neither uses nor keeps what is remembered about large folders.
-        progress: called while images are verified.
+        progress: told of the images that are verified.
 
     Raises:
         DataError: no such sample, name or path, no images, an unclear layout, or lists that do not
@@ -84,6 +82,7 @@ def load_dataset(
     if isinstance(name_or_path, str) and name_or_path in SAMPLE_NAMES:
         return load_sample(name_or_path)
     path = _locate(name_or_path, root)
+    progress = progress or Silent()
     index = Index(enabled=cache)
     for reader in READERS:
         place = reader.find(path)
@@ -114,7 +113,7 @@ def _locate(name_or_path: str | Path, root: str | Path | None) -> Path:
 
 
 def _open_listing(
-    path: Path, found: Listing, index: Index, verify: bool, progress: Progress | None
+    path: Path, found: Listing, index: Index, verify: bool, progress: Progress
 ) -> FolderDataset:
     broken = _find_broken(found, index, progress) if verify else {}
     examples = tuple(example for example in found.examples if example.key not in broken)
@@ -131,7 +130,7 @@ def _open_listing(
     )
 
 
-def _find_broken(found: Listing, index: Index, progress: Progress | None) -> dict[str, str]:
+def _find_broken(found: Listing, index: Index, progress: Progress) -> dict[str, str]:
     """Reason by key of the images that cannot be read to their end."""
     keys = [example.key for example in found.examples]
     if found.source is not None:
@@ -146,22 +145,23 @@ def _find_broken(found: Listing, index: Index, progress: Progress | None) -> dic
 
 
 def _read_all(
-    keys: Sequence[str], source: Callable[[str], ImageSource], progress: Progress | None
+    keys: Sequence[str], source: Callable[[str], ImageSource], progress: Progress
 ) -> dict[str, str]:
     """Batches, because one future per image would cost more than the image."""
 
-    def check(batch: Sequence[str]) -> Iterator[tuple[str, str]]:
-        for key in batch:
-            try:
-                verify_image(source(key))
-            except ImageError as error:
-                yield key, str(error)
+    def check(batch: Sequence[str]) -> list[tuple[str, str | None]]:
+        return [(key, _reason(source, key)) for key in batch]
 
-    broken: dict[str, str] = {}
     batches = [keys[start : start + _BATCH] for start in range(0, len(keys), _BATCH)]
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        for number, result in enumerate(pool.map(lambda batch: [*check(batch)], batches)):
-            broken.update(result)
-            if progress:
-                progress(min((number + 1) * _BATCH, len(keys)), len(keys))
-    return broken
+        done = chain.from_iterable(pool.map(check, batches))
+        told = progress.track(done, "images read", len(keys)) if keys else ()
+        return {key: reason for key, reason in told if reason is not None}
+
+
+def _reason(source: Callable[[str], ImageSource], key: str) -> str | None:
+    try:
+        verify_image(source(key))
+    except ImageError as error:
+        return str(error)
+    return None

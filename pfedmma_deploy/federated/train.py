@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pfedmma_deploy.adapters.base import KEPT, Adapter
-from pfedmma_deploy.backbone.texts import class_texts
+from pfedmma_deploy.backbone.texts import class_texts, with_prefix
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.data.federation import federation_to_dict
 from pfedmma_deploy.errors import UsageError
@@ -59,7 +59,7 @@ def train(
     started = time.perf_counter()
     run = Run.open(out) if resume else None
     if run is None:
-        workspace = open_workspace(config)
+        workspace = open_workspace(config, progress)
         run = Run.create(out, _manifest(workspace), federation_to_dict(workspace.federation))
     else:
         require_same_config(run, config)
@@ -88,10 +88,13 @@ def require_same_config(run: Run, config: TrainConfig) -> None:
             )
 
 
-def class_prompts(workspace: Workspace, labels: tuple[int, ...]) -> Prompts:
-    """Prompts of the given classes, tokenized."""
+def class_prompts(workspace: Workspace, adapter: Adapter, labels: tuple[int, ...]) -> Prompts:
+    """Names of the given classes, tokenized, with what the frozen blocks make of them."""
     names = workspace.federation.names(labels)
     texts = class_texts(workspace.backbone, names, workspace.config.prompt)
+    if workspace.images.prefixes is not None:
+        start = adapter.first_block(workspace.backbone, "text")
+        texts = with_prefix(workspace.backbone, texts, start)
     return Prompts(texts=texts, row={label: i for i, label in enumerate(labels)})
 
 
@@ -154,8 +157,8 @@ def _federate(
         method=workspace.method,
         adapter=adapter,
         clients=federation.clients,
-        pixels=workspace.pixels,
-        prompts=class_prompts(workspace, federation.base),
+        images=workspace.images,
+        prompts=class_prompts(workspace, adapter, federation.base),
         options=local_training(workspace),
         checkpoint=checkpoint,
         seed=run.config.seed,

@@ -13,6 +13,7 @@ from torch import Tensor
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.backbone.loading import load_backbone
+from pfedmma_deploy.caches import cache_folder
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.data.checkup import warn_of_content
 from pfedmma_deploy.data.clients_file import load_federation
@@ -22,6 +23,9 @@ from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.errors import BackboneError, StoreError
 from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.methods.registry import get_method
+from pfedmma_deploy.progress import Progress
+from pfedmma_deploy.store.images import ImageInputs
+from pfedmma_deploy.store.prefixes import KIND, PrefixStore, limit_bytes
 from pfedmma_deploy.store.run import Run, StoredClient
 from pfedmma_deploy.types import Dataset, Federation
 
@@ -35,6 +39,8 @@ class Workspace:
     federation: Federation
     method: Method
     pixels: PixelLoader
+    images: ImageInputs
+    """What the models are given of images: pixels, or kept prefixes."""
     logit_scale: float
     """The configuration's, or the backbone's own."""
 
@@ -45,14 +51,14 @@ class Workspace:
         return self.method.build(self.backbone, parameters, generator).to(self.backbone.device)
 
 
-def open_workspace(config: TrainConfig) -> Workspace:
+def open_workspace(config: TrainConfig, progress: Progress | None = None) -> Workspace:
     """Load what `config` names and divide the data among clients.
 
     Raises:
         PfedmmaError: anything that is missing or does not fit, before any training.
     """
     method = get_method(config.method)
-    dataset = load_dataset(config.data)
+    dataset = load_dataset(config.data, progress=progress)
     federation = warn_of_content(_divide(dataset, config))
     return _workspace(config, method, federation)
 
@@ -117,16 +123,26 @@ def _divide(dataset: Dataset, config: TrainConfig) -> Federation:
     )
 
 
+def image_inputs(config: TrainConfig, backbone: Backbone, pixels: PixelLoader) -> ImageInputs:
+    """What the models are given of images, with the prefix cache where the configuration has it."""
+    store = None
+    if config.cache:
+        store = PrefixStore(backbone, cache_folder(KIND), limit_bytes())
+    return ImageInputs(pixels, store, views=config.views, seed=config.seed)
+
+
 def _workspace(config: TrainConfig, method: Method, federation: Federation) -> Workspace:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(config.backbone, config.pretrained, device=device)
+    pixels = PixelLoader(
+        federation.dataset, backbone.image_size, backbone.resize_mode, backbone.interpolation
+    )
     return Workspace(
         config=config,
         backbone=backbone,
         federation=federation,
         method=method,
-        pixels=PixelLoader(
-            federation.dataset, backbone.image_size, backbone.resize_mode, backbone.interpolation
-        ),
+        pixels=pixels,
+        images=image_inputs(config, backbone, pixels),
         logit_scale=config.logit_scale or backbone.logit_scale,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pfedmma_deploy.data.checks import check_dataset
 from pfedmma_deploy.data.datasets import FolderDataset, load_dataset
 from pfedmma_deploy.data.layout import LAYOUTS
 from pfedmma_deploy.errors import DataError
+from pfedmma_deploy.progress import Item, Silent
 from pfedmma_deploy.types import Skipped
 
 
@@ -191,9 +193,16 @@ def test_without_verifying_only_names_are_read(tmp_path: Path) -> None:
 
 def test_progress_counts_images(tmp_path: Path) -> None:
     make(tmp_path, *(f"c{number % 2}/{number}.png" for number in range(70)))
-    calls: list[tuple[int, int]] = []
-    load_dataset(tmp_path, progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(64, 70), (70, 70)]
+    counted: list[tuple[str, int, int]] = []
+
+    class Counter(Silent):
+        def track(self, items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
+            taken = list(items)
+            counted.append((label, len(taken), total))
+            yield from taken
+
+    load_dataset(tmp_path, progress=Counter())
+    assert counted == [("images read", 70, 70)]
 
 
 def test_hidden_and_system_names_are_passed_over(tmp_path: Path) -> None:
@@ -209,7 +218,7 @@ def test_other_files_are_left_alone_and_counted(tmp_path: Path) -> None:
     for name in ("cat/1.txt", "cat/2.txt", "dog/1.GIF", "README"):
         (tmp_path / name).touch()
     (problem,) = check_dataset(load(tmp_path))
-    assert (problem.kind, problem.count, problem.fatal) == ("other-files", 4, False)
+    assert (problem.kind, problem.count, problem.level) == ("other-files", 4, "warning")
     assert problem.examples == ("1 .gif", "2 .txt", "1 no suffix")
 
 
