@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.adapters.linear import new_linear
 from pfedmma_deploy.adapters.prompts import encode_context, new_vectors, require_room
-from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.backbone.clip import Backbone, Images, pixels_of
 from pfedmma_deploy.backbone.texts import ClassTexts
 from pfedmma_deploy.types import Scope, Tower
 
@@ -50,13 +50,15 @@ class CoupledPrompts(Adapter):
         couplings = (new_linear(*widths, generator) for _ in range(self.depth))
         self.couple = nn.ModuleList(couplings)
 
-    def encode_image(self, backbone: Backbone, pixels: Tensor) -> Tensor:
+    def encode_image(self, backbone: Backbone, images: Images) -> Tensor:
         """Features of uint8 pixels [B, H, W, 3] with the prompts behind the patches: [B, D]."""
-        x = backbone.embed_image(pixels)
+        x = backbone.embed_image(pixels_of(images))
         # The embedding is behind `ln_pre` already, which looks at one token at a time.
         prompt = backbone.visual.ln_pre(self._prompt("image", 0))
         x = torch.cat([x, prompt.expand(len(x), -1, -1)], dim=1)
-        return backbone.pool_image(backbone.run_blocks("image", x, before=self.replace))
+        read = x.new_zeros(len(x), dtype=torch.long)
+        x = backbone.run_blocks("image", x, before=self.replace, read=read)
+        return backbone.pool_image(x)
 
     def encode_text(self, backbone: Backbone, texts: ClassTexts) -> Tensor:
         """Features of class names behind the prompts, [C, D], L2-normalised."""

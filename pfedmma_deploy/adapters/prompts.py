@@ -71,8 +71,9 @@ def encode_contexts(
     x = torch.cat([words[:, :, :1], placed, words[:, :, 1:]], dim=2).reshape(
         -1, vectors + longest, width
     )
-    x = backbone.run_blocks("text", backbone.add_positions(x), before=before)
-    features = backbone.pool_text(x, (ends + vectors).repeat_interleave(count))
+    ends = (ends + vectors).to(backbone.device).repeat_interleave(count)
+    x = backbone.run_blocks("text", backbone.add_positions(x), before=before, read=ends)
+    features = backbone.pool_text(x, torch.zeros_like(ends))
     return features.view(len(words), count, -1)
 
 
