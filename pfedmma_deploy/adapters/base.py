@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.backbone.clip import Backbone, Images
 from pfedmma_deploy.backbone.texts import ClassTexts
 from pfedmma_deploy.types import TOWERS, Scope, Tower
 
@@ -21,6 +21,13 @@ class Adapter(nn.Module, ABC):
 
     adapts: frozenset[Tower] = frozenset(TOWERS)
     """Towers whose features differ from the frozen backbone's."""
+    task: str = "classify"
+    """What it is asked to encode for, where it knows more than one task."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks in which a client's model differs."""
+        return ("classify",)
 
     def hook(self, tower: Tower, block: int, h: Tensor) -> Tensor | None:
         """What is added to the output of a block whose `ln_1` gave h [B, T, d], or None."""
@@ -30,13 +37,23 @@ class Adapter(nn.Module, ABC):
         """What takes the place of a block's fused query-key-value weight [3 d, d]."""
         return weight
 
-    def encode_image(self, backbone: Backbone, pixels: Tensor) -> Tensor:
+    def first_block(self, backbone: Backbone, tower: Tower) -> int:
+        """The first block that this adapter takes part in; the tower's depth where it does in none.
+
+        What that block reads is the frozen backbone's own and need not be computed twice: an
+        adapter that names a block above 0 is given the `Prefix` up to there.
+        """
+        return 0 if tower in self.adapts else backbone.depth(tower)
+
+    def encode_image(self, backbone: Backbone, images: Images) -> Tensor:
         """Features of uint8 pixels [B, H, W, 3], the batch first: [B, D], L2-normalised."""
-        return backbone.encode_image(pixels, self.hook, attention=self.attention)
+        return backbone.encode_image(images, self.hook, attention=self.attention)
 
     def encode_text(self, backbone: Backbone, texts: ClassTexts) -> Tensor:
         """Features of class names, [C, D], L2-normalised."""
-        return backbone.encode_text(texts.prompts, self.hook, attention=self.attention)
+        return backbone.encode_text(
+            texts.prompts, self.hook, texts.prefix, attention=self.attention
+        )
 
     def logits(self, images: Tensor, texts: Tensor, logit_scale: float) -> Tensor:
         """Class scores [B, C] of what `encode_image` and `encode_text` gave."""

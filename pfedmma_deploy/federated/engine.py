@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pfedmma_deploy.adapters.base import KEPT, Adapter
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.methods.base import Method, Update
 from pfedmma_deploy.methods.client_run import ClientRun, LocalTraining, Prompts
 from pfedmma_deploy.store.checkpoint import Checkpoint, ClientState
-from pfedmma_deploy.types import ClientData
+from pfedmma_deploy.store.images import ImageInputs
+from pfedmma_deploy.types import ClientData, Scope
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class InProcessEngine:
         method: Method,
         adapter: Adapter,
         clients: Sequence[ClientData],
-        pixels: PixelLoader,
+        images: ImageInputs,
         prompts: Prompts,
         options: LocalTraining,
         checkpoint: Checkpoint,
@@ -62,28 +62,32 @@ class InProcessEngine:
         self.method = method
         self.adapter = adapter
         self.clients = {client.id: (i, client) for i, client in enumerate(clients)}
-        self.pixels = pixels
+        self.images = images
         self.prompts = prompts
         self.options = options
         self.checkpoint = checkpoint
         self.seed = seed
         self._initial = ClientState(own=adapter.tensors(*KEPT))
+        self._common = adapter.tensors(Scope.SHARED)
 
     def run_round(
         self, round: int, clients: Sequence[str], server: dict[str, Tensor]
     ) -> Iterator[ClientReport]:
         """See `Engine`; every client's randomness is its own: (seed, round, client)."""
+        self._keep_prefixes(clients)
         for client in clients:
             index, data = self.clients[client]
             state = self.checkpoint.load_client(client) or self._initial
-            received = self.method.distribute(server, client)
-            self.adapter.load({**state.own, **received})
+            sent = self.method.distribute(server, client)
+            received = self.method.download(sent, self.adapter, data)
+            declined = {name: self._common[name] for name in sent if name not in received}
+            self.adapter.load({**state.own, **received, **declined})
             work = ClientRun(
                 backbone=self.backbone,
                 adapter=self.adapter,
                 loss=self.method.loss,
                 client=data,
-                pixels=self.pixels,
+                images=self.images,
                 prompts=self.prompts,
                 options=self.options,
                 received=received,
@@ -99,6 +103,14 @@ class InProcessEngine:
             accuracy = self._validate(data)
             yield ClientReport(update, loss, accuracy, payload(received), work.record)
 
+    def _keep_prefixes(self, clients: Sequence[str]) -> None:
+        """Make what the frozen blocks make of the clients' images, once for all rounds."""
+        start = self.adapter.first_block(self.backbone, "image")
+        chosen = [self.clients[client][1] for client in clients]
+        train = [example for data in chosen for example in data.train]
+        self.images.keep(train, start, is_random=self.options.random_transform)
+        self.images.keep([example for data in chosen for example in data.val], start)
+
     @torch.inference_mode()
     def _validate(self, data: ClientData) -> float | None:
         """Accuracy on the client's validation images, with the adapter as just trained."""
@@ -106,8 +118,8 @@ class InProcessEngine:
             return None
         rows = torch.tensor([self.prompts.row[example.label] for example in data.val])
         texts = self.adapter.encode_text(self.backbone, self.prompts.texts)
-        pixels = torch.from_numpy(self.pixels.load(data.val))
-        images = self.adapter.encode_image(self.backbone, pixels)
+        start = self.adapter.first_block(self.backbone, "image")
+        images = self.adapter.encode_image(self.backbone, self.images.load(data.val, start))
         scores = self.adapter.logits(images, texts, self.options.logit_scale)
         return float(scores.argmax(dim=1).eq(rows.to(scores.device)).double().mean() * 100)
 

@@ -195,7 +195,8 @@ def _manifest(workspace: Workspace) -> dict[str, Any]:
         for scope in (Scope.SHARED, Scope.LOCAL)
     }
     ids = [client.id for client in federation.clients]
-    received = workspace.method.distribute(workspace.method.start(adapter, ids), ids[0])
+    available = workspace.method.distribute(workspace.method.start(adapter, ids), ids[0])
+    received = workspace.method.download(available, adapter, federation.clients[0])
     sent = workspace.method.upload(adapter, federation.clients[0])
     frozen = sum(value.numel() for value in workspace.backbone.model.parameters())
     return {

@@ -32,6 +32,7 @@ __all__ = [
     "send_all",
     "shared_of_adapter",
     "start_shared",
+    "take_all",
     "train_epochs",
     "uniform_mean",
     "weighted_mean",
@@ -74,6 +75,11 @@ def start_shared(adapter: Adapter, clients: Sequence[str]) -> Tensors:
 def send_all(server: Tensors, client: str) -> Tensors:
     """Every client receives the server's whole state."""
     return server
+
+
+def take_all(sent: Tensors, adapter: Adapter, client: ClientData) -> Tensors:
+    """A client takes everything that the server has for it."""
+    return sent
 
 
 def shared_of_adapter(adapter: Adapter, client: ClientData) -> Tensors:
@@ -135,6 +141,8 @@ class Method:
         aggregate: (updates of one round, server's state) -> its next state.
         distribute: (server's state, client id) -> what that client receives: shared parameters of
             its adapter, and frozen ones where the server supplies them.
+        download: (what the server has for a client, its adapter, its data) -> what of it this
+            client takes; the rest keeps its initial value there.
         defaults: options whose default for this method is not pFedMMA's.
     """
 
@@ -155,6 +163,7 @@ class Method:
     start: Callable[[Adapter, Sequence[str]], Tensors] = start_shared
     aggregate: Callable[[Sequence[Update], Tensors], Tensors] = weighted_mean
     distribute: Callable[[Tensors, str], Tensors] = send_all
+    download: Callable[[Tensors, Adapter, ClientData], Tensors] = take_all
     defaults: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
 
     def configure(self, given: Mapping[str, Scalar]) -> Any:

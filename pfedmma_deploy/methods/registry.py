@@ -20,6 +20,7 @@ from pfedmma_deploy.methods.pfedmoap import PFEDMOAP
 from pfedmma_deploy.methods.pfedpt import PFEDPT
 from pfedmma_deploy.methods.plora import PLORA
 from pfedmma_deploy.methods.promptfl import PROMPTFL
+from pfedmma_deploy.methods.tap import TAP
 from pfedmma_deploy.methods.zero_shot import ZERO_SHOT
 
 METHODS: dict[str, Method] = {
@@ -30,6 +31,7 @@ METHODS: dict[str, Method] = {
         LOCAL,
         FEDAVG_MMA,
         PLORA,
+        TAP,
         PFEDPT,
         FML,
         FEDDAT,
