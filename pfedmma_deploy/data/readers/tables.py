@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 from pfedmma_deploy.config import nearest
 from pfedmma_deploy.data.classes import label_folders
@@ -24,6 +26,17 @@ __all__ = ["COLUMNS", "find", "read"]
 COLUMNS: Final = ("path", "label", "client", "domain", "split", "caption")
 _NEEDED: Final = ("path", "label")
 _SUFFIXES: Final = (".csv", ".parquet")
+
+
+class _Row(NamedTuple):
+    """One image; texts, empty where the manifest says nothing."""
+
+    path: str
+    label: str
+    client: str
+    domain: str
+    split: str
+    caption: str
 
 
 def find(path: Path) -> Path | None:
@@ -41,44 +54,43 @@ def read(file: Path, scan: Scanner) -> Listing:
         DataError: a column that is missing or misspelt, a row without path or label, a split of
             another name, one path twice, no image that exists; pyarrow missing for Parquet.
     """
-    header, rows = _read_csv(file) if file.suffix.lower() == ".csv" else _read_parquet(file)
-    _check_header(file, header)
-    seen: dict[str, int] = {}
-    table: list[tuple[str, str, dict[str, str]]] = []
+    rows = _read_csv(file) if file.suffix.lower() == ".csv" else _read_parquet(file)
+    table: dict[str, _Row] = {}
     for number, row in rows:
-        values: dict[str, str] = {n: (row[n] or "").strip() for n in COLUMNS if n in row}
-        empty = [name for name in _NEEDED if not values[name]]
-        if empty:
-            raise DataError(f"{file}, row {number}: {empty[0]} is empty; every image needs one")
-        key = PurePosixPath(values["path"].replace("\\", "/")).as_posix()
-        if key in seen:
+        _check_row(file, number, row)
+        key = PurePosixPath(row.path.replace("\\", "/")).as_posix()
+        if key in table:
             raise DataError(
-                f"{file}, row {number}: {key} stands in row {seen[key]} as well; expected every"
+                f"{file}, row {number}: {key} stands in an earlier row as well; expected every"
                 " image once"
             )
-        seen[key] = number
-        if values.get("split") and values["split"].lower() not in SPLITS:
-            raise DataError(
-                f"{file}, row {number}: split '{values['split']}'; expected train, val or test"
-            )
-        table.append((key, values["label"], values))
-    names, labels = label_folders(file.parent, (label for _, label, _ in table))
+        table[key] = row
+    names, labels = label_folders(file.parent, {row.label for row in table.values()})
     examples, skipped = list[Example](), list[Skipped]()
-    for key, label, values in sorted(table, key=lambda row: row[0]):
+    for key in sorted(table):
         if not (file.parent / key).is_file():
             skipped.append(Skipped(key, f"{file.name} names it, but there is no such file"))
             continue
-        split = SPLITS[values.get("split", "").lower() or "train"]
-        rest = (values.get(name) or None for name in ("client", "domain", "caption"))
-        examples.append(Example(key, labels[label], split, *rest))
+        _, label, client, domain, split, caption = table.pop(key)
+        part = SPLITS[split.lower() or "train"]
+        rest = (client or None, domain or None, caption or None)
+        examples.append(Example(key, labels[label], part, *rest))
     if not examples:
         raise DataError(
-            f"{file} names {len(table):,} images and none of them is there; paths are relative to"
+            f"{file} names {len(skipped):,} images and none of them is there; paths are relative to"
             f" {file.parent}"
         )
     return Listing(
         root=file.parent, form="manifest", class_names=names, examples=examples, skipped=skipped
     )
+
+
+def _check_row(file: Path, number: int, row: _Row) -> None:
+    for name in _NEEDED:
+        if not getattr(row, name):
+            raise DataError(f"{file}, row {number}: {name} is empty; every image needs one")
+    if row.split and row.split.lower() not in SPLITS:
+        raise DataError(f"{file}, row {number}: split '{row.split}'; expected train, val or test")
 
 
 def _check_header(file: Path, header: Sequence[str]) -> None:
@@ -95,28 +107,27 @@ def _check_header(file: Path, header: Sequence[str]) -> None:
             raise DataError(f"{file} has a column '{name}'{hint}; rename or remove it")
 
 
-def _read_csv(file: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
+def _read_csv(file: Path) -> Iterator[tuple[int, _Row]]:
+    """(line, row) of the images; values without the spaces around them, "" where there is none."""
     reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
-
-    def rows(header: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-        try:
-            for row in reader:
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    raise DataError(
-                        f"{file}, line {reader.line_num}: {len(row)} values for {len(header)}"
-                        " columns; texts with a comma need quotation marks"
-                    )
-                yield reader.line_num, dict(zip(header, row, strict=True))
-        except csv.Error as error:
-            raise DataError(f"{file}, line {reader.line_num}: not CSV: {error}") from error
-
     header = [name.strip() for name in next(reader, [])]
-    return header, rows(header)
+    _check_header(file, header)
+    columns = [header.index(name) if name in header else None for name in COLUMNS]
+    try:
+        for row in reader:
+            if row and len(row) != len(header):
+                raise DataError(
+                    f"{file}, line {reader.line_num}: {len(row)} values for {len(header)} columns;"
+                    " texts with a comma need quotation marks"
+                )
+            if row:
+                values = ("" if c is None else sys.intern(row[c].strip()) for c in columns)
+                yield reader.line_num, _Row(*values)
+    except csv.Error as error:
+        raise DataError(f"{file}, line {reader.line_num}: not CSV: {error}") from error
 
 
-def _read_parquet(file: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
+def _read_parquet(file: Path) -> Iterator[tuple[int, _Row]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -125,11 +136,12 @@ def _read_parquet(file: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, 
         ) from error
     try:
         header = parquet.read_schema(file).names
-        columns = [name for name in COLUMNS if name in header]
-        values = parquet.read_table(file, columns=columns).to_pydict()
+        _check_header(file, header)
+        found = [name for name in COLUMNS if name in header]
+        values = parquet.read_table(file, columns=found).to_pydict()
     except (ArrowException, OSError) as error:
         raise DataError(f"{file} cannot be read as a Parquet table: {error}") from error
-    texts = {name: [v if v is None else str(v) for v in of] for name, of in values.items()}
-    rows = zip(*texts.values(), strict=True)
-    named = (dict(zip(texts, row, strict=True)) for row in rows)
-    return header, enumerate(named, start=1)
+    columns = (values.get(name) or repeat("") for name in COLUMNS)
+    # Path and label exist in every table, so the shortest column is as long as the table.
+    for number, row in enumerate(zip(*columns, strict=False), start=1):
+        yield number, _Row(*("" if v is None else sys.intern(str(v).strip()) for v in row))
