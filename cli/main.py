@@ -12,7 +12,18 @@ import typer
 from pfedmma_deploy import __version__
 from pfedmma_deploy.errors import PfedmmaError, UsageError
 
-from . import compare, data, evaluate, export, inspect, personalize, predict, quickstart, train
+from . import (
+    compare,
+    data,
+    evaluate,
+    export,
+    inspect,
+    methods,
+    personalize,
+    predict,
+    quickstart,
+    train,
+)
 
 app = typer.Typer(
     name="pfedmma",
@@ -60,6 +71,7 @@ app.command()(compare.compare)
 app.command()(export.export)
 app.command()(predict.predict)
 app.command()(inspect.inspect)
+app.command()(methods.methods)
 app.add_typer(data.app)
 
 

@@ -11,6 +11,7 @@ from pickle import UnpicklingError
 
 import open_clip
 import torch
+from open_clip.model import CLIP
 from safetensors import SafetensorError
 from torch import nn
 
@@ -55,14 +56,35 @@ def load_backbone(name: str, pretrained: str | None = None, *, device: str = "cp
         label = str(pretrained)
     _require_known(name, pretrained)
     model = require_adaptable(_create(name, pretrained), name)
+    return _backbone(model.to(device), name, label, fingerprint(model))
+
+
+def backbone_shapes(name: str) -> Backbone:
+    """A backbone without weights, on torch's meta device: for counting, in no time and memory.
+
+    Raises:
+        BackboneError: unknown name, or a model that cannot be adapted.
+    """
+    tiny.register()
+    _require_known(name, RANDOM)
+    logging.getLogger().addFilter(_quiet_random)
+    try:
+        with torch.device("meta"):
+            model = require_adaptable(open_clip.create_model(name, device="meta"), name)
+    finally:
+        logging.getLogger().removeFilter(_quiet_random)
+    return _backbone(model, name, "none", "")
+
+
+def _backbone(model: CLIP, name: str, label: str, digest: str) -> Backbone:
     model.eval().requires_grad_(False)
     settings = open_clip.get_model_preprocess_cfg(model)
     activation = type(model.visual.transformer.resblocks[0].mlp.gelu).__name__
     return Backbone(
-        model=model.to(device),
+        model=model,
         name=name,
         pretrained=label,
-        fingerprint=fingerprint(model),
+        fingerprint=digest,
         image_size=int(model.visual.image_size[0]),
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),

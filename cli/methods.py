@@ -1,0 +1,121 @@
+"""`pfedmma methods`: which methods there are, and what can be set of each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import AsJson, Quiet, Verbose
+from .output import Output, open_output
+
+if TYPE_CHECKING:
+    from pfedmma_deploy.report.methods import HyperParameter, MethodFacts
+
+
+def methods(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="One method, with its hyper-parameters."),
+    ] = None,
+    backbone: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="open_clip model that sizes are counted for; not downloaded."
+        ),
+    ] = "ViT-B-16",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """List the methods, or show one of them with its hyper-parameters.
+
+    What each trains and shares, how many bytes travel, whether a client's model folds into plain
+    CLIP weights, whether it can be exported, and its paper.
+
+    \b
+    Examples:
+      pfedmma methods
+      pfedmma methods --backbone pfedmma-tiny
+      pfedmma methods pfedmoap
+      pfedmma methods --json
+    """
+    with open_output(as_json=as_json, quiet=quiet) as output:
+        from pfedmma_deploy.backbone.loading import backbone_shapes
+        from pfedmma_deploy.methods.registry import METHODS, get_method
+        from pfedmma_deploy.report.methods import hyper_parameters, method_facts
+
+        shapes = backbone_shapes(backbone)
+        if name is not None:
+            facts = method_facts(get_method(name), shapes)
+            known = hyper_parameters(facts.method)
+            _show(output, facts, known, backbone)
+            output.result({**facts.to_dict(), "hyper_parameters": _entries(known)})
+            return
+        rows = [method_facts(method, shapes) for method in METHODS.values()]
+        _list(output, rows, backbone)
+        output.note("Hyper-parameters of one: pfedmma methods NAME")
+        output.result({"backbone": backbone, "methods": [facts.to_dict() for facts in rows]})
+
+
+def _list(output: Output, rows: list[MethodFacts], backbone: str) -> None:
+    output.table(
+        ["Method", "A client trains", "It shares"],
+        [[f.method.name, f.method.trained, f.method.shared] for f in rows],
+    )
+    output.say("")
+    output.table(
+        ["Method", "Trained", "Shared", "Bytes up", "Bytes down", "Folds", "ONNX", "Paper"],
+        [
+            [
+                f.method.name,
+                f"{f.trained:,}",
+                f"{f.shared:,}",
+                f"{f.bytes_up:,}",
+                f"{f.bytes_down:,}",
+                _yes(f.method.folds),
+                _yes(f.method.exportable),
+                f.method.paper,
+            ]
+            for f in rows
+        ],
+        f"Numbers and bytes per client and round on {backbone}",
+    )
+
+
+def _show(output: Output, facts: MethodFacts, known: list[HyperParameter], backbone: str) -> None:
+    method = facts.method
+    output.say(f"{method.name}: {method.paper}")
+    output.say(f"A client trains: {method.trained} ({facts.trained:,} numbers on {backbone})")
+    output.say(f"It shares: {method.shared} ({facts.shared:,} numbers)")
+    output.say(f"Bytes per client and round: {facts.bytes_up:,} up, {facts.bytes_down:,} down")
+    output.say(f"Folds into plain CLIP weights: {_yes(method.folds)}")
+    reason = f": {method.obstacle}" if method.obstacle else ""
+    output.say(f"Exports to ONNX: {_yes(method.exportable)}{reason}")
+    if method.defaults:
+        own = ", ".join(f"{option} = {value}" for option, value in method.defaults.items())
+        output.say(f"Options with a default of their own: {own}")
+    if not known:
+        output.say("It has no hyper-parameters.")
+        return
+    output.say("")
+    rows = [[p.name, _written(p.default), p.meaning] for p in known]
+    output.table(["Hyper-parameter", "Default", "Meaning"], rows)
+    first = known[0]
+    output.note(
+        f"Set them so: pfedmma train --method {method.name} "
+        f"--set {first.name}={_written(first.default)}"
+    )
+
+
+def _entries(known: list[HyperParameter]) -> list[dict[str, Any]]:
+    return [{"name": p.name, "default": p.default, "meaning": p.meaning} for p in known]
+
+
+def _written(value: str | float | bool) -> str:
+    """A value as --set reads it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

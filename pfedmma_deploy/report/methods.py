@@ -1,0 +1,113 @@
+"""What there is to know of a method before it is trained."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.config import Scalar
+from pfedmma_deploy.federated.traffic import traffic
+from pfedmma_deploy.methods.base import Method
+from pfedmma_deploy.types import ClientData, Scope
+
+CLIENTS = 10
+"""Clients of the federation that bytes are counted for, as many as a run has by default."""
+
+
+@dataclass(frozen=True)
+class HyperParameter:
+    """One field of a method's parameters."""
+
+    name: str
+    default: Scalar
+    meaning: str
+    """Its docstring on one line, the paper's symbol included."""
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """A method and its sizes on one backbone, with its default hyper-parameters."""
+
+    method: Method
+    trained: int
+    """Numbers that a client trains."""
+    shared: int
+    """Numbers that it uploads."""
+    bytes_up: int
+    """Per client and round."""
+    bytes_down: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `pfedmma methods --json` prints it."""
+        method = self.method
+        return {
+            "name": method.name,
+            "paper": method.paper,
+            "trained": method.trained,
+            "shared": method.shared,
+            "parameters": {"trained": self.trained, "shared": self.shared},
+            "bytes_per_round": {"up": self.bytes_up, "down": self.bytes_down},
+            "folds": method.folds,
+            "exportable": method.exportable,
+            "obstacle": method.obstacle,
+        }
+
+
+def method_facts(method: Method, backbone: Backbone) -> MethodFacts:
+    """Sizes of a method; the weights of the backbone do not matter (see `backbone_shapes`)."""
+    adapter = _empty_adapter(method, backbone)
+    clients = [ClientData(str(i), (0,), (), (), ()) for i in range(CLIENTS)]
+    sent = method.upload(adapter, clients[0])
+    sizes = traffic(method, adapter, clients)
+    trained = adapter.tensors(Scope.SHARED, Scope.LOCAL)
+    return MethodFacts(
+        method=method,
+        trained=sum(value.numel() for value in trained.values()),
+        shared=sum(value.numel() for value in sent.values()),
+        bytes_up=sizes["up"],
+        bytes_down=sizes["down"],
+    )
+
+
+def _empty_adapter(method: Method, backbone: Backbone) -> Adapter:
+    """The adapter with zeros for values: only its shapes count here."""
+    with torch.device("meta"):
+        adapter = method.build(backbone, method.configure({}), torch.Generator("cpu"))
+    adapter.to_empty(device="cpu")
+    for value in adapter.parameters():
+        value.data.zero_()
+    return adapter
+
+
+def hyper_parameters(method: Method) -> list[HyperParameter]:
+    """A method's hyper-parameters in their order."""
+    meanings = field_docstrings(method.parameters)
+    defaults = method.configure({})
+    return [
+        HyperParameter(f.name, getattr(defaults, f.name), meanings.get(f.name, ""))
+        for f in fields(method.parameters)
+    ]
+
+
+def field_docstrings(kind: type) -> dict[str, str]:
+    """The strings below the fields of a class and of those it is derived from, on one line each."""
+    found: dict[str, str] = {}
+    for cls in reversed(kind.__mro__[:-1]):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        assert isinstance(tree, ast.ClassDef)
+        for field, text in zip(tree.body, tree.body[1:], strict=False):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+            ):
+                found[field.target.id] = " ".join(str(text.value.value).split())
+    return found
