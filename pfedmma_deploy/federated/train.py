@@ -18,8 +18,9 @@ from pfedmma_deploy.backbone.texts import class_texts, with_prefix
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.data.federation import federation_to_dict
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.federated.engine import InProcessEngine, payload
+from pfedmma_deploy.federated.engine import InProcessEngine
 from pfedmma_deploy.federated.rounds import run_rounds
+from pfedmma_deploy.federated.traffic import traffic
 from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.checkpoint import Checkpoint
@@ -194,10 +195,6 @@ def _manifest(workspace: Workspace) -> dict[str, Any]:
         scope.value: sum(value.numel() for value in adapter.tensors(scope).values())
         for scope in (Scope.SHARED, Scope.LOCAL)
     }
-    ids = [client.id for client in federation.clients]
-    available = workspace.method.distribute(workspace.method.start(adapter, ids), ids[0])
-    received = workspace.method.download(available, adapter, federation.clients[0])
-    sent = workspace.method.upload(adapter, federation.clients[0])
     frozen = sum(value.numel() for value in workspace.backbone.model.parameters())
     return {
         "status": "training",
@@ -211,7 +208,7 @@ def _manifest(workspace: Workspace) -> dict[str, Any]:
         "novel": federation.names(federation.novel),
         "clients": [],
         "parameters": {**counts, "frozen": frozen},
-        "bytes_per_round": {"up": payload(sent), "down": payload(received)},
+        "bytes_per_round": traffic(workspace.method, adapter, federation.clients),
         "skipped": [[s.path, s.reason] for s in federation.dataset.skipped],
         "warnings": list(federation.warnings),
         "threads": torch.get_num_threads(),

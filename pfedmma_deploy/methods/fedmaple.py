@@ -25,9 +25,9 @@ class FedMaPLeParameters:
     """Hyper-parameters and their symbols in the paper."""
 
     context_vectors: int = 2
-    """n, learned vectors per block"""
+    """Learned vectors per block."""
     prompt_depth: int = 9
-    """J, the number of blocks from the first one; at most those of the shallower tower"""
+    """J, the number of blocks from the first one; at most those of the shallower tower."""
 
     def __post_init__(self) -> None:
         at_least("context_vectors", self.context_vectors, 1)

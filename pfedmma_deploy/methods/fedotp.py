@@ -26,13 +26,13 @@ class FedOTPParameters:
     """Hyper-parameters and their symbols in the paper."""
 
     context_vectors: int = 16
-    """learned vectors before a class name, in each of the two prompts"""
+    """Learned vectors before a class name, in each of the two prompts."""
     mass: float = 0.8
-    """gamma, the share of the patches' mass that is transported"""
+    """gamma, the share of the patches' mass that is transported."""
     epsilon: float = 0.1
-    """lambda, the weight of the entropy: 0.1 or 0.01"""
+    """lambda, the weight of the entropy: 0.1 or 0.01."""
     iterations: int = 100
-    """steps of the transport at most"""
+    """Steps of the transport at most."""
 
     def __post_init__(self) -> None:
         at_least("context_vectors", self.context_vectors, 1)

@@ -34,15 +34,15 @@ class FedPGPParameters:
     """Hyper-parameters and their symbols in the paper."""
 
     context_vectors: int = 16
-    """learned vectors before a class name"""
+    """Learned vectors before a class name."""
     rank: int = 8
-    """b, the rank of the personal part"""
+    """b, the rank of the personal part."""
     contrastive_weight: float = 0.5
-    """mu, the weight of the contrast"""
+    """mu, the weight of the contrast."""
     temperature: float = 0.5
-    """tau of the contrast"""
+    """tau of the contrast."""
     anchor: str = "personal"
-    """what is pulled towards the hand-written prompt: the personal context, or the global one"""
+    """What is pulled towards the hand-written prompt: the personal context, or the global one."""
 
     def __post_init__(self) -> None:
         at_least("context_vectors", self.context_vectors, 1)

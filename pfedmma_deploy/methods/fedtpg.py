@@ -24,9 +24,9 @@ class FedTPGParameters:
     """Hyper-parameters and their symbols in the paper."""
 
     context_vectors: int = 4
-    """m, generated vectors before a class name"""
+    """m, generated vectors before a class name."""
     heads: int = 4
-    """heads of the cross-attention"""
+    """Heads of the cross-attention."""
 
     def __post_init__(self) -> None:
         at_least("context_vectors", self.context_vectors, 1)

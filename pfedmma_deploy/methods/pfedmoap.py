@@ -31,17 +31,17 @@ class PFedMoAPParameters:
     """Hyper-parameters and their symbols in the paper."""
 
     context_vectors: int = 16
-    """learned vectors before a class name"""
+    """Learned vectors before a class name."""
     num_experts: int = 9
-    """K - 1: prompts of other clients at most (the paper's K = 10 counts the client's own)"""
+    """Prompts of other clients at most; with the client's own these are the paper's 10 experts."""
     gating_dim: int = 128
-    """d_gating, the width to which features are reduced for the gate"""
+    """d_gating, the width to which features are reduced for the gate."""
     gating_heads: int = 8
-    """heads of the gate's attention"""
+    """Heads of the gate's attention."""
     gating_scale: float = 10.0
-    """factor on the products of queries and keys"""
+    """Factor on the products of queries and keys."""
     local_weight: float = 0.5
-    """lambda, the weight of the local prompt's own logits"""
+    """lambda, the weight of the local prompt's own logits."""
 
     def __post_init__(self) -> None:
         for name in ("context_vectors", "num_experts", "gating_dim", "gating_heads"):

@@ -27,9 +27,9 @@ class PromptFLParameters:
     """Hyper-parameters and their symbols in the papers."""
 
     context_vectors: int = 16
-    """p of PromptFL, M of CoOp: learned vectors before a class name"""
+    """M of CoOp: learned vectors before a class name."""
     mu: float = 0.0
-    """mu of FedProx: weight of the distance to the received context; 0 is plain PromptFL"""
+    """mu of FedProx: weight of the distance to the received context; 0 is plain PromptFL."""
 
     def __post_init__(self) -> None:
         at_least("context_vectors", self.context_vectors, 1)
