@@ -109,9 +109,9 @@ class _Copies:
             self.several.append(
                 " and ".join(f"{e.key} (client {name})" for name, e in sorted(holders.items()))
             )
-        first: dict[tuple[int, str, str | None], Example] = {}
+        first: dict[tuple[int, bool, str | None], Example] = {}
         for example in group:
-            place = example.label, example.split, example.client
+            place = example.label, example.split == "test", example.client
             if place in first:
                 self.twice.append(f"{example.key} is {first[place].key}")
             first.setdefault(place, example)

@@ -184,7 +184,7 @@ KINDS: Final[MappingProxyType[str, Kind]] = MappingProxyType(
         ),
         "duplicate-images": Kind(
             "warning",
-            "copies of images of the same class and split",
+            "images that are there more than once",
             "They count twice, and where test images are set aside from these, one copy may train"
             " and the other test: remove the copies.",
         ),

@@ -16,8 +16,8 @@ from pfedmma_deploy.types import Dataset, Example
 
 __all__ = ["check_pairing"]
 
-SHIFTED: Final = 0.2
-"""A larger share of images in the wrong folder is no slip but a system."""
+SHIFTED: Final = 0.5
+"""Where more than this share of a class's images lie in other classes' folders, it is no slip."""
 _PURE: Final = 0.8
 
 
@@ -34,19 +34,23 @@ def check_pairing(dataset: Dataset) -> list[Problem]:
     folders: dict[str, list[Example]] = {}
     for example in dataset.examples:
         folders.setdefault(example.key.rpartition("/")[0], []).append(example)
-    wrong: list[str] = []
-    named = 0
+    named: Counter[int] = Counter()
+    wrong: list[Example] = []
     for folder, examples in folders.items():
         said = known & set(map(class_key, folder.split("/")))
         for example in examples if said else ():
-            named += 1
+            named[example.label] += 1
             if keys[example.label] not in said and said - _places(example):
-                wrong.append(f"{example.key} (labelled '{dataset.class_names[example.label]}')")
+                wrong.append(example)
     if not named:
         wrong = _against_folder(dataset, folders)
-        named = len(dataset.examples)
-    kind = "shifted-labels" if len(wrong) > SHIFTED * named else "label-against-folder"
-    return find_problem(kind, wrong)
+        named = Counter(example.label for example in dataset.examples)
+    shifted = any(
+        count > SHIFTED * named[label] and count > 1
+        for label, count in Counter(example.label for example in wrong).items()
+    )
+    places = [f"{e.key} (labelled '{dataset.class_names[e.label]}')" for e in wrong]
+    return find_problem("shifted-labels" if shifted else "label-against-folder", places)
 
 
 def _places(example: Example) -> set[str]:
@@ -54,7 +58,7 @@ def _places(example: Example) -> set[str]:
     return {class_key(name) for name in (example.client, example.domain) if name is not None}
 
 
-def _against_folder(dataset: Dataset, folders: Mapping[str, Sequence[Example]]) -> list[str]:
+def _against_folder(dataset: Dataset, folders: Mapping[str, Sequence[Example]]) -> list[Example]:
     names: dict[str, list[Example]] = {}
     for folder, examples in folders.items():
         names.setdefault(folder.rpartition("/")[2], []).extend(examples)
@@ -67,7 +71,7 @@ def _against_folder(dataset: Dataset, folders: Mapping[str, Sequence[Example]]) 
     if not len(names) == len(set(usual.values())) == len(dataset.class_names):
         return []
     return [
-        f"{example.key} (labelled '{dataset.class_names[example.label]}')"
+        example
         for name, examples in names.items()
         for example in examples
         if example.label != usual[name]
