@@ -39,15 +39,16 @@ def fetch(
             raise UsageError(
                 f"nowhere to put {name}: give --data-root, or set the variable PFEDMMA_DATA"
             )
+        import torchvision.datasets
+
         size = f"{(known.download_bytes or 0) / 1e6:,.0f} MB"
         output.note(
-            f"{known.title}: about {size} from {known.homepage} into {root.resolve()}.\n"
-            f"Licence: {known.licence}; the page above decides."
+            f"{known.title}: about {size} into {root.resolve()}, from where torchvision"
+            f" {torchvision.__version__} gets it.\n"
+            f"Licence: {known.licence}; its page decides: {known.homepage}"
         )
         if not yes and not _agrees():
             raise UsageError("nothing was downloaded; --yes downloads without asking")
-        import torchvision.datasets
-
         folder = download.fetch(known, torchvision.datasets, root)
         missing = download.missing_files(known, folder)
         output.say(f"{known.name} is in {folder}.")

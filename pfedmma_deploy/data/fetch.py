@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 from pfedmma_deploy.config import nearest
 from pfedmma_deploy.data.known import ROOT_VARIABLE, Known, data_root, find_known, known_datasets
 from pfedmma_deploy.errors import DataError, UsageError
 
 __all__ = ["fetch", "find_fetchable", "missing_files"]
-
-# Every class that needs another argument than the folder to load into.
-_ARGUMENTS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
-    {"OxfordIIITPet": {"target_types": "category"}, "FGVCAircraft": {"annotation_level": "variant"}}
-)
 
 
 def find_fetchable(name: str) -> Known:
@@ -57,8 +50,7 @@ def fetch(known: Known, module: Any, root: str | Path | None = None) -> Path:
     assert known.torchvision is not None
     try:
         base.mkdir(parents=True, exist_ok=True)
-        load = getattr(module, known.torchvision)
-        load(str(base), download=True, **_ARGUMENTS.get(known.torchvision, {}))
+        getattr(module, known.torchvision)(str(base), download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{known.name} could not be downloaded into {base}: {error}. Try again, which goes on"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,20 @@ def test_fetch_says_what_it_does(
     printed = capsys.readouterr()
     assert torchvision.called == [(str(root), True)]
     assert printed.out == f"cifar10 is in {root}/cifar-10-batches-bin.\n"
-    assert "CIFAR-10: about 170 MB from https://www.cs.toronto.edu/~kriz/" in printed.err
-    assert "Licence: not stated; the page above decides." in printed.err
+    assert f"CIFAR-10: about 170 MB into {root}, from where torchvision " in printed.err
+    assert "Licence: not stated; its page decides: https://www.cs.toronto.edu/" in printed.err
     assert as_json(f"data info cifar10 --data-root {root}", capsys)["images"] == 48
+
+
+def test_torchvision_has_every_class_that_is_named() -> None:
+    import torchvision.datasets
+
+    for known in known_datasets().values():
+        if known.torchvision:
+            parameters = signature(getattr(torchvision.datasets, known.torchvision)).parameters
+            needed = [p for p in parameters.values() if p.default is p.empty]
+            assert [p.name for p in needed if p.kind is not p.VAR_KEYWORD] == ["root"]
+            assert "download" in parameters and known.download_bytes
 
 
 @pytest.mark.parametrize(
