@@ -93,6 +93,11 @@ class TrainConfig:
     """Text around a class name."""
     transform: Transform = "random"
     """Training images: `random` crops and flips them, `none` shows them as in testing."""
+    views: int = 0
+    """Augmentations per training image that are drawn once and kept; 0 draws a fresh one each time,
+    as the paper does."""
+    cache: bool = True
+    """Keep on disk what the frozen blocks make of an image that is seen again."""
     logit_scale: float | None = None
     """Factor on the cosine similarities; None takes the backbone's own."""
 
@@ -104,6 +109,7 @@ class TrainConfig:
         for name in ("clients", "rounds", "local_epochs", "batch_size"):
             value = getattr(self, name)
             _require(value >= 1, name, value, "a whole number of 1 or more")
+        _require(self.views >= 0, "views", self.views, "a whole number of 0 or more")
         _require(self.shots >= 0, "shots", self.shots, "0 (all images) or more images per class")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
         for name in ("lr", "dirichlet_beta"):
@@ -272,6 +278,9 @@ def _typed(name: str, value: object) -> object:
     if annotation.startswith("float"):
         _require(number, name, value, "a number")
         return float(value)  # type: ignore[arg-type]  # checked above
+    if annotation == "bool":
+        _require(isinstance(value, bool), name, value, "true or false")
+        return value
     if annotation == "int":
         _require(number and isinstance(value, int), name, value, "a whole number")
         return value

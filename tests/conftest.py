@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, nothing downloaded, help texts of one width."""
+"""What holds for every test: one thread, no download, a cache of its own, one width of texts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _offline() -> object:
+def _offline(tmp_path_factory: pytest.TempPathFactory) -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("PFEDMMA_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("COLUMNS", "100")
         patch.setenv("TERMINAL_WIDTH", "100")
         yield

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.types import TOWERS, Scope, Tower
 
 Part = Literal["projection", "down", "up"]
@@ -81,6 +82,10 @@ class MultiModalAdapter(Adapter):
                 nn.init.kaiming_normal_(
                     value, mode="fan_out", nonlinearity="relu", generator=generator
                 )
+
+    def first_block(self, backbone: Backbone, tower: Tower) -> int:
+        """See `Adapter`."""
+        return self.first[tower] if tower in self.adapts else backbone.depth(tower)
 
     def hook(self, tower: Tower, block: int, h: Tensor) -> Tensor | None:
         """What the adapter adds to the output of a block, h [B, T, d] -> [B, T, d] or None."""

@@ -28,6 +28,17 @@ class Prefix:
         return len(self.tokens)
 
 
+Images = Tensor | Prefix
+"""uint8 pixels [B, H, W, 3], or what the frozen lower blocks made of them."""
+
+
+def pixels_of(images: Images) -> Tensor:
+    """`images`, known to be pixels: for what takes part in the tower from its first block on."""
+    if isinstance(images, Prefix):
+        raise TypeError(f"pixels are needed here, not a prefix of {images.start} blocks")
+    return images
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A frozen CLIP, what it expects of its inputs, and its two towers as adaptable blocks.
@@ -94,7 +105,7 @@ class Backbone:
 
     def encode_image(
         self,
-        images: Tensor | Prefix,
+        images: Images,
         hook: BlockHook | None = None,
         *,
         attention: WeightHook | None = None,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.backbone.clip import Backbone, Prefix
 from pfedmma_deploy.data.prompts import build_prompts
 
 BARE = "{}."
@@ -23,6 +23,8 @@ class ClassTexts:
     """int64 [C, context]: the hand-written prompt around each name."""
     bare: Tensor
     """int64 [C, context]: each name alone with a full stop."""
+    prefix: Prefix | None = None
+    """What the frozen lower text blocks make of `prompts`; None: computed each time."""
 
 
 def class_texts(backbone: Backbone, names: Sequence[str], template: str) -> ClassTexts:
@@ -32,3 +34,10 @@ def class_texts(backbone: Backbone, names: Sequence[str], template: str) -> Clas
         prompts=backbone.tokenize(build_prompts(names, template)),
         bare=backbone.tokenize(build_prompts(names, BARE)),
     )
+
+
+def with_prefix(backbone: Backbone, texts: ClassTexts, start: int) -> ClassTexts:
+    """`texts` with what text block `start` reads of the prompts."""
+    if start == 0:
+        return texts
+    return replace(texts, prefix=backbone.text_prefix(texts.prompts, start))

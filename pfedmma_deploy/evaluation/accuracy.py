@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.adapters.frozen import Frozen
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.backbone.texts import class_texts
-from pfedmma_deploy.data.pixels import PixelLoader
+from pfedmma_deploy.backbone.texts import ClassTexts, class_texts, with_prefix
+from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.types import ClientData, Example, Federation
 
 BATCH = 64
@@ -83,24 +82,24 @@ def mean_accuracy(accuracies: Iterable[Accuracy]) -> Accuracy:
 class Scorer:
     """Scores any model on the test images of a federation.
 
-    Frozen image features are kept, so that a method which leaves the image tower alone, and
-    zero-shot CLIP, are scored for the price of their texts.
+    With kept prefixes, clients share what the frozen blocks make of the images, and a method that
+    leaves the image tower alone is scored for the price of its texts.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         federation: Federation,
-        pixels: PixelLoader,
+        images: ImageInputs,
         template: str,
         logit_scale: float,
     ) -> None:
         self.backbone = backbone
         self.federation = federation
-        self.pixels = pixels
+        self.images = images
         self.template = template
         self.logit_scale = logit_scale
-        self._frozen: dict[str, Tensor] = {}
+        self._frozen: dict[tuple[tuple[int, ...], int], ClassTexts] = {}
 
     def score(self, adapter: Adapter | None, clients: Sequence[ClientData]) -> list[Accuracy]:
         """Accuracy of one model for each of the clients: base and novel are the same for all.
@@ -132,28 +131,25 @@ class Scorer:
         """Whether each example's own class is chosen among `labels`, by key."""
         if not examples:
             return {}
-        names = self.federation.names(labels)
-        known = class_texts(self.backbone, names, self.template)
-        texts = adapter.encode_text(self.backbone, known)
+        texts = adapter.encode_text(self.backbone, self._texts(adapter, tuple(labels)))
+        start = adapter.first_block(self.backbone, "image")
+        self.images.keep(examples, start)
         right = {}
         for start in range(0, len(examples), BATCH):
             chosen = examples[start : start + BATCH]
-            scores = adapter.logits(self._images(adapter, chosen), texts, self.logit_scale)
+            images = adapter.encode_image(self.backbone, self.images.load(chosen, start))
+            scores = adapter.logits(images, texts, self.logit_scale)
             for example, row in zip(chosen, scores.argmax(dim=1).tolist(), strict=True):
                 right[example.key] = labels[row] == example.label
         return right
 
-    def _images(self, adapter: Adapter, examples: Sequence[Example]) -> Tensor:
-        if "image" in adapter.adapts:
-            return adapter.encode_image(self.backbone, self._pixels(examples))
-        missing = [example for example in examples if example.key not in self._frozen]
-        if missing:
-            features = adapter.encode_image(self.backbone, self._pixels(missing))
-            self._frozen.update(zip((e.key for e in missing), features, strict=True))
-        return torch.stack([self._frozen[example.key] for example in examples])
-
-    def _pixels(self, examples: Sequence[Example]) -> Tensor:
-        return torch.from_numpy(self.pixels.load(examples))
+    def _texts(self, adapter: Adapter, labels: tuple[int, ...]) -> ClassTexts:
+        """Class names, with what the frozen blocks make of them: the same for every client."""
+        start = adapter.first_block(self.backbone, "text") if self.images.prefixes else 0
+        if (labels, start) not in self._frozen:
+            texts = class_texts(self.backbone, self.federation.names(labels), self.template)
+            self._frozen[labels, start] = with_prefix(self.backbone, texts, start)
+        return self._frozen[labels, start]
 
 
 def unique(examples: Iterable[Example]) -> list[Example]:

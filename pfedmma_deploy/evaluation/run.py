@@ -89,7 +89,7 @@ def open_scorer(workspace: Workspace) -> Scorer:
     return Scorer(
         workspace.backbone,
         workspace.federation,
-        workspace.pixels,
+        workspace.images,
         workspace.config.prompt,
         workspace.logit_scale,
     )

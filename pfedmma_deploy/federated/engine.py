@@ -15,7 +15,7 @@ from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.methods.base import Method, Update
 from pfedmma_deploy.methods.client_run import ClientRun, LocalTraining, Prompts
 from pfedmma_deploy.store.checkpoint import Checkpoint, ClientState
-from pfedmma_deploy.store.images import ImageInputs
+from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.types import ClientData, Scope
 
 

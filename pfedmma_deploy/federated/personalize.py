@@ -28,7 +28,12 @@ from pfedmma_deploy.federated.train import class_prompts, client_config, local_t
 from pfedmma_deploy.methods.client_run import ClientRun
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.run import Run, StoredClient
-from pfedmma_deploy.store.workspace import Workspace, load_client_adapter, open_run_workspace
+from pfedmma_deploy.store.workspace import (
+    Workspace,
+    image_inputs,
+    load_client_adapter,
+    open_run_workspace,
+)
 from pfedmma_deploy.types import ClientData, Federation, Scope
 
 DEFAULT_EPOCHS = 4
@@ -149,8 +154,8 @@ def fine_tune(
         adapter=adapter,
         loss=workspace.method.loss,
         client=chosen,
-        pixels=workspace.pixels,
-        prompts=class_prompts(workspace, workspace.federation.base),
+        images=workspace.images,
+        prompts=class_prompts(workspace, adapter, workspace.federation.base),
         options=local_training(workspace, **changes),
         received=workspace.method.distribute(run.load_shared(), client),
         optimizer={},
@@ -223,7 +228,8 @@ def with_client_data(workspace: Workspace, client: str, data: str | Path) -> Wor
     )
     old = workspace.pixels
     pixels = PixelLoader(joined, old.size, old.resize_mode, old.interpolation)
-    return replace(workspace, federation=federation, pixels=pixels)
+    images = image_inputs(workspace.config, workspace.backbone, pixels)
+    return replace(workspace, federation=federation, pixels=pixels, images=images)
 
 
 def _starting_point(run: Run, workspace: Workspace, client: str, is_new: bool) -> Adapter:

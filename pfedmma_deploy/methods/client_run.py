@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.backbone.clip import Backbone, Images
 from pfedmma_deploy.backbone.texts import ClassTexts
-from pfedmma_deploy.data.pixels import PixelLoader
+from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.types import ClientData, Example, Scope
 
 Tensors = dict[str, Tensor]
@@ -56,8 +56,8 @@ class Prompts:
 class Batch:
     """One step's inputs."""
 
-    pixels: Tensor
-    """uint8 [B, H, W, 3]"""
+    pixels: Images
+    """uint8 [B, H, W, 3], or what the frozen lower blocks made of them"""
     labels: Tensor
     """int64 [B], indices into the rows of `texts`"""
     texts: ClassTexts
@@ -81,7 +81,7 @@ class ClientRun:
     loss: Loss
     """The method's."""
     client: ClientData
-    pixels: PixelLoader
+    images: ImageInputs
     prompts: Prompts
     options: LocalTraining
     received: Tensors
@@ -157,12 +157,13 @@ class ClientRun:
 
     def batch(self, chosen: Sequence[Example], *, is_training: bool = False) -> Batch:
         """Some of the client's images; in training with its random transform."""
+        start = self.adapter.first_block(self.backbone, "image")
         if is_training and self.options.random_transform:
-            array = self.pixels.load_random(chosen, self.rng)
+            images = self.images.load_random(chosen, self.rng, start)
         else:
-            array = self.pixels.load(chosen)
+            images = self.images.load(chosen, start)
         return Batch(
-            pixels=torch.from_numpy(array),
+            pixels=images,
             labels=torch.tensor([self.prompts.row[example.label] for example in chosen]),
             texts=self.prompts.texts,
             logit_scale=self.options.logit_scale,

@@ -24,8 +24,8 @@ from pfedmma_deploy.errors import BackboneError, StoreError
 from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.methods.registry import get_method
 from pfedmma_deploy.progress import Progress
-from pfedmma_deploy.store.images import ImageInputs
-from pfedmma_deploy.store.prefixes import KIND, PrefixStore, limit_bytes
+from pfedmma_deploy.backbone.images import ImageInputs
+from pfedmma_deploy.backbone.prefixes import KIND, PrefixStore, limit_bytes
 from pfedmma_deploy.store.run import Run, StoredClient
 from pfedmma_deploy.types import Dataset, Federation
 

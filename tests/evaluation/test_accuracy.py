@@ -15,6 +15,7 @@ from pfedmma_deploy.evaluation.accuracy import (
     harmonic_mean,
     mean_accuracy,
 )
+from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.types import ClientData, Federation, Scope, Tower
 from tests.images import MemoryDataset
 from tests.tinyclip import tiny_backbone
@@ -36,6 +37,10 @@ def test_harmonic_mean_of_nothing_known_or_zero() -> None:
 def test_means_are_unweighted_and_skip_what_is_not_measured() -> None:
     rows = [Accuracy(80.0, 60.0, None), Accuracy(100.0, 70.0, None), Accuracy(None, 50.0, None)]
     assert mean_accuracy(rows) == Accuracy(90.0, 60.0, None)
+
+
+def images_of(dataset: MemoryDataset) -> ImageInputs:
+    return ImageInputs(PixelLoader(dataset, 16))
 
 
 class Hooked(Adapter):
@@ -83,7 +88,7 @@ def always(label_text: str) -> BlockHook:
 def test_local_base_and_novel_by_hand() -> None:
     """A model that answers "cat" to everything: all right for a, wrong for b, half of base."""
     data, dataset = federation()
-    scorer = Scorer(tiny_backbone(), data, PixelLoader(dataset, 16), "a photo of a {}.", 20.0)
+    scorer = Scorer(tiny_backbone(), data, images_of(dataset), "a photo of a {}.", 20.0)
     hook = always("a photo of a cat.")
     found = scorer.score(Hooked(hook), data.clients)
     assert [row.local for row in found] == [100.0, 0.0, None]
@@ -95,7 +100,7 @@ def test_local_base_and_novel_by_hand() -> None:
 def test_text_features_are_rebuilt_for_every_model() -> None:
     """No model may be scored with the text side of another."""
     data, dataset = federation()
-    scorer = Scorer(tiny_backbone(), data, PixelLoader(dataset, 16), "a photo of a {}.", 20.0)
+    scorer = Scorer(tiny_backbone(), data, images_of(dataset), "a photo of a {}.", 20.0)
     seen: list[str] = []
 
     def watch(name: str) -> BlockHook:

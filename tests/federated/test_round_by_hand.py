@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pfedmma_deploy.adapters.mma import MultiModalAdapter
+from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.backbone.texts import class_texts
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.federated.engine import ClientReport, InProcessEngine
@@ -57,7 +58,7 @@ def new_engine(folder: Path) -> tuple[InProcessEngine, MultiModalAdapter]:
         method=PFEDMMA,
         adapter=adapter,
         clients=clients,
-        pixels=PixelLoader(dataset, 16),
+        images=ImageInputs(PixelLoader(dataset, 16)),
         prompts=Prompts(texts, {0: 0, 1: 1, 2: 2}),
         options=OPTIONS,
         checkpoint=Checkpoint(folder),
