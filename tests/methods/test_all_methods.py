@@ -1,0 +1,207 @@
+"""What holds for every method there is: scopes, updates, loading, seeds, and whole runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pfedmma_deploy.adapters.base import KEPT, Adapter
+from pfedmma_deploy.config import Options, TrainConfig
+from pfedmma_deploy.evaluation.run import evaluate_run
+from pfedmma_deploy.federated.train import train
+from pfedmma_deploy.methods.base import Method, Update
+from pfedmma_deploy.methods.registry import METHODS, get_method
+from pfedmma_deploy.methods.resolve import resolve_run
+from pfedmma_deploy.store.checkpoint import Checkpoint
+from pfedmma_deploy.types import ClientData, Example, Scope
+from tests.federated.conftest import sites  # noqa: F401  # a fixture
+from tests.federated.test_resume import contents
+from tests.tinyclip import register, tiny_backbone
+
+METHOD = pytest.mark.parametrize("name", list(METHODS))
+CLIENTS = ("a", "b")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def build(name: str, seed: int = 0) -> tuple[Method, Adapter]:
+    method = get_method(name)
+    generator = torch.Generator().manual_seed(seed)
+    return method, method.build(tiny_backbone(), method.configure({}), generator)
+
+
+def client(name: str) -> ClientData:
+    examples = tuple(Example(f"{name}{i}.png", i % 2, "train") for i in range(4))
+    return ClientData(name, (0, 1), train=examples, val=(), test=())
+
+
+def values(adapter: Adapter) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in adapter.named_parameters()}
+
+
+@METHOD
+def test_every_parameter_has_one_scope(name: str) -> None:
+    _, adapter = build(name)
+    scopes = adapter.scopes()
+    assert scopes.keys() == dict(adapter.named_parameters()).keys()
+    assert set(scopes.values()) <= set(Scope)
+    assert not dict(adapter.named_buffers()), "a buffer would be neither stored nor sent"
+
+
+@METHOD
+def test_parameters_lie_beside_a_frozen_backbone(name: str) -> None:
+    _, adapter = build(name)
+    frozen = {id(value) for value in tiny_backbone().model.parameters()}
+    assert not frozen & {id(value) for value in adapter.parameters()}
+
+
+@METHOD
+def test_the_seed_decides_the_initial_state(name: str) -> None:
+    first, again, other = (values(build(name, seed)[1]) for seed in (3, 3, 4))
+    assert all(torch.equal(first[n], again[n]) for n in first)
+    drawn = [n for n in first if not torch.equal(first[n], other[n])]
+    random = [n for n, value in first.items() if len(value.unique()) > 2]
+    assert bool(drawn) == bool(random), "what is drawn must come from the generator"
+
+
+@METHOD
+def test_an_update_holds_shared_parameters_and_nothing_else(name: str) -> None:
+    method, adapter = build(name)
+    sent = method.upload(adapter, client("a"))
+    scopes = adapter.scopes()
+    assert {scopes[n] for n in sent} <= {Scope.SHARED}
+    own = dict(adapter.named_parameters())
+    for n, value in sent.items():
+        assert torch.equal(value, own[n])
+        assert value.data_ptr() != own[n].data_ptr(), f"{n} is sent without being copied"
+
+
+@METHOD
+def test_aggregate_then_distribute(name: str) -> None:
+    """Two clients of equal weight: what both sent comes back as the mean, under its name.
+
+    pFedMoAP averages nothing: prompts travel as they are. What every client gets fits all the same.
+    """
+    method, adapter = build(name)
+    server = method.start(adapter, CLIENTS)
+    generator = torch.Generator().manual_seed(1)
+    updates = []
+    for one in CLIENTS:
+        for value in adapter.parameters():
+            value.data.normal_(0, 0.1, generator=generator)
+        updates.append(Update(one, method.upload(adapter, client(one)), num_examples=4))
+    state = method.aggregate(updates, server)
+    assert state.keys() >= server.keys(), "a round may not lose what the server held"
+    for one in CLIENTS:
+        sent = method.distribute(state, one)
+        received = method.download(sent, adapter, client(one))
+        for n in updates[0].shared if name != "pfedmoap" else ():
+            mean = (updates[0].shared[n] + updates[1].shared[n]) / 2
+            torch.testing.assert_close(received[n], mean)
+        adapter.load({**adapter.tensors(*KEPT), **sent})
+        found = values(adapter)
+        assert all(torch.equal(found[n], value) for n, value in sent.items())
+
+
+@METHOD
+def test_a_client_gets_what_it_needs_by_name_and_shape(name: str) -> None:
+    """Its own part and the server's, together, are exactly the adapter."""
+    method, adapter = build(name)
+    sent = method.distribute(method.start(adapter, CLIENTS), "a")
+    kept = adapter.tensors(*KEPT)
+    assert kept.keys() | sent.keys() == adapter.scopes().keys()
+    adapter.load({**kept, **sent})
+
+
+@METHOD
+def test_loading_is_strict(name: str) -> None:
+    _, adapter = build(name)
+    own = values(adapter)
+    with pytest.raises(ValueError, match="parameter stray is not of this adapter"):
+        adapter.load({**own, "stray": torch.zeros(1)})
+    if not own:
+        return
+    first = next(iter(own))
+    with pytest.raises(ValueError, match=f"parameter {first} is missing"):
+        adapter.load({n: value for n, value in own.items() if n != first})
+    with pytest.raises(ValueError, match=rf"parameter {first} has shape \(1, 2, 3\), expected"):
+        adapter.load({**own, first: torch.zeros(1, 2, 3)})
+    with pytest.raises(ValueError, match=f"parameter {first} is given twice"):
+        adapter.load(own, {first: own[first]})
+
+
+@METHOD
+def test_nobody_knows_an_unknown_hyper_parameter(name: str) -> None:
+    with pytest.raises(Exception, match=f"{name} has no hyper-parameter 'nonsense'"):
+        get_method(name).configure({"nonsense": 1})
+
+
+@METHOD
+def test_what_people_read_is_there(name: str) -> None:
+    method = get_method(name)
+    assert method.name == name
+    assert method.paper
+    assert method.trained
+    assert method.shared
+    assert method.exportable or method.obstacle
+    assert not method.obstacle.endswith(".")
+
+
+class Stop(BaseException):
+    """A kill: nothing that handles errors may handle it."""
+
+
+def options(name: str, folder: Path) -> TrainConfig:
+    flags: dict[str, Any] = {
+        "data": str(folder),
+        "backbone": register(),
+        "pretrained": "random",
+        "method": name,
+        "partition": "folders",
+        "shots": 0,
+        "rounds": 2,
+        "local_epochs": 1,
+        "batch_size": 4,
+        "logit_scale": 20.0,
+    }
+    return resolve_run(Options(given=flags, suggested={}))
+
+
+def stop_after_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = Checkpoint.commit
+
+    def commit_and_stop(self: Checkpoint, round: int, *rest: Any) -> None:
+        commit(self, round, *rest)
+        if round == 0:
+            raise Stop
+
+    monkeypatch.setattr(Checkpoint, "commit", commit_and_stop)
+
+
+@METHOD
+def test_two_rounds_and_the_same_two_with_a_kill_between(
+    name: str,
+    sites: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = options(name, sites)
+    run = train(config, tmp_path / "whole").run
+    accuracy = evaluate_run(run).personalized_mean
+    assert all(value is not None for value in accuracy.to_dict().values())
+    lines = [json.loads(line) for line in (run.folder / "rounds.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [1, 2]
+    with monkeypatch.context() as patch:
+        stop_after_a_round(patch)
+        with pytest.raises(Stop):
+            train(config, tmp_path / "cut")
+    train(config, tmp_path / "cut", resume=True)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
