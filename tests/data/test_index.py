@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from pfedmma_deploy.data import datasets, index
 from pfedmma_deploy.data.datasets import load_dataset
-from pfedmma_deploy.data.folders import Scan
+from pfedmma_deploy.data.folders import Scan, scan_folder
+from pfedmma_deploy.data.images import verify_image
 from pfedmma_deploy.data.index import Index
 
 
@@ -44,11 +49,10 @@ def settle(root: Path) -> None:
 def scans(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Every folder that is really listed."""
     listed: list[Path] = []
-    real = index.scan_folder
 
     def scan(root: Path) -> Scan:
         listed.append(root)
-        return real(root)
+        return scan_folder(root)
 
     monkeypatch.setattr(index, "scan_folder", scan)
     return listed
@@ -58,11 +62,10 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the images that are really read."""
     names: list[str] = []
-    real = datasets.verify_image
 
     def verify(source: Path) -> None:
         names.append(source.name)
-        real(source)
+        verify_image(source)
 
     monkeypatch.setattr(datasets, "verify_image", verify)
     return names
@@ -129,11 +132,11 @@ def test_a_folder_with_something_unusable_is_not_remembered(
     ],
 )
 def test_a_cache_file_is_not_believed_blindly(
-    damage: object, root: Path, cache: Path, scans: list[Path]
+    damage: Callable[[dict[str, object]], str], root: Path, cache: Path, scans: list[Path]
 ) -> None:
     expected = Index().scan(root).images
     (file,) = cache.glob("*.list.json")
-    file.write_text(damage(json.loads(file.read_text())))  # type: ignore[operator]
+    file.write_text(damage(json.loads(file.read_text())))
     assert Index().scan(root).images == expected
     assert scans == [root, root]
 
@@ -175,9 +178,7 @@ def test_a_damaged_list_of_good_images_costs_time_only(
         assert len(opened) == 6
 
 
-def _saved(array: np.ndarray) -> bytes:  # type: ignore[type-arg]  # any array at all
-    from io import BytesIO
-
+def _saved(array: NDArray[Any]) -> bytes:
     buffer = BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
