@@ -32,8 +32,8 @@ class ImageGraph(nn.Module):
     def __init__(self, backbone: Backbone, banks: Mapping[int, AdapterBanks], scale: float) -> None:
         super().__init__()
         visual = backbone.visual
-        mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
-        self.pixel_mean, self.pixel_std = nn.Buffer(mean * 255), nn.Buffer(std * 255)
+        mean, std = (torch.tensor(v)[:, None, None] * 255 for v in (backbone.mean, backbone.std))
+        self.pixel_mean, self.pixel_std = nn.Buffer(mean), nn.Buffer(std)
         self.patches = visual.conv1
         self.class_token = _buffer(visual.class_embedding)
         self.positions = _buffer(visual.positional_embedding)
@@ -43,8 +43,9 @@ class ImageGraph(nn.Module):
         self.projection = _buffer(visual.proj)
 
     def forward(self, pixel_values: Tensor, client: Tensor) -> Tensor:
-        pixels = (pixel_values.float() - self.pixel_mean) / self.pixel_std
-        x = self.patches(pixels.permute(0, 3, 1, 2)).flatten(2).permute(0, 2, 1)
+        # Turned while they are bytes; and ONNX Runtime is slow at adding three numbers at a time.
+        pixels = pixel_values.permute(0, 3, 1, 2).float()
+        x = self.patches((pixels - self.pixel_mean) / self.pixel_std).flatten(2).permute(0, 2, 1)
         # Adding to a zeroed token broadcasts over the batch without an Expand, which would
         # stop ONNX Runtime from recognizing the embedding.
         x = torch.cat([x[:, :1] * 0 + self.class_token, x], dim=1) + self.positions
