@@ -41,7 +41,8 @@ def _option(name: str, text: str, metavar: str) -> Any:
 def train(
     context: typer.Context,
     data: Annotated[
-        str | None, _option("data", "An embedded sample, or a folder of images.", "NAME_OR_DIR")
+        str | None,
+        _option("data", "A sample, a known data set, a folder or a manifest.", "NAME|DIR|FILE"),
     ] = None,
     backbone: Annotated[
         str | None, _option("backbone", "pfedmma-tiny, or any open_clip model name.", "NAME")

@@ -51,7 +51,7 @@ class TrainConfig:
     """Everything that decides what a run computes. Raises `UsageError` on a value out of range."""
 
     data: str
-    """Name of an embedded sample, or a folder of images."""
+    """An embedded sample, a known data set by name, a folder of images or a manifest's file."""
     backbone: str
     """Name of an open_clip model; `pfedmma-tiny` is in this package."""
     pretrained: str | None = None
