@@ -6,6 +6,7 @@ ICLR 2021, appendix F, who divided CIFAR-100 so.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Final
 
@@ -77,25 +78,38 @@ def draw_counts(
     """
     left = totals.astype(np.int64)
     members = [np.flatnonzero(groups == group) for group in range(int(groups.max()) + 1)]
+    in_groups = np.array([left[each].sum() for each in members])
     counts = np.zeros((len(totals), clients), np.int64)
     size, more = divmod(int(left.sum()), clients)
     for client in range(clients):
         of_groups = rng.dirichlet(np.full(len(members), beta))
         of_classes = [rng.dirichlet(np.full(len(each), CLASS_BETA)) for each in members]
-        for _ in range(size + (client < more)):
-            in_groups = np.array([left[each].sum() for each in members])
-            group = _draw(of_groups, in_groups, rng)
-            label = members[group][_draw(of_classes[group], left[members[group]], rng)]
-            left[label] -= 1
+        # Which draws lead where changes only when a class or a superclass is used up.
+        to_group = _ends(of_groups, in_groups)
+        to_class = [_ends(p, left[each]) for p, each in zip(of_classes, members, strict=True)]
+        for first, second in rng.random((size + (client < more), 2)).tolist():
+            group = bisect_right(to_group, first)
+            label = int(members[group][bisect_right(to_class[group], second)])
             counts[label, client] += 1
+            left[label] -= 1
+            in_groups[group] -= 1
+            if left[label] == 0:
+                to_class[group] = _ends(of_classes[group], left[members[group]])
+            if in_groups[group] == 0:
+                to_group = _ends(of_groups, in_groups)
     return counts
 
 
-def _draw(weights: NDArray[np.float64], left: Indices, rng: np.random.Generator) -> int:
-    """A place with images left, by its weight among such places."""
+def _ends(weights: NDArray[np.float64], left: Indices) -> list[float]:
+    """Where in 0..1 the places end that have images left, each as long as its weight.
+
+    `bisect_right` finds the place of a number below 1, and never one without images.
+    """
     weights = np.where(left > 0, weights, 0.0)
     if weights.sum() <= 0:  # what is left has a proportion too small for a float
         weights = left.astype(np.float64)
     ends = np.cumsum(weights)
-    place = int(np.searchsorted(ends, rng.random() * ends[-1], side="right"))
-    return min(place, int(np.flatnonzero(weights)[-1]))
+    if ends[-1] > 0:
+        ends /= ends[-1]
+        ends[np.flatnonzero(weights)[-1] :] = 1.0
+    return [float(end) for end in ends]
