@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.backbone.clip import Backbone, Images, pixels_of
 from pfedmma_deploy.types import Scope, Tower
 
 
@@ -30,10 +30,10 @@ class FeatureAdapter(Adapter):
     def change(self, features: Tensor) -> Tensor:
         """What takes the place of the features [B, D]."""
 
-    def encode_image(self, backbone: Backbone, pixels: Tensor) -> Tensor:
+    def encode_image(self, backbone: Backbone, images: Images) -> Tensor:
         """Changed features of uint8 pixels [B, H, W, 3]: [B, D], L2-normalised."""
         with torch.no_grad():
-            x = backbone.run_blocks("image", backbone.embed_image(pixels))
+            x = backbone.run_blocks("image", backbone.embed_image(pixels_of(images)))
             features = backbone.project_image(x)
         return F.normalize(self.change(features), dim=-1)
 

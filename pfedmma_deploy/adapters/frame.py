@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.adapters.mma import MultiModalAdapter
-from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.backbone.clip import Backbone, Images, pixels_of
 from pfedmma_deploy.types import Scope, Tower
 
 
@@ -44,11 +44,11 @@ class FramedAdapter(Adapter):
         middle = torch.cat([left, inner, right], dim=1)
         return torch.cat([self.frame["top"], middle, self.frame["bottom"]])
 
-    def encode_image(self, backbone: Backbone, pixels: Tensor) -> Tensor:
+    def encode_image(self, backbone: Backbone, images: Images) -> Tensor:
         """Features of framed uint8 pixels [B, H, W, 3]: [B, D], L2-normalised."""
         # The backbone normalises by (pixels - mean) / std, in units of 0..255.
         std = torch.tensor(backbone.std, device=backbone.device) * 255
-        framed = pixels.to(backbone.device, std.dtype) + self.prompt() * std
+        framed = pixels_of(images).to(backbone.device, std.dtype) + self.prompt() * std
         return backbone.encode_image(framed, self.hook)
 
     def scopes(self) -> dict[str, Scope]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.adapters.prompts import encode_contexts, new_vectors, require_room
-from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.backbone.clip import Backbone, Images, pixels_of
 from pfedmma_deploy.backbone.texts import ClassTexts
 from pfedmma_deploy.types import Scope
 
@@ -83,9 +83,11 @@ class TransportPrompts(Adapter):
         self.shared = new_vectors(vectors, width, generator=generator)
         self.local = new_vectors(vectors, width, generator=generator)
 
-    def encode_image(self, backbone: Backbone, pixels: Tensor) -> Tensor:
+    def encode_image(self, backbone: Backbone, images: Images) -> Tensor:
         """Patch features of uint8 pixels [B, H, W, 3]: [B, patches, D], L2-normalised."""
-        return backbone.pool_patches(backbone.run_blocks("image", backbone.embed_image(pixels)))
+        return backbone.pool_patches(
+            backbone.run_blocks("image", backbone.embed_image(pixels_of(images)))
+        )
 
     def encode_text(self, backbone: Backbone, texts: ClassTexts) -> Tensor:
         """Features of class names behind both contexts, [C, 2, D], L2-normalised."""
