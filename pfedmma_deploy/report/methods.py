@@ -78,7 +78,7 @@ def method_facts(method: Method, backbone: Backbone) -> MethodFacts:
 
 def _empty_adapter(method: Method, backbone: Backbone) -> Adapter:
     """The adapter with zeros for values: only its shapes count here."""
-    with torch.device("meta"):
+    with torch.device(backbone.device):
         adapter = method.build(backbone, method.configure({}), torch.Generator("cpu"))
     adapter.to_empty(device="cpu")
     for value in adapter.parameters():
