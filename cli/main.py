@@ -15,6 +15,7 @@ from pfedmma_deploy.errors import PfedmmaError, UsageError
 from . import (
     compare,
     data,
+    demo,
     evaluate,
     export,
     inspect,
@@ -71,6 +72,7 @@ app.command()(compare.compare)
 app.command()(export.export)
 app.command()(predict.predict)
 app.command()(inspect.inspect)
+app.command()(demo.demo)
 app.command()(methods.methods)
 app.add_typer(data.app)
 

@@ -1,0 +1,74 @@
+"""`pfedmma demo`: zero-shot CLIP beside the personalized models, in the browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import AsJson, Quiet, Verbose, find_bundle
+from .output import open_output
+
+
+def demo(
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Exported bundle. [default: exports/quickstart, else the newest in exports/]",
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=65535, help="Port. [default: the first free one from 7860]"
+        ),
+    ] = None,
+    share: Annotated[
+        bool,
+        typer.Option(
+            "--share", help="Also give it a public address for 72 hours, through Gradio's servers."
+        ),
+    ] = False,
+    mcp: Annotated[
+        bool, typer.Option("--mcp", help="Also offer its functions as MCP tools.")
+    ] = False,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")
+    ] = "auto",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show zero-shot CLIP beside the personalized models, in the browser.
+
+    Serves a page on this machine only, without torch, until Ctrl-C.
+
+    \b
+    Examples:
+      pfedmma demo
+      pfedmma demo --model exports/sites --port 8080
+      pfedmma demo --mcp
+    """
+    from pfedmma_deploy.demo.app import default_bundle, launch
+
+    with open_output(as_json=as_json, quiet=quiet) as output:
+        folder = model or default_bundle() or find_bundle(None)
+        output.note(f"Opening {folder} ...")
+        running = launch(folder, port=port, device=device, share=share, mcp=mcp)
+        output.say(f"The demo of {folder} runs on {running.url} (Ctrl-C ends it)")
+        if running.share_url:
+            output.say(f"Public, for anybody who has the address: {running.share_url}")
+        if running.mcp_url:
+            output.say(f"MCP tools: {running.mcp_url}")
+        output.result(
+            {
+                "model": str(folder),
+                "url": running.url,
+                "share_url": running.share_url,
+                "mcp_url": running.mcp_url,
+            }
+        )
+        output.stdout.flush()
+        running.wait()

@@ -1,0 +1,178 @@
+"""One image, several models: zero-shot CLIP beside a client's own, and another client's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.runtime import ClassScore
+from pfedmma_deploy.runtime.manifest import ClientInfo
+
+from .inputs import read_image, remarks
+from .model import ClassSet, DemoModel, Kind
+
+__all__ = ["Answer", "Comparison", "ModelAnswers", "among", "compare", "require_truth"]
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One class that a model considers."""
+
+    name: str
+    probability: float
+    """Among the names of the class set, 0 to 1."""
+    kind: Kind
+    """What the class is to the client."""
+
+
+@dataclass(frozen=True)
+class ModelAnswers:
+    """What one model says."""
+
+    client: str
+    """`zero-shot`, or the client's id."""
+    top: tuple[Answer, ...]
+    """Best first, five at most."""
+    is_right: bool | None
+    """None where the true class is not known, or is none of the names."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The answers of zero-shot CLIP, of a client, and of another client if one was chosen."""
+
+    models: tuple[ModelAnswers, ...]
+    truth: str | None
+    agree: bool
+    """Whether zero-shot and the client choose the same class."""
+    class_set: ClassSet
+    names: int
+    """How many class names the models chose from."""
+    device: str
+    precision: str
+    milliseconds: float
+    """For all models together, in one call."""
+    remarks: tuple[str, ...]
+
+    @property
+    def zero_shot(self) -> ModelAnswers:
+        """Plain CLIP."""
+        return self.models[0]
+
+    @property
+    def personalized(self) -> ModelAnswers:
+        """The chosen client."""
+        return self.models[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def compare(
+    model: DemoModel,
+    source: Path | bytes | Image.Image,
+    client: str,
+    *,
+    class_set: ClassSet = "all",
+    typed: str = "",
+    other: str | None = None,
+    truth: str | None = None,
+) -> Comparison:
+    """Ask several models for the class of one image, in a single call of the ONNX model.
+
+    Args:
+        model: the bundle.
+        source: file or bytes of the image, or the image itself (RGB).
+        client: id of the client whose model stands beside zero-shot.
+        class_set: the names to choose from.
+        typed: with `class_set="typed"`, the names, separated by commas; each model encodes them
+            with its own text tower.
+        other: id of one more client to ask.
+        truth: name of the image's true class, where it is known.
+
+    Raises:
+        UsageError: an unknown client, class set or class, or typed names that cannot be used.
+        ImageError: the image cannot be read.
+    """
+    clients = [model.client(client)]
+    if other is not None and other != client:
+        clients.append(model.client(other))
+    names = model.names(class_set, clients[0], typed)
+    truth = require_truth(model, truth, names)
+    image = source if isinstance(source, Image.Image) else read_image(source)
+    pixels = model.pixels(image)
+    indices = [0, *(info.index for info in clients)]
+    # Known names are chosen from all known names, whose features the bundle has: no text tower.
+    asked = names if class_set == "typed" else None
+    started = time.perf_counter()
+    found = model.classifier.predict(
+        [pixels] * len(indices), indices, asked, top_k=max(len(names), len(model.class_names))
+    )
+    milliseconds = (time.perf_counter() - started) * 1000
+    viewers = [clients[0], *clients]
+    answers = tuple(
+        _answers(model, one.client, among(one.top, names), viewer, truth)
+        for one, viewer in zip(found, viewers, strict=True)
+    )
+    return Comparison(
+        models=answers,
+        truth=truth,
+        agree=answers[0].top[0].name == answers[1].top[0].name,
+        class_set=class_set,
+        names=len(names),
+        device=model.classifier.device,
+        precision=model.manifest.precision,
+        milliseconds=milliseconds,
+        remarks=() if isinstance(source, Image.Image) else tuple(remarks(source)),
+    )
+
+
+def among(scores: Sequence[ClassScore], names: Collection[str]) -> list[ClassScore]:
+    """The scores of `names` alone, adding up to 1: softmax over them is the same, renormalised."""
+    wanted = set(names)
+    kept = [score for score in scores if score.name in wanted]
+    total = sum(score.probability for score in kept)
+    if total == 0:  # all others are so much likelier that nothing is left to share out
+        return [ClassScore(score.name, 1 / len(kept)) for score in kept]
+    return [ClassScore(score.name, score.probability / total) for score in kept]
+
+
+def require_truth(model: DemoModel, truth: str | None, names: Collection[str]) -> str | None:
+    """The true class by the name it has among `names`, or else in the bundle; None stays None.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if not truth:
+        return None
+    for name in (*names, *model.class_names):
+        if name.replace("_", " ").casefold() == truth.strip().replace("_", " ").casefold():
+            return name
+    raise UsageError(
+        f"The true class {truth!r} is none of the model's classes ({', '.join(model.class_names)})"
+        " and none of the names typed."
+    )
+
+
+def _answers(
+    model: DemoModel,
+    client: str,
+    scores: Sequence[ClassScore],
+    viewer: ClientInfo,
+    truth: str | None,
+) -> ModelAnswers:
+    top = tuple(
+        Answer(score.name, score.probability, model.kind(score.name, viewer))
+        for score in scores[:SHOWN]
+    )
+    judged = truth is not None and any(score.name == truth for score in scores)
+    return ModelAnswers(client, top, top[0].name == truth if judged else None)

@@ -1,0 +1,58 @@
+"""Upload fields that hand over files as they are, and take them from this computer only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gradio as gr
+from gradio.data_classes import FileData
+
+Upload = TypeVar("Upload", gr.Image, gr.File)
+
+__all__ = ["as_files", "photo", "photos"]
+
+NO_ADDRESSES = "I fetch nothing from the network: download the image yourself and give me the file."
+
+
+def photo(**options: Any) -> gr.Image:
+    """An image field; its value is the path of the file, whatever the file holds."""
+    return as_files(gr.Image(type="filepath", image_mode=None, format="png", **options))
+
+
+def photos(**options: Any) -> gr.File:
+    """A field for many files; its value is the list of their paths."""
+    return as_files(gr.File(file_count="multiple", **options))
+
+
+def as_files(component: Upload) -> Upload:
+    """Take Gradio's own reading of uploads out of `component`.
+
+    It would decode with every decoder that Pillow has and end in its exceptions, and would
+    download an address that a client sends in place of a file. Done on the object, because Gradio
+    writes a stub file beside every module that derives a class from a component. So never answer
+    an event with `gr.update` for such a field: Gradio would put a fresh object in its place.
+    """
+    keep = component.async_move_resource_to_block_cache
+
+    def preprocess(payload: Any) -> Any:
+        if payload is None or isinstance(payload, FileData):
+            return _path(payload)
+        return [_path(one) for one in payload.root]
+
+    async def move(url_or_file_path: str | Path | None) -> str | None:
+        if str(url_or_file_path).lower().startswith(("http:", "https:", "ftp:")):
+            raise gr.Error(NO_ADDRESSES, print_exception=False)
+        return await keep(url_or_file_path)
+
+    component.preprocess = preprocess  # type: ignore[method-assign]
+    component.async_move_resource_to_block_cache = move  # type: ignore[method-assign]
+    return component
+
+
+def _path(payload: FileData | None) -> str | None:
+    if payload is None:
+        return None
+    if not payload.path or (payload.url or "").startswith("data:"):
+        raise gr.Error("Upload the image as a file.", print_exception=False)
+    return payload.path

@@ -1,0 +1,46 @@
+"""One look for the whole page, light and dark; no font or file from outside."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import gradio as gr
+
+__all__ = ["HEAD", "style", "theme"]
+
+HEAD = """<style>
+.gradio-container { max-width: 1200px !important; min-width: 0 !important; margin: 0 auto !important; }
+@media (max-width: 640px) { .gradio-container .app { padding: 10px !important; } }
+</style>"""
+"""Around the page, where Gradio's scoping of `css` does not reach."""
+
+
+def theme() -> gr.themes.Base:
+    """Calm colours, the system's own fonts."""
+    return gr.themes.Base(
+        primary_hue="teal",
+        secondary_hue="teal",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"),
+        font_mono=("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"),
+    ).set(
+        body_background_fill="*neutral_50",
+        body_background_fill_dark="*neutral_950",
+        block_background_fill="white",
+        block_background_fill_dark="*neutral_900",
+        block_border_width="1px",
+        block_label_text_weight="600",
+        block_title_text_weight="600",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_text_color="white",
+        link_text_color="*primary_700",
+        link_text_color_dark="*primary_300",
+    )
+
+
+def style() -> str:
+    """CSS of the demo's own elements."""
+    return files("pfedmma_deploy").joinpath("assets", "demo", "style.css").read_text("utf-8")
