@@ -12,7 +12,17 @@ from pfedmma_deploy import __version__
 from pfedmma_deploy.cli.main import run
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["quickstart", "train", "personalize", "evaluate", "export", "predict", "inspect"]
+COMMANDS = [
+    "quickstart",
+    "train",
+    "personalize",
+    "evaluate",
+    "compare",
+    "export",
+    "predict",
+    "inspect",
+    "methods",
+]
 
 GROUPS = {"data": ["list", "info", "fetch"]}
 """Commands of commands; `pfedmma data --help` shows at least these."""
