@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,6 +12,9 @@ from pfedmma_deploy.export.form import Flavour, Form, Precision, Storage, defaul
 
 from .options import EXPORTS, AsJson, Quiet, RunFolder, Verbose, open_run, split_names
 from .output import Output, open_output
+
+if TYPE_CHECKING:
+    from pfedmma_deploy.store.run import Run
 
 FileFormat = Literal["onnx", "open_clip"]
 
@@ -79,6 +82,7 @@ def export(
       pfedmma export --precision int8
       pfedmma export --client 3 --out exports/site3
       pfedmma export --run runs/sites --all --classifier
+      pfedmma export --run runs/lora --client 3 --format open_clip
       pfedmma export --add-client runs/sites/clients/9 --to exports/sites
       pfedmma export --remove-client 9 --to exports/sites
     """
@@ -90,13 +94,16 @@ def export(
     form = Form(flavour or default_flavour(precision), precision, weights, max_accuracy_drop)
     with open_output(as_json=as_json, quiet=quiet) as output:
         opened = open_run(run)
-        if file_format == "open_clip":
-            from pfedmma_deploy.export.folding import refuse_open_clip
-            from pfedmma_deploy.methods.registry import get_method
-
-            refuse_open_clip(get_method(opened.config.method))
         name = opened.folder.resolve().name
         folder = out or EXPORTS / (name if client is None else f"{name}-{client.replace(',', '-')}")
+        if file_format == "open_clip":
+            if classifier or flavour or (precision, weights) != ("fp32", "fp32"):
+                raise UsageError(
+                    "--format open_clip writes fp32 weights, not a graph: leave out --classifier, "
+                    "--flavour, --precision and --weights"
+                )
+            _fold(opened, out or folder.with_name(f"{folder.name}-open_clip"), client, output)
+            return
         from pfedmma_deploy.export.run import export_run
 
         values: dict[str, Any] = export_run(
@@ -112,6 +119,24 @@ def export(
             f"Next: pfedmma predict IMAGE --model {folder} --client {values['clients'][-1]}"
         )
         output.result(values)
+
+
+def _fold(run: Run, folder: Path, client: str | None, output: Output) -> None:
+    """`--format open_clip`: stock weights."""
+    from pfedmma_deploy.export.folding import export_open_clip
+
+    report = export_open_clip(run, folder, clients=split_names(client), progress=output.progress)
+    values: dict[str, Any] = report.to_dict()
+    output.table(
+        ["File", "MB"],
+        [[name, f"{size / 1e6:.2f}"] for name, size in values["files"].items()],
+        f"{values['bundle']}: plain open_clip weights of {len(values['clients'])} clients",
+    )
+    output.say(
+        f"Loaded back by open_clip and compared on {values['parity']['images']} images: "
+        "largest difference 0."
+    )
+    output.result(values)
 
 
 def _change_members(

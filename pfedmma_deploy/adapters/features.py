@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.backbone.clip import Backbone, Images, pixels_of
+from pfedmma_deploy.backbone.clip import Backbone, Images, Prefix
 from pfedmma_deploy.types import Scope, Tower
 
 
@@ -30,11 +30,23 @@ class FeatureAdapter(Adapter):
     def change(self, features: Tensor) -> Tensor:
         """What takes the place of the features [B, D]."""
 
+    def first_block(self, backbone: Backbone, tower: Tower) -> int:
+        """The last one of the image tower: what it gives is needed before it is normalised."""
+        return backbone.depth(tower) - (1 if tower == "image" else 0)
+
+    @torch.no_grad()
+    def raw_features(self, backbone: Backbone, images: Images) -> Tensor:
+        """CLIP's own features [B, D] before they are normalised."""
+        if isinstance(images, Prefix):
+            x, start = images.tokens.to(backbone.device), images.start
+        else:
+            x, start = backbone.embed_image(images), 0
+        read = x.new_zeros(len(x), dtype=torch.long)
+        return backbone.project_image(backbone.run_blocks("image", x, start=start, read=read))
+
     def encode_image(self, backbone: Backbone, images: Images) -> Tensor:
-        """Changed features of uint8 pixels [B, H, W, 3]: [B, D], L2-normalised."""
-        with torch.no_grad():
-            x = backbone.run_blocks("image", backbone.embed_image(pixels_of(images)))
-            features = backbone.project_image(x)
+        """Changed features of uint8 pixels [B, H, W, 3] or their prefix: [B, D], L2-normalised."""
+        features = self.raw_features(backbone, images)
         return F.normalize(self.change(features), dim=-1)
 
     def scopes(self) -> dict[str, Scope]:

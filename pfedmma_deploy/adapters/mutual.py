@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.adapters.mma import MultiModalAdapter
+from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.types import Scope, Tower
 
 
@@ -24,6 +25,10 @@ class MutualAdapters(Adapter):
         self.shared = shared
         self.private = private
         self.adapts = private.adapts
+
+    def first_block(self, backbone: Backbone, tower: Tower) -> int:
+        """Both models sit in the same blocks."""
+        return self.private.first_block(backbone, tower)
 
     def hook(self, tower: Tower, block: int, h: Tensor) -> Tensor | None:
         """What the private model adds."""

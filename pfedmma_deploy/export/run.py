@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from pfedmma_deploy.config import nearest
 from pfedmma_deploy.data.checks import class_key
-from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.errors import ExportError, UsageError
 from pfedmma_deploy.evaluation.accuracy import unique
 from pfedmma_deploy.export.bundle import ExportReport, export_bundle
 from pfedmma_deploy.export.clients import ExportClient
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.export.quality import Evaluation
+from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.progress import Progress
 from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.store.workspace import (
@@ -56,15 +57,13 @@ def export_run(
 
     Raises:
         UsageError: an unknown client.
-        ExportError: the bundle is not equal to the trained model, or its form loses too much.
+        ExportError: the method has no graph, the bundle is not equal to the trained model, or its
+            form loses too much.
     """
     run.require_complete()
-    chosen = list(run.client_ids if clients is None else clients)
-    for client in chosen:
-        if client not in run.client_ids:
-            hint = nearest(client, run.client_ids) or "."
-            raise UsageError(f"The run {run.folder} has no client {client!r}{hint}")
+    chosen = chosen_clients(run, clients)
     workspace = workspace or open_run_workspace(run)
+    _require_exportable(workspace.method)
     shared = run.load_shared()
     stored = [run.load_client(client) for client in chosen]
     names: list[str] = list(run.manifest["class_names"])
@@ -94,7 +93,7 @@ def export_run(
         bottleneck_dim=parameters.bottleneck_dim,
         scale=parameters.scale,
         logit_scale=workspace.logit_scale,
-        parity_images=workspace.pixels.load(_parity_examples(workspace)),
+        parity_images=workspace.pixels.load(parity_examples(workspace)),
         provenance={
             "run": run.folder.resolve().name,
             "data": Path(config.data).name,
@@ -108,6 +107,22 @@ def export_run(
         evaluation=None if form.is_exact else _evaluation(workspace),
         progress=progress,
     )
+
+
+def chosen_clients(run: Run, clients: Sequence[str] | None) -> list[str]:
+    """These clients, or all. Raises `UsageError` where the run has no such client."""
+    chosen = list(run.client_ids if clients is None else clients)
+    for client in chosen:
+        if client not in run.client_ids:
+            hint = nearest(client, run.client_ids) or "."
+            raise UsageError(f"The run {run.folder} has no client {client!r}{hint}")
+    return chosen
+
+
+def _require_exportable(method: Method) -> None:
+    """Raises `ExportError` with the method's own reason."""
+    if not method.exportable:
+        raise ExportError(f"The clients of {method.name} cannot be exported: {method.obstacle}.")
 
 
 def _evaluation(workspace: Workspace) -> Evaluation:
@@ -129,7 +144,7 @@ def _evaluation(workspace: Workspace) -> Evaluation:
     )
 
 
-def _parity_examples(workspace: Workspace) -> list[Example]:
+def parity_examples(workspace: Workspace) -> list[Example]:
     """Test images of all classes in turn."""
     federation = workspace.federation
     tests = [*federation.base_test, *federation.novel_test]

@@ -13,7 +13,7 @@ from pfedmma_deploy.methods.base import Batch
 def hooked_logits(backbone: Backbone, hook: BlockHook, batch: Batch) -> Tensor:
     """Class scores [B, C] of the backbone with a hook on both towers."""
     images = backbone.encode_image(batch.pixels, hook)
-    texts = backbone.encode_text(batch.texts.prompts, hook)
+    texts = backbone.encode_text(batch.texts.prompts, hook, batch.texts.prefix)
     return batch.logit_scale * images @ texts.T
 
 

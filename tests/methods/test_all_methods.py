@@ -17,6 +17,7 @@ from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.methods.base import Method, Update
 from pfedmma_deploy.methods.registry import METHODS, get_method
 from pfedmma_deploy.methods.resolve import resolve_run
+from pfedmma_deploy.store import workspace
 from pfedmma_deploy.store.checkpoint import Checkpoint
 from pfedmma_deploy.types import ClientData, Example, Scope
 from tests.federated.conftest import sites  # noqa: F401  # a fixture
@@ -193,6 +194,8 @@ def test_two_rounds_and_the_same_two_with_a_kill_between(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Loading the same backbone eight times would take longer than everything else.
+    monkeypatch.setattr(workspace, "load_backbone", lambda *_, **__: tiny_backbone())
     config = options(name, sites)
     run = train(config, tmp_path / "whole").run
     accuracy = evaluate_run(run).personalized_mean
