@@ -51,7 +51,9 @@ def _heading(columns: int, cell: int, together: int) -> str:
         return "".join(f"{column:>{cell - 1}} " for column in range(columns)).rstrip()
     step = -(-10 // cell)
     marks = (f"{column * together:<{step * cell}}" for column in range(0, columns, step))
-    return "".join(marks).rstrip()
+    text = "".join(marks).rstrip()
+    # The last number may be longer than the columns that are left for it.
+    return text if len(text) <= columns * cell else text[: text.rindex(" ")].rstrip()
 
 
 def _legend(
