@@ -322,6 +322,20 @@ def office_caltech(root: Path) -> Tree:
     return by_domain(root / "office_caltech_10", ["amazon", "caltech", "dslr", "webcam"], folders)
 
 
+def fedbn(root: Path, dump: Callable[[list[str], list[str]], object] | None = None) -> Tree:
+    """Office-Caltech10 with FedBN's pickled lists: arrays of texts, or what `dump` makes."""
+    tree = office_caltech(root)
+    for domain in tree.domains:
+        paths = sorted(path for path in (tree.path / str(domain)).rglob("*.jpg"))
+        parts = {"test": paths[::5], "train": [p for i, p in enumerate(paths) if i % 5]}
+        for part, of_part in parts.items():
+            names = [f"office_caltech_10/{path.relative_to(tree.path)}" for path in of_part]
+            labels = [path.parent.name for path in of_part]
+            content = (np.array(names), np.array(labels)) if dump is None else dump(names, labels)
+            (tree.path / f"{domain}_{part}.pkl").write_bytes(pickle.dumps(content, protocol=4))
+    return Tree(tree.path, tree.names, {"train": 128, "test": 32}, tree.domains)
+
+
 def pacs(root: Path) -> Tree:
     domains = ["art_painting", "cartoon", "photo", "sketch"]
     return by_domain(root / "pacs", domains, ["dog", "elephant", "giraffe", "guitar"])
@@ -440,6 +454,7 @@ LAYOUTS: dict[str, Callable[[Path], Tree]] = {
     "cifar100-binary": cifar100_binary,
     "domainnet": domainnet,
     "office_caltech10": office_caltech,
+    "office_caltech10-fedbn": fedbn,
     "pacs": pacs,
     "office_home": office_home,
     "image folder": image_folder,

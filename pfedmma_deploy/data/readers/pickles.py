@@ -1,14 +1,15 @@
-"""The pickles of CIFAR, read without unpickling: nothing that a file names is ever called.
+"""Pickles of plain values and numpy arrays, read without unpickling: nothing is ever called.
 
 Unpickling runs whatever a file asks for, also with a filter on names. Here the instructions are
 decoded by `pickletools` and carried out on a stack of plain values. "Call this function" and "make
 this object" only write down what was asked for; the one construct that is understood afterwards is
-a numpy array of bytes, and it is built here from its shape and its bytes.
+a numpy array of bytes or texts, and it is built here from its shape and its bytes.
 """
 
 from __future__ import annotations
 
 import pickletools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from pfedmma_deploy.errors import DataError
 
-__all__ = ["array_of", "read_pickle"]
+__all__ = ["array_of", "read_pickle", "texts_of"]
 
 _MARK: Final = object()
 _PUSHED: Final = frozenset(
@@ -55,6 +56,9 @@ _NAMES: Final = frozenset(
 )
 
 
+_TEXTS: Final = re.compile(r"U[1-9]\d{0,3}")
+
+
 @dataclass(slots=True)
 class _Asked:
     """A call that a pickle asks for; it is never made."""
@@ -65,7 +69,7 @@ class _Asked:
 
 
 class _Machine:
-    """Carries out the few instructions that CIFAR's pickles consist of."""
+    """Carries out the few instructions that plain values and arrays consist of."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -160,26 +164,50 @@ def read_pickle(file: Path) -> Any:
     except (ValueError, TypeError, LookupError, OSError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(
-            f"{file} is not a batch file of CIFAR that can be read without running what is in it:"
-            f" {reason}. Get it again from https://www.cs.toronto.edu/~kriz/cifar.html"
+            f"{file} is no pickle that can be read without running what is in it: {reason}. Get the"
+            " file again from where the data set is published"
         ) from error
     return value
 
 
 def array_of(value: Any) -> NDArray[np.uint8]:
     """The uint8 array that a value of `read_pickle` describes. Raises `ValueError`."""
-    match value:
-        case _Asked(state=(_, tuple(shape), _Asked(arguments=(str(kind), *_)), False, data)):
-            pass
-        case _:
-            raise ValueError("no numpy array where the images should be")
+    shape, kind, _, data = _parts(value)
     if kind not in {"u1", "|u1"}:
         raise ValueError(f"numbers of type {kind}, expected u1")
+    return np.frombuffer(_bytes(data), np.uint8).reshape(shape)
+
+
+def texts_of(value: Any) -> list[Any]:
+    """Texts in nested lists, from lists, tuples and arrays of texts. Raises `ValueError`."""
+    if isinstance(value, list | tuple):
+        return [item if isinstance(item, str) else texts_of(item) for item in value]
+    shape, kind, order, data = _parts(value)
+    if kind.startswith("O") and isinstance(data, list) and len(shape) == 1:
+        return texts_of(data)
+    if _TEXTS.fullmatch(kind) is None:
+        raise ValueError(f"an array of type {kind} where texts should be")
+    texts = np.frombuffer(_bytes(data), f"{'>' if order == '>' else '<'}{kind}").reshape(shape)
+    nested: list[Any] = texts.tolist()
+    return nested
+
+
+def _parts(value: Any) -> tuple[tuple[int, ...], str, Any, Any]:
+    """Shape, kind, byte order and content of an array in C order."""
+    match value:
+        case _Asked(
+            state=(_, tuple(shape), _Asked(arguments=(str(kind), *_), state=order), False, data)
+        ):
+            return shape, kind, order[1] if isinstance(order, tuple) and order[1:] else "<", data
+    raise ValueError("no numpy array where one should be")
+
+
+def _bytes(data: Any) -> bytes:
     if isinstance(data, str):  # Python 2 made no difference
         data = data.encode("latin-1")
     if not isinstance(data, bytes):
         raise ValueError("an array without its bytes")
-    return np.frombuffer(data, np.uint8).reshape(shape)
+    return data
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:

@@ -7,6 +7,7 @@ from typing import Final
 from pfedmma_deploy.data.readers import (
     aircraft,
     cifar,
+    fedbn,
     folders,
     hub,
     imagenet,
@@ -28,6 +29,7 @@ READERS: Final = (
     Reader("aircraft", aircraft.find, aircraft.read),
     Reader("imagenet", imagenet.find, imagenet.read),
     Reader("lists", lists.find, lists.read),
+    Reader("fedbn", fedbn.find, fedbn.read),
     # Any folder of images, so the last.
     Reader("folders", folders.find, folders.read),
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -20,6 +22,7 @@ from tests.layouts import (
     caltech,
     domainnet,
     eurosat,
+    fedbn,
     hub,
     imagenet,
     manifest_csv,
@@ -155,6 +158,20 @@ def test_without_its_split_file_a_data_set_has_its_authors_parts(tmp_path: Path)
         load_dataset(path)
 
 
+def test_what_torchvision_leaves_is_found_by_name(tmp_path: Path) -> None:
+    inside = tmp_path / "dtd" / "dtd"
+    for number, name in enumerate(["banded", "dotted"]):
+        for image in range(3):
+            paint(inside / "images" / name / f"{name}_{image}.jpg", number, image)
+    (inside / "labels").mkdir()
+    for image, part in enumerate(["train", "val", "test"]):
+        lines = [f"{name}/{name}_{image}.jpg\n" for name in ("banded", "dotted")]
+        (inside / "labels" / f"{part}1.txt").write_text("".join(lines))
+    data = load_dataset("dtd", root=tmp_path)
+    assert data.class_names == ("banded", "dotted")
+    assert [example.split for example in data.examples] == ["train", "val", "test"] * 2
+
+
 def test_folders_alone_when_nobody_published_parts(tmp_path: Path) -> None:
     path = eurosat(tmp_path).path
     (path / "split_zhou_EuroSAT.json").unlink()
@@ -229,6 +246,46 @@ def test_domains_without_lists_are_folders(tmp_path: Path) -> None:
     data = load_dataset(path)
     assert isinstance(data, FolderDataset) and data.form == "domains"
     assert {example.domain for example in data.examples} >= {"clipart", "real"}
+
+
+@pytest.mark.parametrize(
+    "dump",
+    [
+        lambda paths, labels: [paths, labels],
+        lambda paths, labels: np.array([paths, labels]),
+        lambda paths, labels: (np.array(paths, dtype=object), np.array(labels, dtype=object)),
+        lambda paths, labels: (np.array(paths, dtype=">U99"), labels),
+    ],
+)
+def test_pickled_lists_of_domains(
+    dump: Callable[[list[str], list[str]], object], tmp_path: Path
+) -> None:
+    data = load_dataset(fedbn(tmp_path, dump).path)
+    assert data.class_names == ("back pack", "bike", "calculator", "headphones")
+    assert (len(data.examples), data.examples[0].key) == (160, "amazon/back_pack/00001.jpg")
+    assert (data.examples[0].domain, data.examples[0].split) == ("amazon", "test")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (["one"], "amazon_test.pkl is no pair of paths and class names"),
+        ((["amazon/bike/00011.jpg"], []), "is no pair of paths and class names"),
+        (
+            (["webcam/bike/1.jpg"], ["bike"]),
+            "'webcam/bike/1.jpg' is not in the folder of the domain",
+        ),
+        (([["x"]], [["y"]]), "holds something else than texts"),
+        (Path("x"), "read without running what is in it: the name 'pathlib"),
+        (np.zeros(3), "an array of type f8 where texts should be"),
+    ],
+)
+def test_pickled_lists_of_another_form(content: object, message: str, tmp_path: Path) -> None:
+    path = fedbn(tmp_path).path
+    (path / "amazon_test.pkl").write_bytes(pickle.dumps(content, protocol=4))
+    with pytest.raises(DataError) as caught:
+        load_dataset(path)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
