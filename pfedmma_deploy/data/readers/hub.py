@@ -93,8 +93,13 @@ def _load(root: Path) -> dict[str, Any]:
         raise DataError(
             f"{root} has a part '{unknown[0]}'; expected train, validation (or val) and test"
         )
-    # Indices of a selection are written out, so that row numbers mean the rows of the table.
-    return {part: table.flatten_indices() for part, table in parts.items()}
+    return {part: _rows_in_place(table) for part, table in parts.items()}
+
+
+def _rows_in_place(table: Any) -> Any:
+    """The table with row numbers that are those of its file, whatever selection was stored."""
+    # There is no public question; without it, every table would be copied.
+    return table if table._indices is None else table.flatten_indices()
 
 
 def _part_of(root: Path) -> str:
