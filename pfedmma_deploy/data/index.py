@@ -1,7 +1,7 @@
 """What was found out about a large folder, kept for next time: its list of images, which are good.
 
 Listing a million files takes seconds and reading them takes minutes, so both are remembered in the
-user's cache folder, and both are proved before they are believed:
+user's cache folder (`caches`), and both are proved before they are believed:
 
 - the list counts as long as every folder in it has the change time that it had when it was read;
   a file added, removed or renamed changes that of its folder;
@@ -27,12 +27,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pfedmma_deploy.caches import cache_folder
 from pfedmma_deploy.data.folders import Scan, scan_folder
 
-__all__ = ["CACHE_VARIABLE", "MIN_IMAGES", "Index", "cache_folder"]
+__all__ = ["MIN_IMAGES", "Index"]
 
-CACHE_VARIABLE: Final = "PFEDMMA_CACHE"
-"""Environment variable: another folder for caches, or `off`."""
 MIN_IMAGES: Final = 2000
 """Smaller folders are read faster than a cache file is worth."""
 Marks = NDArray[np.uint64]
@@ -43,17 +42,6 @@ _FORMAT: Final = 1
 _STEP_NS: Final = 2_000_000_000
 
 
-def cache_folder() -> Path | None:
-    """The user's cache folder of this package, or None where `PFEDMMA_CACHE` is `off`."""
-    chosen = os.environ.get(CACHE_VARIABLE, "")
-    if chosen.lower() in {"off", "0", "no", "false"}:
-        return None
-    if chosen:
-        return Path(chosen).expanduser() / "index"
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else Path.home() / ".cache") / "pfedmma" / "index"
-
-
 class Index:
     """Lists folders and remembers them.
 
@@ -62,7 +50,7 @@ class Index:
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
-        self._folder = cache_folder() if enabled else None
+        self._folder = cache_folder("index") if enabled else None
 
     def scan(self, root: Path) -> Scan:
         """What lies below `root`, listed now or known to be unchanged. Raises `DataError`."""
