@@ -44,6 +44,8 @@ Partition = Literal[
 ]
 Transform = Literal["random", "none"]
 Optimizer = Literal["sgd", "adam", "adamw"]
+EngineName = Literal["cohort", "sequential"]
+Autocast = Literal["none", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +99,15 @@ class TrainConfig:
     """Augmentations per training image that are drawn once and kept; 0 draws a fresh one each time,
     as the paper does."""
     cache: bool = True
-    """Keep on disk what the frozen blocks make of an image that is seen again."""
+    """Keep on disk what the frozen blocks make of an image that is seen again, and compute no
+    token that cannot change a feature. False recomputes everything, for comparison."""
+    engine: EngineName = "cohort"
+    """`cohort` trains several clients in one pass where the method allows it, `sequential` one
+    after the other."""
+    autocast: Autocast = "none"
+    """Precision of matrix products: `bf16` or `fp16` where the hardware has it."""
+    dropout: float = 0.0
+    """Simulated: the share of selected clients that fail to answer in a round."""
     logit_scale: float | None = None
     """Factor on the cosine similarities; None takes the backbone's own."""
 
@@ -120,6 +130,8 @@ class TrainConfig:
             _require(good, "logit_scale", self.logit_scale, "a number above 0")
         fraction = self.clients_per_round
         _require(0 < fraction <= 1, "clients_per_round", fraction, "a fraction above 0, at most 1")
+        lost = self.dropout
+        _require(0 <= lost < 1, "dropout", lost, "a fraction from 0 to below 1")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "a number from 0 to below 1")
         decay = self.weight_decay
         _require(
@@ -139,6 +151,8 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "partition": get_args(Partition),
     "transform": get_args(Transform),
     "optimizer": get_args(Optimizer),
+    "engine": get_args(EngineName),
+    "autocast": get_args(Autocast),
 }
 _FIELDS: Final = {field.name: field for field in dataclasses.fields(TrainConfig)}
 _REQUIRED: Final = {

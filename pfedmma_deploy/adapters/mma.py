@@ -94,10 +94,9 @@ class MultiModalAdapter(Adapter):
             return None
         bottleneck = self.get_submodule(f"{tower}.{block}")
         assert isinstance(bottleneck, _Bottleneck)
-        z = F.relu(bottleneck.down(_ScaleGradient.apply(h, self.scale)))
+        z = F.relu(bottleneck.down(scale_gradient(h, self.scale)))
         z = F.relu(self.pair[str(pair)](z))
-        added: Tensor = _ScaleOutput.apply(bottleneck.up(z), self.scale)
-        return added
+        return scale_output(bottleneck.up(z), self.scale)
 
     def scopes(self) -> dict[str, Scope]:
         """The scope of every parameter; by default projections are shared, all else is local."""
@@ -125,6 +124,18 @@ class _Bottleneck(nn.Module):
         super().__init__()
         self.down = nn.Linear(width, bottleneck_dim)
         self.up = nn.Linear(bottleneck_dim, width)
+
+
+def scale_gradient(x: Tensor, scale: float) -> Tensor:
+    """x, whose gradient is scaled on its way back."""
+    scaled: Tensor = _ScaleGradient.apply(x, scale)
+    return scaled
+
+
+def scale_output(x: Tensor, scale: float) -> Tensor:
+    """scale * x, whose gradient is that of x itself."""
+    scaled: Tensor = _ScaleOutput.apply(x, scale)
+    return scaled
 
 
 class _ScaleGradient(torch.autograd.Function):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +27,14 @@ class Prefix:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+def autocast(backbone: Backbone, precision: str) -> AbstractContextManager[None]:
+    """Matrix products in `bf16` or `fp16` where the backbone is; `none` leaves fp32."""
+    if precision == "none":
+        return nullcontext()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(backbone.device.type, dtype)
 
 
 Images = Tensor | Prefix

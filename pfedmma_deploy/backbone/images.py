@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from pfedmma_deploy.backbone.clip import Images
-from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.backbone.prefixes import Decode, Pixels, PrefixStore, key_of
+from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.types import Example
 
 KEEP_AT_ONCE = 512

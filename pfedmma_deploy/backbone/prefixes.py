@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pfedmma_deploy.backbone.clip import Backbone, Prefix
+from pfedmma_deploy.backbone.clip import Backbone, Prefix, autocast
 
 KIND = "prefixes"
 LIMIT_VARIABLE = "PFEDMMA_PREFIX_GB"
@@ -46,11 +46,11 @@ class PrefixStore:
         backbone: frozen; its fingerprint is part of every name.
         folder: `cache_folder("prefixes")`; None keeps nothing.
         limit: bytes of the whole folder, other models' included.
-        variant: what else decides the numbers, such as the precision they are computed in.
+        variant: precision that they are computed in, as `autocast` names it.
     """
 
     def __init__(
-        self, backbone: Backbone, folder: Path | None, limit: int, variant: str = "fp32"
+        self, backbone: Backbone, folder: Path | None, limit: int, variant: str = "none"
     ) -> None:
         self.backbone = backbone
         self.root = folder
@@ -91,10 +91,11 @@ class PrefixStore:
 
     @torch.no_grad()
     def _compute(self, pixels: Pixels, start: int) -> Tensor:
-        parts = [
-            self.backbone.image_prefix(torch.from_numpy(pixels[i : i + BATCH]), start).tokens
-            for i in range(0, len(pixels), BATCH)
-        ]
+        with autocast(self.backbone, self.variant):
+            parts = [
+                self.backbone.image_prefix(torch.from_numpy(pixels[i : i + BATCH]), start).tokens
+                for i in range(0, len(pixels), BATCH)
+            ]
         return torch.cat(parts).float().cpu()
 
     def _known(self, start: int) -> dict[str, Row]:

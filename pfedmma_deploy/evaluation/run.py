@@ -92,6 +92,7 @@ def open_scorer(workspace: Workspace) -> Scorer:
         workspace.images,
         workspace.config.prompt,
         workspace.logit_scale,
+        workspace.config.autocast,
     )
 
 

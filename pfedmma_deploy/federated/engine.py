@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from pfedmma_deploy.adapters.base import KEPT, Adapter
-from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.backbone.clip import Backbone, autocast
+from pfedmma_deploy.backbone.images import ImageInputs
+from pfedmma_deploy.federated.cohort import cohort_size, is_stackable, train_cohort
 from pfedmma_deploy.methods.base import Method, Update
 from pfedmma_deploy.methods.client_run import ClientRun, LocalTraining, Prompts
 from pfedmma_deploy.store.checkpoint import Checkpoint, ClientState
-from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.types import ClientData, Scope
 
 
@@ -44,7 +45,11 @@ class Engine(Protocol):
 
 
 class InProcessEngine:
-    """All clients one after the other in this process, their states on disk between rounds."""
+    """All clients in this process, their states on disk between rounds.
+
+    A few at a time train in one pass where the method allows it (`federated.cohort`), else one
+    after the other. Memory does not grow with the number of clients.
+    """
 
     def __init__(
         self,
@@ -57,7 +62,9 @@ class InProcessEngine:
         options: LocalTraining,
         checkpoint: Checkpoint,
         seed: int,
+        together: bool = True,
     ) -> None:
+        """Keep what all rounds need; with `together`, clients train in cohorts where they can."""
         self.backbone = backbone
         self.method = method
         self.adapter = adapter
@@ -68,40 +75,70 @@ class InProcessEngine:
         self.checkpoint = checkpoint
         self.seed = seed
         self._initial = ClientState(own=adapter.tensors(*KEPT))
+        self._together = 1
+        if together and is_stackable(method, adapter, options):
+            classes = len(prompts.texts.names)
+            self._together = cohort_size(backbone, adapter, options, classes)
         self._common = adapter.tensors(Scope.SHARED)
 
     def run_round(
         self, round: int, clients: Sequence[str], server: dict[str, Tensor]
     ) -> Iterator[ClientReport]:
         """See `Engine`; every client's randomness is its own: (seed, round, client)."""
-        self._keep_prefixes(clients)
-        for client in clients:
-            index, data = self.clients[client]
-            state = self.checkpoint.load_client(client) or self._initial
-            sent = self.method.distribute(server, client)
-            received = self.method.download(sent, self.adapter, data)
-            declined = {name: self._common[name] for name in sent if name not in received}
-            self.adapter.load({**state.own, **received, **declined})
-            work = ClientRun(
-                backbone=self.backbone,
-                adapter=self.adapter,
-                loss=self.method.loss,
-                client=data,
-                images=self.images,
-                prompts=self.prompts,
-                options=self.options,
-                received=received,
-                optimizer=dict(state.optimizer),
-                # index + 1: numpy takes [s, r] and [s, r, 0] for the same seed, and [s, r] samples.
-                rng=np.random.default_rng([self.seed, round, index + 1]),
-                round=round,
-            )
-            loss = self.method.local(work)
-            new = ClientState(own=self.adapter.tensors(*KEPT), optimizer=work.optimizer)
-            self.checkpoint.stage_client(client, round, new)
-            update = Update(client, self.method.upload(self.adapter, data), len(data.train))
-            accuracy = self._validate(data)
-            yield ClientReport(update, loss, accuracy, payload(received), work.record)
+        for first in range(0, len(clients), self._together):
+            chosen = clients[first : first + self._together]
+            self._keep_prefixes(chosen)
+            work = [self._client_run(client, round, server) for client in chosen]
+            if len(chosen) > 1:
+                yield from self._train_together(work)
+            else:
+                yield self._train_alone(*work[0])
+
+    def _client_run(
+        self, client: str, round: int, server: dict[str, Tensor]
+    ) -> tuple[ClientRun, dict[str, Tensor]]:
+        """A client's part of the round, and all tensors that it starts from."""
+        index, data = self.clients[client]
+        state = self.checkpoint.load_client(client) or self._initial
+        received = self.method.distribute(server, client)
+        run = ClientRun(
+            backbone=self.backbone,
+            adapter=self.adapter,
+            loss=self.method.loss,
+            client=data,
+            images=self.images,
+            prompts=self.prompts,
+            options=self.options,
+            received=received,
+            optimizer=dict(state.optimizer),
+            # index + 1: numpy takes [s, r] and [s, r, 0] for the same seed, and [s, r] samples.
+            rng=np.random.default_rng([self.seed, round, index + 1]),
+            round=round,
+        )
+        return run, {**state.own, **received}
+
+    def _train_alone(self, run: ClientRun, state: dict[str, Tensor]) -> ClientReport:
+        self.adapter.load(state)
+        return self._report(run, self.method.local(run))
+
+    def _train_together(
+        self, work: Sequence[tuple[ClientRun, dict[str, Tensor]]]
+    ) -> Iterator[ClientReport]:
+        runs = [run for run, _ in work]
+        found = train_cohort(runs, [state for _, state in work])
+        for run, (loss, tensors) in zip(runs, found, strict=True):
+            self.adapter.load(tensors)
+            yield self._report(run, loss)
+
+    def _report(self, run: ClientRun, loss: float) -> ClientReport:
+        """Stage the state that `adapter` holds after training, and say what goes to the server."""
+        assert run.round is not None
+        data = run.client
+        new = ClientState(own=self.adapter.tensors(*KEPT), optimizer=run.optimizer)
+        self.checkpoint.stage_client(data.id, run.round, new)
+        update = Update(data.id, self.method.upload(self.adapter, data), len(data.train))
+        accuracy = self._validate(data)
+        return ClientReport(update, loss, accuracy, payload(run.received), run.record)
 
     def _keep_prefixes(self, clients: Sequence[str]) -> None:
         """Make what the frozen blocks make of the clients' images, once for all rounds."""
@@ -117,9 +154,10 @@ class InProcessEngine:
         if not data.val:
             return None
         rows = torch.tensor([self.prompts.row[example.label] for example in data.val])
-        texts = self.adapter.encode_text(self.backbone, self.prompts.texts)
         start = self.adapter.first_block(self.backbone, "image")
-        images = self.adapter.encode_image(self.backbone, self.images.load(data.val, start))
+        with autocast(self.backbone, self.options.autocast):
+            texts = self.adapter.encode_text(self.backbone, self.prompts.texts)
+            images = self.adapter.encode_image(self.backbone, self.images.load(data.val, start))
         scores = self.adapter.logits(images, texts, self.options.logit_scale)
         return float(scores.argmax(dim=1).eq(rows.to(scores.device)).double().mean() * 100)
 

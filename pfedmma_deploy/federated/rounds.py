@@ -23,6 +23,22 @@ def sample_clients(clients: list[str], fraction: float, seed: int, round: int) -
     return [clients[i] for i in chosen]
 
 
+def answering(clients: list[str], dropout: float, seed: int, round: int) -> list[str]:
+    """Those of the selected clients that answer; each fails with probability `dropout`.
+
+    One that fails keeps the state that it had. At least one answers: a round without any would be
+    no round.
+    """
+    if dropout == 0:
+        return clients
+    # A third number, so that these draws are not those of the selection.
+    rng = np.random.default_rng([seed, round, 0, 1])
+    lost = rng.random(len(clients)) < dropout
+    if lost.all():
+        lost[rng.integers(len(clients))] = False
+    return [client for client, gone in zip(clients, lost, strict=True) if not gone]
+
+
 def round_half_up(value: float) -> int:
     """Nearest whole number, halves up: 2.5 clients are 3, whatever Python's round makes of it."""
     return int(value + 0.5)
@@ -49,6 +65,7 @@ def run_rounds(
     for round in progress.track(range(first, config.rounds), "rounds", config.rounds - first):
         started = time.perf_counter()
         chosen = sample_clients(clients, config.clients_per_round, config.seed, round)
+        chosen = answering(chosen, config.dropout, config.seed, round)
         received = engine.run_round(round, chosen, shared)
         reports = list(progress.track(received, f"clients of round {round + 1}", len(chosen)))
         shared = method.aggregate([report.update for report in reports], shared)

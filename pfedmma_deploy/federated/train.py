@@ -106,6 +106,7 @@ def local_training(workspace: Workspace, **changes: Any) -> LocalTraining:
         "epochs": config.local_epochs,
         "batch_size": config.batch_size,
         "optimizer": config.optimizer,
+        "autocast": config.autocast,
         "lr": config.lr,
         "momentum": config.momentum,
         "weight_decay": config.weight_decay,
@@ -163,6 +164,7 @@ def _federate(
         options=local_training(workspace),
         checkpoint=checkpoint,
         seed=run.config.seed,
+        together=run.config.engine == "cohort",
     )
     ids = [client.id for client in federation.clients]
     server = workspace.method.start(adapter, ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.backbone.clip import Backbone, Images
-from pfedmma_deploy.backbone.texts import ClassTexts
+from pfedmma_deploy.backbone.clip import Backbone, Images, autocast
 from pfedmma_deploy.backbone.images import ImageInputs
+from pfedmma_deploy.backbone.texts import ClassTexts
 from pfedmma_deploy.types import ClientData, Example, Scope
 
 Tensors = dict[str, Tensor]
@@ -39,6 +40,7 @@ class LocalTraining:
     random_transform: bool
     logit_scale: float
     optimizer: OptimizerName = "sgd"
+    autocast: str = "none"
     scopes: frozenset[Scope] = frozenset({Scope.LOCAL, Scope.SHARED})
     """Scopes that are trained; the others keep their values."""
 
@@ -129,8 +131,9 @@ class ClientRun:
         solver = self._solver(kind, trained, lr or self.options.lr)
         self.adapter.train()
         total, count = 0.0, 0
-        for batch in self._steps(epochs or self.options.epochs, steps):
-            value = (loss or self.loss)(self.backbone, self.adapter, batch)
+        for batch in self.batches(epochs, steps):
+            with self.autocast():
+                value = (loss or self.loss)(self.backbone, self.adapter, batch)
             (value / accumulate).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
             total, count = total + value.item(), count + 1
             if count % accumulate == 0:
@@ -151,7 +154,8 @@ class ClientRun:
         total = 0.0
         for start in range(0, len(examples), self.options.batch_size):
             chosen = examples[start : start + self.options.batch_size]
-            value = (loss or self.loss)(self.backbone, self.adapter, self.batch(chosen))
+            with self.autocast():
+                value = (loss or self.loss)(self.backbone, self.adapter, self.batch(chosen))
             total += float(value) * len(chosen)
         return total / len(examples)
 
@@ -171,7 +175,9 @@ class ClientRun:
             examples=chosen,
         )
 
-    def _steps(self, epochs: int, steps: int | None) -> Iterator[Batch]:
+    def batches(self, epochs: int | None = None, steps: int | None = None) -> Iterator[Batch]:
+        """The batches of local training, in the order that `rng` decides; arguments as in `fit`."""
+        epochs = epochs or self.options.epochs
         examples, size = self.client.train, self.options.batch_size
         done = 0
         while steps is None or done < steps:
@@ -185,6 +191,10 @@ class ClientRun:
             epochs -= 1
             if steps is None and epochs == 0:
                 return
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision that the option asks for."""
+        return autocast(self.backbone, self.options.autocast)
 
     def _require_grad(self, only: Collection[str] | None) -> dict[str, torch.nn.Parameter]:
         scopes = self.adapter.scopes()

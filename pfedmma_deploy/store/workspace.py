@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.backbone.loading import load_backbone
+from pfedmma_deploy.backbone.prefixes import KIND, PrefixStore, limit_bytes
 from pfedmma_deploy.caches import cache_folder
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.data.checkup import warn_of_content
@@ -24,8 +26,6 @@ from pfedmma_deploy.errors import BackboneError, StoreError
 from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.methods.registry import get_method
 from pfedmma_deploy.progress import Progress
-from pfedmma_deploy.backbone.images import ImageInputs
-from pfedmma_deploy.backbone.prefixes import KIND, PrefixStore, limit_bytes
 from pfedmma_deploy.store.run import Run, StoredClient
 from pfedmma_deploy.types import Dataset, Federation
 
@@ -127,13 +127,15 @@ def image_inputs(config: TrainConfig, backbone: Backbone, pixels: PixelLoader) -
     """What the models are given of images, with the prefix cache where the configuration has it."""
     store = None
     if config.cache:
-        store = PrefixStore(backbone, cache_folder(KIND), limit_bytes())
+        folder = cache_folder(KIND)
+        store = PrefixStore(backbone, folder, limit_bytes(), variant=config.autocast)
     return ImageInputs(pixels, store, views=config.views, seed=config.seed)
 
 
 def _workspace(config: TrainConfig, method: Method, federation: Federation) -> Workspace:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(config.backbone, config.pretrained, device=device)
+    backbone = replace(backbone, shortcuts=config.cache)
     pixels = PixelLoader(
         federation.dataset, backbone.image_size, backbone.resize_mode, backbone.interpolation
     )

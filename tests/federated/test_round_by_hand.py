@@ -63,6 +63,7 @@ def new_engine(folder: Path) -> tuple[InProcessEngine, MultiModalAdapter]:
         options=OPTIONS,
         checkpoint=Checkpoint(folder),
         seed=SEED,
+        together=False,
     )
     return engine, adapter
 
