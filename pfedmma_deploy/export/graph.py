@@ -8,12 +8,12 @@ batch first, softmax attention spelled out, the class token by concatenation, no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export.clients import AdapterBanks
@@ -73,8 +73,9 @@ class TextGraph(nn.Module):
         x = self.tokens(input_ids) + self.positions
         for block in self.blocks:
             x = block(x, client, self.mask)
-        # The end token has the highest id: its place is where CLIP reads the feature.
-        ends = input_ids.argmax(dim=-1)
+        # The end token has the highest id: its place is where CLIP reads the feature. As floats,
+        # which hold every id, because few runtimes can find the largest of int64 numbers.
+        ends = input_ids.float().argmax(dim=-1)
         x = x[torch.arange(x.shape[0]), ends]
         return _normalise(self.ln_final(x) @ self.projection)
 
@@ -114,7 +115,7 @@ class _Block(nn.Module):
         h = self.ln_1(x)
         x = x + self.attend(h, mask)
         z = self.up(self.ln_2(x))
-        z = z * torch.sigmoid(1.702 * z) if self.quick_gelu else F.gelu(z)
+        z = z * torch.sigmoid(1.702 * z) if self.quick_gelu else _gelu(z)
         x = x + self.down(z)
         return x if self.adapter is None else x + self.adapter(h, client)
 
@@ -195,6 +196,11 @@ def _scaled(layer: nn.Linear, scale: nn.Module) -> nn.Linear:
         return layer
     gamma = gamma.detach()
     return _linear(layer.weight.detach() * gamma[:, None], layer.bias.detach() * gamma)
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """The exact GELU in operators of any opset, in the order that ONNX Runtime fuses at loading."""
+    return x * 0.5 * (torch.erf(x / math.sqrt(2)) + 1)
 
 
 def _buffer(value: Tensor) -> nn.Buffer:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OPSET", "to_bytes", "to_onnx"]
 
-OPSET = 20
+OPSET = 18
+"""What torch's exporter writes without a conversion, and what runtimes of early 2023 read: 20 has
+`Gelu`, which many do not know, and saves nothing (exports/README.md, "Other runtimes")."""
 LARGEST = (1 << 31) - (1 << 20)
 """A protobuf file ends at 2 GiB; weights beside the file get lost on downloads."""
 LARGEST_BATCH = 1 << 16
@@ -82,6 +84,8 @@ def to_bytes(model: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
 
 def _clean(model: onnx.ModelProto) -> None:
     """Drop the exporter's notes: source paths of this machine, and a third of a small file."""
+    from onnx import helper
+
     graph = model.graph
     holders: Sequence[Sequence[object]] = (
         graph.node,
@@ -96,3 +100,5 @@ def _clean(model: onnx.ModelProto) -> None:
             entry.ClearField("metadata_props")  # type: ignore[attr-defined]
             entry.ClearField("doc_string")  # type: ignore[attr-defined]
     del model.functions[:]
+    # The exporter writes the newest file version that it knows; older runtimes refuse that.
+    model.ir_version = helper.find_min_ir_version_for(list(model.opset_import))
