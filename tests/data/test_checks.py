@@ -196,3 +196,9 @@ def test_one_folder_too_many_is_suspected(tmp_path: Path) -> None:
         "a single folder of class folders, read as one client (1): photos. If it is no client but"
         " the data set itself, name that folder instead."
     )
+
+
+def test_every_kind_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "partitions.md").read_text(encoding="utf-8")
+    for name, kind in KINDS.items():
+        assert f"| `{name}` | {kind.level} | {kind.title} |" in text

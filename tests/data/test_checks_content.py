@@ -191,3 +191,18 @@ def test_client_folders_count_as_clients(tmp_path: Path) -> None:
     assert [client.id for client in found.federation.clients] == ["site0", "site1"]
     example = replace(found.federation.clients[0].train[0], client=None)
     assert example.client is None
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(0, set()), (1, {"shifted-labels"})])
+def test_a_manifest_whose_labels_were_shifted(
+    shift: int, expected: set[str], tmp_path: Path
+) -> None:
+    names = ("ant", "bee", "cow")
+    rows = ["path,label"]
+    for number in range(18):
+        path = f"images/{names[number % 3]}/{number}.png"
+        noise(tmp_path / path, number)
+        rows.append(f"{path},{names[(number + shift) % 3]}")
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    found = check_data(load_dataset(tmp_path / "manifest.csv"))
+    assert {p.kind for p in found.problems} == expected
