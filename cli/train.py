@@ -104,6 +104,25 @@ def train(
         str | None,
         _option("transform", "Crop and flip training images at random, or not.", "random|none"),
     ] = None,
+    views: Annotated[
+        int | None,
+        _option("views", "Draw this many crops per image once, and keep them; 0: afresh.", "N"),
+    ] = None,
+    autocast: Annotated[
+        str | None, _option("autocast", "Precision of matrix products.", "none|bf16|fp16")
+    ] = None,
+    engine: Annotated[
+        str | None,
+        _option("engine", "Several clients in one pass, or one by one.", "cohort|sequential"),
+    ] = None,
+    dropout: Annotated[
+        float | None,
+        _option("dropout", "Simulate: share of clients that fail in a round.", "FRACTION"),
+    ] = None,
+    cache: Annotated[
+        bool | None,
+        typer.Option("--cache/--no-cache", help="Reuse what the frozen blocks compute."),
+    ] = None,
     logit_scale: Annotated[
         float | None,
         _option("logit_scale", "Factor on similarities. [default: the backbone's]", "FACTOR"),
