@@ -144,6 +144,7 @@ class MixedPrompts(Adapter):
 
     def logits(self, images: Tensor, texts: Tensor, logit_scale: float) -> Tensor:
         """Class scores [B, C] of [B, D] and [C, 1 + E, D]."""
+        images, texts = images.float(), texts.float()
         own = logit_scale * images @ texts[:, 0].T
         if texts.shape[1] == 1:
             return own

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.adapters.prompts import encode_contexts, new_vectors, require_room
-from pfedmma_deploy.backbone.clip import Backbone, Images, pixels_of
+from pfedmma_deploy.backbone.clip import Backbone, Images, Prefix
 from pfedmma_deploy.backbone.texts import ClassTexts
-from pfedmma_deploy.types import Scope
+from pfedmma_deploy.types import Scope, Tower
 
 SETTLED = 1e-6
 """Largest relative change of a step after which the iteration has nothing left to do."""
@@ -83,11 +83,18 @@ class TransportPrompts(Adapter):
         self.shared = new_vectors(vectors, width, generator=generator)
         self.local = new_vectors(vectors, width, generator=generator)
 
+    def first_block(self, backbone: Backbone, tower: Tower) -> int:
+        """The last one of the image tower: it is frozen, but all of its tokens are needed."""
+        return backbone.depth(tower) - 1 if tower == "image" else 0
+
+    @torch.no_grad()
     def encode_image(self, backbone: Backbone, images: Images) -> Tensor:
-        """Patch features of uint8 pixels [B, H, W, 3]: [B, patches, D], L2-normalised."""
-        return backbone.pool_patches(
-            backbone.run_blocks("image", backbone.embed_image(pixels_of(images)))
-        )
+        """Patch features of uint8 pixels [B, H, W, 3] or their prefix: [B, patches, D]."""
+        if isinstance(images, Prefix):
+            x, start = images.tokens.to(backbone.device), images.start
+        else:
+            x, start = backbone.embed_image(images), 0
+        return backbone.pool_patches(backbone.run_blocks("image", x, start=start))
 
     def encode_text(self, backbone: Backbone, texts: ClassTexts) -> Tensor:
         """Features of class names behind both contexts, [C, 2, D], L2-normalised."""
@@ -95,7 +102,8 @@ class TransportPrompts(Adapter):
 
     def logits(self, images: Tensor, texts: Tensor, logit_scale: float) -> Tensor:
         """Class scores [B, C] of patch features [B, patches, D] and [C, 2, D]."""
-        similarity = torch.einsum("bmd,cnd->bcmn", images, texts)
+        # In half precision exp(S / eps) would be noise.
+        similarity = torch.einsum("bmd,cnd->bcmn", images.float(), texts.float())
         plan = transport_plan(similarity, self.mass, self.epsilon, self.iterations)
         return logit_scale * (plan * similarity).sum(dim=(-2, -1))
 

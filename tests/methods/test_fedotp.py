@@ -121,6 +121,13 @@ def test_features_of_patches_and_of_both_prompts() -> None:
     assert adapter.adapts == {"image", "text"}, "frozen features are not those of the patches"
 
 
+def test_the_frozen_blocks_may_be_computed_beforehand() -> None:
+    backbone, adapter = tiny_backbone(), adapter_of()
+    prefix = backbone.image_prefix(inputs.pixels(), adapter.first_block(backbone, "image"))
+    found = adapter.encode_image(backbone, prefix)
+    torch.testing.assert_close(found, adapter.encode_image(backbone, inputs.pixels()))
+
+
 def test_both_prompts_learn_and_one_travels() -> None:
     adapter = adapter_of()
     FEDOTP.loss(tiny_backbone(), adapter, inputs.batch()).backward()  # type: ignore[no-untyped-call]
