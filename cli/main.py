@@ -13,6 +13,7 @@ from pfedmma_deploy import __version__
 from pfedmma_deploy.errors import PfedmmaError, UsageError
 
 from . import (
+    bench,
     compare,
     data,
     demo,
@@ -72,6 +73,7 @@ app.command()(compare.compare)
 app.command()(export.export)
 app.command()(predict.predict)
 app.command()(inspect.inspect)
+app.command()(bench.bench)
 app.command()(demo.demo)
 app.command()(methods.methods)
 app.add_typer(data.app)

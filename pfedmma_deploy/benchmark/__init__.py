@@ -1,0 +1,1 @@
+"""How fast is it here? Measured beside its peers in one run, with the environment written down."""

@@ -1,0 +1,217 @@
+"""What is measured on the device alone: exported models, plain ONNX Runtime, torch as it comes."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pfedmma_deploy.export.onnx_file import to_bytes, to_onnx
+from pfedmma_deploy.runtime.bundle import VISION_MODEL, Bundle
+from pfedmma_deploy.runtime.providers import open_session
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+    from pfedmma_deploy.backbone.clip import Backbone
+
+__all__ = [
+    "NotMeasuredError",
+    "Subject",
+    "compiled_torch",
+    "eager_torch",
+    "exported",
+    "open_tuned",
+    "plain_file",
+    "plain_onnx",
+    "plain_tower",
+]
+
+Call = Callable[[], object]
+Device = Literal["cpu", "cuda"]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SEED = 0
+
+
+class NotMeasuredError(Exception):
+    """A peer that cannot run on this machine; the message says why."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under measurement."""
+
+    name: str
+    precision: str
+    prepare: Callable[[int], Call]
+    """Batch size -> one call on as many images, which returns when the features are there."""
+    flavour: str | None = None
+    clients: int | None = None
+    """Clients in the file; every batch mixes as many of them as it has images."""
+
+    @property
+    def label(self) -> str:
+        """Its name among others: `pfedmma int8, 100 clients`."""
+        return self.name if self.clients is None else f"{self.name}, {self.clients} clients"
+
+
+class PlainImageTower(nn.Module):
+    """open_clip's own image tower: normalised pixels [B, 3, H, W] -> features [B, D] of norm 1."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        features: Tensor = self.model.encode_image(pixel_values, normalize=True)  # type: ignore[operator]
+        return features
+
+
+def exported(bundle: Bundle, device: Device, threads: int) -> Subject:
+    """The image tower of a bundle, uint8 pixels in, all its clients mixed in every batch."""
+    manifest = bundle.manifest
+    session = open_tuned(bundle.file(VISION_MODEL), device, threads)
+    size, clients = manifest.preprocessing.image_size, len(manifest.clients) - 1
+
+    def prepare(batch: int) -> Call:
+        rng = np.random.default_rng(SEED)
+        pixels = rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+        # Spread over the whole bank, each client once before any comes again.
+        mixed = 1 + np.linspace(0, clients, batch, endpoint=False).astype(np.int64)
+        return _run(session, {"pixel_values": pixels, "client": mixed}, device)
+
+    name = f"pfedmma {manifest.precision}"
+    return Subject(name, manifest.precision, prepare, manifest.flavour, clients)
+
+
+def plain_onnx(
+    backbone: Backbone, folder: Path, device: Device, threads: int, precision: str = "fp32"
+) -> Subject:
+    """The unadapted tower in ONNX Runtime, fp32 or fp16 pixels in, normalised already."""
+    session = open_tuned(plain_file(backbone, folder, precision), device, threads)
+
+    def prepare(batch: int) -> Call:
+        pixels = _pixels(backbone, batch, "cpu", precision).numpy()
+        return _run(session, {"pixel_values": pixels}, device)
+
+    return Subject(f"onnxruntime {precision}", precision, prepare)
+
+
+def plain_file(backbone: Backbone, folder: Path, precision: str = "fp32") -> Path:
+    """open_clip's tower through torch's exporter as anybody would, written once."""
+    file = folder / f"plain-{precision}.onnx"
+    if not file.exists():
+        example = {"pixel_values": _pixels(backbone, 2, "cpu", precision)}
+        model = to_onnx(plain_tower(backbone, "cpu", precision), example, "image_embeds", "batch")
+        file.write_bytes(to_bytes(model, {}))
+    return file
+
+
+def eager_torch(backbone: Backbone, device: Device, precision: str = "fp32") -> Subject:
+    """open_clip's `encode_image`, called as its README does."""
+    tower = plain_tower(backbone, device, precision)
+
+    def prepare(batch: int) -> Call:
+        return _run_torch(tower, _pixels(backbone, batch, device, precision))
+
+    return Subject(f"torch eager {precision}", precision, prepare)
+
+
+def compiled_torch(backbone: Backbone, device: Device, precision: str = "fp32") -> Subject:
+    """The same through `torch.compile` with its defaults.
+
+    `prepare` compiles; it raises `NotMeasuredError` where this machine cannot.
+    """
+    tower = torch.compile(plain_tower(backbone, device, precision))
+
+    def prepare(batch: int) -> Call:
+        call = _run_torch(tower, _pixels(backbone, batch, device, precision))
+        try:
+            with _quiet():
+                call()
+        except Exception as error:  # the compiler's exceptions have no common base
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise NotMeasuredError(f"torch.compile cannot compile here: {reason}") from error
+        return call
+
+    return Subject(f"torch.compile {precision}", precision, prepare)
+
+
+def open_tuned(file: Path, device: Device, threads: int) -> onnxruntime.InferenceSession:
+    """A session that computes with so many threads on the CPU, or really on the GPU."""
+    if device == "cuda":
+        return open_session(file, device)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+def _run(
+    session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]], device: Device
+) -> Call:
+    """One call of a session. On a GPU inputs and output stay there, and the end is waited for."""
+    if device == "cpu":
+        return lambda: session.run(None, feed)
+    import onnxruntime
+
+    binding = session.io_binding()
+    for name, values in feed.items():
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(values, "cuda", 0)
+        binding.bind_ortvalue_input(name, value)
+    binding.bind_output(session.get_outputs()[0].name, "cuda", 0)
+
+    def call() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return call
+
+
+def _run_torch(tower: Callable[[Tensor], Tensor], pixels: Tensor) -> Call:
+    def call() -> None:
+        with torch.inference_mode():
+            tower(pixels)
+        if pixels.is_cuda:
+            torch.cuda.synchronize()
+
+    return call
+
+
+def plain_tower(backbone: Backbone, device: Device, precision: str = "fp32") -> PlainImageTower:
+    """open_clip's image tower on `device`; the backbone itself stays as it is."""
+    model: nn.Module = backbone.model
+    if precision != "fp32" or backbone.device.type != device:
+        model = copy.deepcopy(model).to(device, DTYPES[precision])
+    return PlainImageTower(model).eval()
+
+
+def _pixels(backbone: Backbone, batch: int, device: Device, precision: str) -> Tensor:
+    generator = torch.Generator().manual_seed(SEED)
+    size = backbone.image_size
+    pixels = torch.randn(batch, 3, size, size, generator=generator)
+    return pixels.to(device, DTYPES[precision])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the compiler's remarks about the machine."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
