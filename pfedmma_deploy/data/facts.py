@@ -18,7 +18,8 @@ from typing import Final
 
 from PIL import Image, ImageStat
 
-from pfedmma_deploy.data.index import MIN_IMAGES, cache_folder
+from pfedmma_deploy.caches import cache_folder
+from pfedmma_deploy.data.index import MIN_IMAGES
 from pfedmma_deploy.errors import ImageError
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.types import Dataset, Example
@@ -45,9 +46,8 @@ class Facts:
 
 
 def facts_folder() -> Path | None:
-    """Where facts are kept: beside the lists of `index`, or None where caches are off."""
-    lists = cache_folder()
-    return None if lists is None else lists.with_name("facts")
+    """Where facts are kept, or None where caches are off."""
+    return cache_folder("facts")
 
 
 def read_facts(

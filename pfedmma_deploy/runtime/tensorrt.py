@@ -1,7 +1,7 @@
 """TensorRT below ONNX Runtime: what it needs, with which shapes, and where its engines are kept.
 
 TensorRT compiles a model for one GPU, which takes minutes; the engine is kept in
-`~/.cache/pfedmma/tensorrt` (below `$XDG_CACHE_HOME` where that is set), in a folder per model,
+`~/.cache/pfedmma/tensorrt` (see `pfedmma_deploy.caches`), in a folder per model,
 version of ONNX Runtime and version of TensorRT, since an engine fits no other. The folder may be
 deleted at any time.
 
@@ -13,10 +13,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
-import os
 import sys
+import tempfile
 from pathlib import Path
 
+from pfedmma_deploy.caches import cache_folder
 from pfedmma_deploy.errors import DeviceError
 from pfedmma_deploy.runtime.bundle import VISION_MODEL
 from pfedmma_deploy.runtime.manifest import Manifest
@@ -85,9 +86,10 @@ def _cache_folder(sha256: str) -> Path:
     """Folder for the engines of one model, made where it is not there."""
     import onnxruntime
 
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    # Without caches an engine is built in a place of its own every time.
+    base = cache_folder("tensorrt") or Path(tempfile.mkdtemp(prefix="pfedmma-tensorrt-"))
     name = f"{sha256[:16]}-ort{onnxruntime.__version__}-trt{tensorrt_version()}"
-    folder = base / "pfedmma" / "tensorrt" / name
+    folder = base / name
     try:
         # Engines are run as they are: nobody else may put one there.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
