@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TypeVar
@@ -27,7 +27,12 @@ def work_ahead(
     here, after the items before it. When the iterator is closed or dropped, work that has not
     begun is cancelled and nothing more is drawn; an item that is being waited for at that moment
     is dropped when it comes, and never keeps the program from ending.
+
+    A sequence of one item needs no threads, which would only delay it.
     """
+    if isinstance(items, Sequence) and len(items) == 1:
+        yield items[0], _done(work, items[0])
+        return
     drawn: SimpleQueue[tuple[Item, Future[Result]] | BaseException | None] = SimpleQueue()
     places = threading.Semaphore(ahead)
     stopped = threading.Event()
@@ -61,3 +66,13 @@ def work_ahead(
             left = drawn.get()
             if isinstance(left, tuple):
                 left[1].cancel()
+
+
+def _done(work: Callable[[Item], Result], item: Item) -> Future[Result]:
+    """The work on one item, done here and now."""
+    future: Future[Result] = Future()
+    try:
+        future.set_result(work(item))
+    except Exception as error:
+        future.set_exception(error)
+    return future

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.runtime.bundle import Bundle
 from pfedmma_deploy.runtime.image_features import ImageFeatures, OnSkip, Request
-from pfedmma_deploy.runtime.inputs import Images, iter_sources, paired
+from pfedmma_deploy.runtime.inputs import Images, is_one, iter_sources, paired
 from pfedmma_deploy.runtime.manifest import ClientInfo, Manifest
 from pfedmma_deploy.runtime.results import Prediction, best_classes
 from pfedmma_deploy.runtime.texts import TextFeatures, checked_classes
@@ -140,10 +140,7 @@ class Classifier:
         if isinstance(client, str | int):
             # A wrong client is noticed now, not when the first prediction is asked for.
             client = self.bundle.client_index(client)
-        requests = (
-            (name, source, (self.bundle.client_index(one),))
-            for name, source, one in paired(images, client)
-        )
+        requests = self._requests(images, client)
         found = self._predictions(requests, classes, top_k, batch_size, on_skip)
         return (prediction for (prediction,) in found)
 
@@ -164,23 +161,28 @@ class Classifier:
         """
         indices = tuple(self.bundle.client_index(client) for client in clients)
         requests = ((name, source, indices) for name, source in iter_sources(images))
-        return self._predictions(requests, classes, top_k, batch_size, on_skip)
+        return self._predictions(_listed(images, requests), classes, top_k, batch_size, on_skip)
 
     def embed_images(
         self, images: Images, client: Clients = 0, *, batch_size: int = 32
     ) -> Features:
         """Image features, float32 [N, D], L2-normalised. Raises like `iter_predict`."""
         _require_positive(batch_size=batch_size)
-        requests = (
-            (name, source, (self.bundle.client_index(one),))
-            for name, source, one in paired(images, client)
-        )
+        requests = self._requests(images, client)
         rows = [row for _, rows in self._images.compute(requests, batch_size, None) for row in rows]
         return np.stack(rows) if rows else np.empty((0, self.manifest.embed_dim), np.float32)
 
     def embed_texts(self, texts: Sequence[str], client: Client = 0) -> Features:
         """Text features, float32 [N, D], L2-normalised, of `texts` as they are (no prompt)."""
         return self._texts.embed(texts, self.bundle.client_index(client))
+
+    def _requests(self, images: Images, client: Clients) -> Iterable[Request]:
+        """Each image with its one client."""
+        requests = (
+            (name, source, (self.bundle.client_index(one),))
+            for name, source, one in paired(images, client)
+        )
+        return _listed(images, requests)
 
     def _predictions(
         self,
@@ -208,6 +210,11 @@ class Classifier:
                     yield tuple(answer(name, index, row) for index, row in pairs)
 
         return stream()
+
+
+def _listed(images: Images, requests: Iterator[Request]) -> Iterable[Request]:
+    """A list where there is one image, for which no threads are needed."""
+    return list(requests) if is_one(images) else requests
 
 
 def _require_positive(**numbers: int | None) -> None:

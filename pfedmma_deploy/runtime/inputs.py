@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ from pfedmma_deploy.data.preprocess import resize_crop
 from pfedmma_deploy.errors import ImageError, UsageError
 from pfedmma_deploy.runtime.manifest import Preprocessing
 
-__all__ = ["ImageSource", "Images", "iter_sources", "load_pixels", "paired"]
+__all__ = ["ImageSource", "Images", "is_one", "iter_sources", "load_pixels", "paired"]
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 """One image: a path, the bytes of a file, a PIL image, or pixels uint8 [H, W], [H, W, 3 or 4]."""
@@ -31,9 +31,8 @@ def iter_sources(images: Images) -> Iterator[tuple[str, ImageSource]]:
     Raises:
         UsageError: `images` is nothing that holds images.
     """
-    batch = isinstance(images, np.ndarray) and images.ndim > 3
-    if not batch and isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray):
-        images = [images]
+    if _is_image(images):
+        images = [cast("ImageSource", images)]
     if not isinstance(images, Iterable):
         raise UsageError(
             f"Images are paths, bytes, PIL images, uint8 arrays or an iterable of those, "
@@ -44,6 +43,17 @@ def iter_sources(images: Images) -> Iterator[tuple[str, ImageSource]]:
             yield os.fspath(source), source
         else:
             yield f"image {number}", source
+
+
+def is_one(images: Images) -> bool:
+    """Whether there is exactly one image, given as it is or in something that has a length."""
+    return _is_image(images) or (isinstance(images, Sized) and len(images) == 1)
+
+
+def _is_image(images: Images) -> bool:
+    batch = isinstance(images, np.ndarray) and images.ndim > 3
+    image = isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray)
+    return image and not batch
 
 
 def paired(

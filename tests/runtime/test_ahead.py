@@ -44,6 +44,15 @@ def test_failed_work_is_a_result(pool: ThreadPoolExecutor) -> None:
     assert isinstance(futures[1].exception(), ZeroDivisionError)
 
 
+def test_one_item_needs_no_threads() -> None:
+    with ThreadPoolExecutor(1) as closed:
+        pass
+    ((item, future),) = work_ahead(["a"], str.upper, closed, 3)
+    assert (item, future.result()) == ("a", "A")
+    ((_, failed),) = work_ahead([0], lambda n: 1 // n, closed, 3)
+    assert isinstance(failed.exception(), ZeroDivisionError)
+
+
 def test_no_more_is_drawn_than_may_wait(pool: ThreadPoolExecutor) -> None:
     taken: list[int] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -153,6 +154,22 @@ def test_a_stream_that_waits_for_the_last_answer(classifier: Classifier) -> None
     for prediction in classifier.iter_predict(conversation(), batch_size=1):
         answers.put(prediction.top[0].name)
     assert answers.qsize() == 1
+
+
+def test_one_image_is_answered_without_threads(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = Classifier.load(bundle, "cpu")
+    monkeypatch.setattr(threading.Thread, "start", lambda self: pytest.fail("a thread"))
+    pixels = images(1)
+    for one in (pixels, pixels[0], [pixels[0]], Image.fromarray(pixels[0])):
+        assert len(classifier.predict(one, ["north"])) == 1
+        assert len(list(classifier.iter_compare(one, [1, 0]))) == 1
+        assert classifier.embed_images(one).shape == (1, 24)
+    missing = str(tmp_path / "missing.png")
+    with pytest.raises(ImageError, match=r"missing\.png: No such file"):
+        classifier.predict(missing)
+    assert classifier.predict(missing, on_skip=lambda entry: None) == []
 
 
 def test_what_a_stream_raises_is_raised_after_the_images_before_it(classifier: Classifier) -> None:
