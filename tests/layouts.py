@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -404,6 +405,7 @@ def manifest_csv(root: Path) -> Tree:
 
 
 def manifest_parquet(root: Path) -> Tree:
+    pytest.importorskip("pyarrow")
     from pyarrow import Table, parquet
 
     rows = manifest_rows(root / "farm")
@@ -417,8 +419,7 @@ def _manifest(path: Path) -> Tree:
 
 
 def hub(root: Path) -> Tree:
-    import datasets
-
+    datasets = pytest.importorskip("datasets")
     names = ["cat", "cow", "dog", "hen"]
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}

@@ -84,14 +84,22 @@ def load_dataset(
     path = _locate(name_or_path, root)
     progress = progress or Silent()
     index = Index(enabled=cache)
+    try:
+        found = _read(path, index)
+    except OSError as error:
+        raise DataError(f"data {error.filename or path}: {error.strerror or error}") from error
+    if isinstance(found, Listing):
+        return _open_listing(path, found, index, verify, progress)
+    return found
+
+
+def _read(path: Path, index: Index) -> Listing | Dataset:
+    """What the first reader finds that knows the layout; the last one knows any folder."""
     for reader in READERS:
         place = reader.find(path)
         if place is not None:
-            found = reader.read(place, index.scan)
-            if isinstance(found, Listing):
-                return _open_listing(path, found, index, verify, progress)
-            return found
-    raise DataError(f"{path}: expected a folder of images, or a .csv or .parquet manifest")
+            return reader.read(place, index.scan)
+    raise AssertionError("the last reader takes every path")
 
 
 def _locate(name_or_path: str | Path, root: str | Path | None) -> Path:

@@ -135,7 +135,9 @@ def _read_scan(file: Path, root: Path) -> Scan | None:
         if record["format"] != _FORMAT or record["root"] != str(root.resolve()) or "" not in stamps:
             return None
         for folder, stamp in stamps.items():
-            if ".." in folder.split("/") or (root / folder).stat().st_mtime_ns != stamp:
+            place = root / folder
+            below = ".." not in place.parts and place.is_relative_to(root)
+            if not below or place.stat().st_mtime_ns != stamp:
                 return None
         return Scan(
             images=sorted(_keys(record["images"], stamps)),

@@ -117,6 +117,13 @@ def test_a_folder_with_something_unusable_is_not_remembered(
     assert scans == [root, root]
 
 
+def outside(record: dict[str, Any], folder: str) -> str:
+    """A cache file that names an image in a folder that is not below the root."""
+    stamp = Path(record["root"], folder).stat().st_mtime_ns
+    stamps = record["stamps"] | {folder: stamp}
+    return json.dumps(record | {"stamps": stamps, "images": {folder: ["secret.png"]}})
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -128,11 +135,13 @@ def test_a_folder_with_something_unusable_is_not_remembered(
         lambda record: json.dumps(record | {"images": {"c0": ["../../secret.png"]}}),
         lambda record: json.dumps(record | {"images": {"..": ["secret.png"]}}),
         lambda record: json.dumps(record | {"images": {"c0": [7]}}),
+        lambda record: outside(record, "/"),
+        lambda record: outside(record, "c0/../.."),
         lambda record: json.dumps(record | {"other_files": 7}),
     ],
 )
 def test_a_cache_file_is_not_believed_blindly(
-    damage: Callable[[dict[str, object]], str], root: Path, cache: Path, scans: list[Path]
+    damage: Callable[[dict[str, Any]], str], root: Path, cache: Path, scans: list[Path]
 ) -> None:
     expected = Index().scan(root).images
     (file,) = cache.glob("*.list.json")

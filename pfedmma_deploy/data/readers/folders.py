@@ -64,7 +64,10 @@ def read(root: Path, scan: Scanner) -> Listing:
 def _is_by_domain(folder: Path) -> bool:
     if not folder.is_dir():
         return False
-    found = {_plain(entry.name) for entry in folder.iterdir() if entry.is_dir()}
+    try:
+        found = {_plain(entry.name) for entry in folder.iterdir() if entry.is_dir()}
+    except OSError:  # listing it says what is wrong
+        return False
     sets = (set(known.domains) for known in known_datasets().values() if known.domains)
     return any(domains <= found for domains in sets)
 

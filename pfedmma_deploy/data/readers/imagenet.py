@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from pfedmma_deploy.data.known import known_datasets
 from pfedmma_deploy.data.readers.base import Listing, Scanner, read_lines
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.types import Example, Split
@@ -18,9 +19,21 @@ _PARTS: Final[dict[str, Split]] = {"train": "train", "val": "test"}
 
 
 def find(path: Path) -> Path | None:
-    """`path`, where it has classnames.txt and images/train or train."""
+    """`path`, where it has classnames.txt and images/train or train.
+
+    Raises:
+        DataError: images/train has folders named by WordNet ids, but there is no classnames.txt.
+    """
     trained = any((path / base / "train").is_dir() for base in ("images", "."))
-    return path if trained and (path / _NAMES).is_file() else None
+    if trained and (path / _NAMES).is_file():
+        return path
+    if any((path / "images" / "train").glob("n[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9]")):
+        where = known_datasets()["imagenet"].split
+        raise DataError(
+            f"data folder {path}: this looks like ImageNet, but {_NAMES} is not there; expected one"
+            f" line `<folder> <name>` for each class folder. CoOp's file is at {where}"
+        )
+    return None
 
 
 def read(root: Path, scan: Scanner) -> Listing:

@@ -15,8 +15,6 @@ from tests.layouts import LAYOUTS, Tree, colour, image_folder
 
 @pytest.fixture
 def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Tree:
-    if request.param in {"hub", "manifest.parquet"}:
-        pytest.importorskip("datasets" if request.param == "hub" else "pyarrow")
     return LAYOUTS[request.param](tmp_path)
 
 

@@ -15,6 +15,8 @@ from PIL import Image
 
 from pfedmma_deploy.data.checks import check_dataset
 from pfedmma_deploy.data.datasets import FolderDataset, load_dataset
+from pfedmma_deploy.data.readers import folders
+from pfedmma_deploy.data.readers.base import Reader
 from pfedmma_deploy.errors import DataError
 from tests.layouts import (
     Tree,
@@ -210,6 +212,24 @@ def test_imagenet(tmp_path: Path) -> None:
     edit(path / "classnames.txt", "n01443537 goldfish", "n01443537")
     with pytest.raises(DataError, match="line 1: 'n01443537' has no name; expected `<folder> <na"):
         load_dataset(path)
+
+
+def test_imagenet_without_its_names(tmp_path: Path) -> None:
+    path = imagenet(tmp_path).path
+    (path / "classnames.txt").unlink()
+    with pytest.raises(DataError, match=r"looks like ImageNet, but classnames\.txt is not there"):
+        load_dataset(path)
+
+
+def test_what_the_system_refuses_is_an_error_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path / "state.json"))
+
+    monkeypatch.setattr("pfedmma_deploy.data.datasets.READERS", [Reader("x", refuse, folders.read)])
+    with pytest.raises(DataError, match=r"data .*/state\.json: Permission denied"):
+        load_dataset(tmp_path)
 
 
 def test_imagenet_without_training_images_of_a_class(tmp_path: Path) -> None:
