@@ -17,6 +17,7 @@ from . import (
     compare,
     data,
     demo,
+    doctor,
     evaluate,
     export,
     inspect,
@@ -73,6 +74,7 @@ app.command()(compare.compare)
 app.command()(export.export)
 app.command()(predict.predict)
 app.command()(inspect.inspect)
+app.command()(doctor.doctor)
 app.command()(bench.bench)
 app.command()(demo.demo)
 app.command()(methods.methods)

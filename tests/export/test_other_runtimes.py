@@ -35,8 +35,8 @@ FORMS = {
 TOLERANCE = {
     "fp32": {"vision_model.onnx": 2e-6, "text_model.onnx": 2e-6, "classifier.onnx": 1e-4},
     "stored": {"vision_model.onnx": 2e-6, "text_model.onnx": 2e-6, "classifier.onnx": 1e-4},
-    # Activations are rounded to 8 bits as each runtime measures their range, block after block.
-    "int8": {"vision_model.onnx": 0.05, "text_model.onnx": 0.05, "classifier.onnx": 1.0},
+    # Activations are rounded to 8 bits: a last digit may turn one over, block after block.
+    "int8": {"vision_model.onnx": 5e-3, "text_model.onnx": 5e-3, "classifier.onnx": 0.1},
 }
 PACKAGES = ("onnxruntime-node", "onnxruntime-web")
 
@@ -96,8 +96,8 @@ def feeds(portable: ExportReport) -> dict[str, Feeds]:
     def clients(count: int) -> NDArray[np.int64]:
         return np.arange(count, dtype=np.int64) % 3
 
-    image = {"pixel_values": pixels, "client": clients(len(pixels))}
-    text = {"input_ids": tokens, "client": clients(len(tokens))}
+    image: Feeds = {"pixel_values": pixels, "client": clients(len(pixels))}
+    text: Feeds = {"input_ids": tokens, "client": clients(len(tokens))}
     return {"vision_model.onnx": image, "text_model.onnx": text, "classifier.onnx": image}
 
 

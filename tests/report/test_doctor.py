@@ -1,0 +1,318 @@
+"""Each problem that `pfedmma doctor` knows, in an environment that is made to have it."""
+
+from __future__ import annotations
+
+import ctypes
+from importlib import metadata, util
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnxruntime
+import pytest
+
+from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.report import doctor, doctor_devices, doctor_packages, doctor_places
+from pfedmma_deploy.report.doctor_check import Check, guarded
+from pfedmma_deploy.report.doctor_packages import check_imports, check_packages
+from pfedmma_deploy.report.doctor_probe import Answer
+from pfedmma_deploy.runtime.providers import CPU, CUDA, TENSORRT
+
+LINES = {
+    "torch": {"module": "torch", "version": "2.15.0+cu132", "seconds": 1.0, "cuda": None},
+    "torchvision": {"module": "torchvision", "version": "0.29.2+cu132", "seconds": 0.1},
+    "open_clip": {"module": "open_clip", "version": "3.3.0", "seconds": 0.1},
+}
+RIGHT = {"largest_error": 0.0}
+
+
+class FakeProbe:
+    """Answers without a process: imports work, and providers do what `ran` says."""
+
+    ran: dict[str, Answer] = {}  # noqa: RUF012
+
+    def __init__(self, kind: str, *names: str) -> None:
+        self.kind, self.names = kind, names
+
+    def finish(self) -> Answer:
+        if self.kind == "import":
+            return Answer(tuple(LINES[name] for name in self.names), 0, "")
+        (name,) = self.names
+        return self.ran.get(name, Answer(({"provider": name, **RIGHT},), 0, ""))
+
+
+def by_name(checks: Any) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+def have(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    """Distributions that are installed; underscores stand for hyphens."""
+    found = {name.replace("_", "-"): version for name, version in versions.items()}
+    monkeypatch.setattr(doctor_packages, "installed", found.get)
+    monkeypatch.setattr(doctor_devices, "installed", found.get)
+
+
+def providers(
+    monkeypatch: pytest.MonkeyPatch, *names: str, problem: str | None = None, **ran: Answer
+) -> None:
+    """ONNX Runtime with these providers, on a machine with CUDA's problem."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(names))
+    monkeypatch.setattr(doctor_devices, "cuda_problem", lambda: problem)
+    monkeypatch.setattr(doctor_devices, "tensorrt_problem", lambda: problem or "no TensorRT")
+    monkeypatch.setattr(FakeProbe, "ran", {f"{k}ExecutionProvider": v for k, v in ran.items()})
+    monkeypatch.setattr(doctor_devices, "Probe", FakeProbe)
+
+
+def driver(monkeypatch: pytest.MonkeyPatch, *, start: int = 0, version: int = 13020) -> None:
+    """A driver for CUDA `version` with one GPU, which starts with code `start`."""
+
+    def answer(value: int) -> Any:
+        def fill(pointer: Any) -> int:
+            pointer._obj.value = value
+            return 0
+
+        return fill
+
+    def name(text: Any, size: int, device: int) -> int:
+        text.value = b"NVIDIA H200"
+        return 0
+
+    fake = SimpleNamespace(
+        cuInit=lambda flags: start,
+        cuDriverGetVersion=answer(version),
+        cuDeviceGetCount=answer(1),
+        cuDeviceGetName=name,
+    )
+    monkeypatch.setattr(ctypes, "CDLL", lambda library: fake)
+
+
+@pytest.mark.parametrize(("device", "stops"), [("auto", False), ("cpu", False), ("cuda", True)])
+def test_both_onnxruntimes(device: str, stops: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, onnxruntime="1.31.1", onnxruntime_gpu="1.31.1")
+    check = by_name(check_packages(device))["onnxruntime packages"]
+    assert (check.ok, check.stops) == (False, stops)
+    assert check.found == (
+        "onnxruntime 1.31.1 and onnxruntime-gpu 1.31.1: they share one module, and CUDA vanishes"
+    )
+    assert check.advice.startswith("pip uninstall -y onnxruntime onnxruntime-gpu && pip install")
+
+
+def test_onnxruntime_without_cuda_is_enough_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, onnxruntime="1.31.1")
+    assert by_name(check_packages("auto"))["onnxruntime packages"].ok
+    check = by_name(check_packages("cuda"))["onnxruntime packages"]
+    assert check.stops and check.found == "onnxruntime 1.31.1, which has no CUDA"
+
+
+def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["torch<3,>=2.15", "numpy>=2.1", "typer>=0.29", "x>1; extra == 'dev'"]
+    monkeypatch.setattr(metadata, "requires", lambda name: wanted)
+    have(monkeypatch, numpy="1.26.4", typer="0.29.1")
+    checks = by_name(check_packages("auto"))
+    check = checks["packages"]
+    assert check.stops and "torch MISSING, numpy 1.26.4, typer 0.29.1" in check.found
+    assert check.advice == "pip install 'torch<3,>=2.15' 'numpy>=2.1'"
+    assert "neither onnxruntime-gpu nor" in checks["onnxruntime packages"].found
+
+
+@pytest.mark.parametrize(
+    ("torch", "vision", "ok"),
+    [
+        ("2.15.0+cpu", "0.29.2+cu132", False),
+        ("2.15.0+cu132", "0.29.2+cu132", True),
+        ("2.15.0+cu132", "0.29.2", True),  # unknown, so the import decides
+        (None, None, True),
+    ],
+)
+def test_builds_of_torch_and_torchvision(
+    torch: str | None, vision: str | None, ok: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = {"torch": torch, "torchvision": vision}
+    for name, version in versions.items():
+        (tmp_path / name).mkdir()
+        text = f"import nothing\n__version__ = '{version}'\n"
+        (tmp_path / name / "version.py").write_text(text)
+
+    def spec(name: str) -> Any:
+        found = SimpleNamespace(origin=str(tmp_path / name / "__init__.py"))
+        return found if versions[name] else None
+
+    monkeypatch.setattr(util, "find_spec", spec)
+    check = by_name(check_packages("auto"))["torch and torchvision"]
+    assert (check.ok, check.stops) == (ok, not ok)
+    assert f"torch {torch or 'not installed'}, torchvision {vision or 'not'}" in check.found
+    if not ok:
+        assert "`import torchvision` fails" in check.found and "one source" in check.advice
+
+
+def test_imports_that_fail() -> None:
+    error = "RuntimeError: operator torchvision::nms does not exist"
+    lines = (LINES["torch"], {"module": "torchvision", "error": error})
+    answer = Answer(lines, -11, "noise\nSegmentation fault")
+    first, second, third = check_imports(("torch", "torchvision", "open_clip"), answer)
+    assert first.ok and first.found == "2.15.0+cu132 in 1.0 s, no CUDA device"
+    assert second.stops and second.found == error and "one source" in second.advice
+    assert third.found == "ended the process (exit code -11) Segmentation fault"
+    assert "--force-reinstall open_clip_torch" in third.advice
+    (hung,) = check_imports(("torch",), Answer((), None, ""))
+    assert hung.stops and hung.found == "did not end in time"
+
+
+def test_torch_may_be_absent() -> None:
+    line = {"module": "torch", "error": "ModuleNotFoundError: No module named 'torch'"}
+    (check,) = check_imports(("torch",), Answer((line,), 0, ""))
+    assert check.advice == "pip install torch (predict works without it; train and export do not)"
+
+
+def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    (check,) = doctor_devices.check_driver("auto")
+    assert check.ok and check.absent and "no NVIDIA driver" in check.found
+    (check,) = doctor_devices.check_driver("cuda")
+    assert check.stops and check.advice.startswith("install NVIDIA's driver")
+
+
+def test_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, nvidia_cuda_runtime="13.2.86")
+    driver(monkeypatch)
+    (check,) = doctor_devices.check_driver("cuda")
+    assert check == Check("driver", True, "runs up to CUDA 13.2; 1 GPU: NVIDIA H200")
+    driver(monkeypatch, version=12080)
+    (check,) = doctor_devices.check_driver("auto")
+    assert (check.ok, check.stops) == (False, False) and "CUDA 12.8" in check.found
+    assert check.advice == "update the driver: the libraries installed here are CUDA 13's"
+    driver(monkeypatch, start=802)
+    (check,) = doctor_devices.check_driver("cuda")
+    assert check.stops and "CUDA error 802" in check.found
+
+
+def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, onnxruntime_gpu="1.31.1", nvidia_cublas="13.4")
+    (check,) = doctor_devices.check_libraries("auto")
+    assert "cublas 13.4" in check.found and "curand MISSING" in check.found
+    assert check.advice == "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+
+
+def test_a_machine_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    providers(monkeypatch, CUDA, CPU, problem="no NVIDIA driver was found; install one")
+    checks = by_name(doctor_devices.check_providers("auto"))
+    assert checks[CPU] == Check(CPU, True, "ran a tiny model, result right")
+    assert checks[CUDA].ok and checks[CUDA].absent and "no NVIDIA driver" in checks[CUDA].found
+    assert checks["device"] == Check("device", True, "auto takes cpu")
+    checks = by_name(doctor_devices.check_providers("cuda"))
+    assert checks[CUDA].stops and checks[CUDA].advice == "install one"
+    assert checks["device"].stops and checks["device"].found == "cuda cannot be used"
+
+
+LIBRARY = "libcurand.so.10: cannot open shared object file: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (
+            Answer(({"provider": None, "error": "EPFail"},), 0, f"Failed to load {LIBRARY}"),
+            "does not load: libcurand.so.10 not found",
+        ),
+        (Answer(({"provider": CPU, **RIGHT},), 0, ""), f"a model for it ran on {CPU} instead"),
+        (
+            Answer(({"provider": CUDA, "largest_error": 18.0},), 0, ""),
+            "computes wrong numbers (off by 18 of 18)",
+        ),
+        (
+            Answer(({"provider": CUDA, "largest_error": float("nan")},), 0, ""),
+            "computes wrong numbers (off by nan of 18)",
+        ),
+        (Answer((), -6, "abort"), "crashed (exit code -6) while it ran a tiny model"),
+        (Answer((), None, ""), "hung while it ran a tiny model"),
+        (Answer(({"provider": None, "error": "no\nkernel"},), 0, ""), "does not run: no\nkernel"),
+    ],
+)
+def test_cuda_that_does_not_run(
+    answer: Answer, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    providers(monkeypatch, CUDA, CPU, CUDA=answer)
+    for device, stops in (("auto", False), ("cuda", True)):
+        checks = by_name(doctor_devices.check_providers(device))
+        check = checks[CUDA]
+        assert (check.ok, check.stops, check.found) == (False, stops, found)
+        assert "onnxruntime-gpu[cuda,cudnn]" in check.advice
+        assert checks["device"].stops == stops
+    assert by_name(doctor_devices.check_providers("auto"))["device"].found == "auto takes cpu"
+
+
+def test_cuda_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    providers(monkeypatch, TENSORRT, CUDA, CPU)
+    checks = by_name(doctor_devices.check_providers("auto"))
+    assert checks["device"].found == "auto takes cuda"
+    assert by_name(doctor_devices.check_providers("cuda"))["device"].found == "cuda works"
+    checks = by_name(doctor_devices.check_providers("tensorrt"))
+    assert checks[CUDA].ok and checks[TENSORRT].stops and checks["device"].stops
+
+
+def test_half_an_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left where one of the two packages was removed: a module without its functions."""
+    monkeypatch.delattr(onnxruntime, "get_available_providers")
+    (check,) = doctor_devices.check_providers("cpu")
+    assert check.stops and "AttributeError" in check.found
+
+
+def test_assets_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(check.ok for check in doctor_places.check_assets())
+    (check,) = doctor_places.check_images()
+    assert check.ok and ".jpg .png .webp" in check.found
+    monkeypatch.setattr(doctor_places, "ASSETS", ("pfedmma-tiny/other.safetensors",))
+    (check,) = doctor_places.check_assets()
+    assert check.stops and check.advice == "install pfedmma-deploy again"
+
+
+def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("a", "b"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "manifest.json").write_bytes(b"x" * 600)
+    checks = by_name(doctor_places.check_places(tmp_path / "runs", tmp_path / "exports"))
+    assert checks["runs"].found == f"{tmp_path / 'runs'}: 2 entries, 1 kB"
+    assert checks["exports"].absent and "`pfedmma export` makes them" in checks["exports"].found
+    assert checks["cache of open_clip"].found.startswith(str(tmp_path / "hub"))
+    monkeypatch.setattr(doctor_places, "LEAST_FREE", float("inf"))
+    checks = by_name(doctor_places.check_places(tmp_path / "runs", tmp_path / "exports"))
+    assert not checks["disk"].ok and checks["disk"].advice.startswith("make room")
+
+
+def test_a_check_that_fails_is_a_finding() -> None:
+    def look() -> Any:
+        yield Check("first", True, "fine")
+        raise ZeroDivisionError("by\nzero")
+
+    first, second = guarded("images", look)
+    assert first.ok
+    assert not second.ok and second.name == "images"
+    assert second.found == "could not be looked at (ZeroDivisionError: by zero)"
+
+
+def test_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    providers(monkeypatch, CPU, problem="none; add one")
+    monkeypatch.setattr(doctor, "Probe", FakeProbe)
+    found = doctor.diagnose("cpu", runs=tmp_path / "runs", exports=tmp_path / "exports")
+    names = [check.name for check in found.checks]
+    assert found.works and not found.problems and len(names) == len(set(names))
+    place = names.index("torch and torchvision")
+    assert names[place + 1 : place + 4] == [
+        "import torch",
+        "import torchvision",
+        "import open_clip",
+    ]
+
+    def broken() -> Any:
+        raise OSError("unreadable")
+
+    monkeypatch.setattr(doctor_places, "check_images", broken)
+    found = doctor.diagnose("cuda", runs=tmp_path / "runs", exports=tmp_path / "exports")
+    assert not found.works
+    assert "could not be looked at" in by_name(found.checks)["images"].found
+    with pytest.raises(UsageError, match="Device 'tpu' is unknown: expected auto, cpu, cuda"):
+        doctor.diagnose("tpu")
