@@ -12,9 +12,10 @@ from torch import Tensor
 from pfedmma_deploy.adapters.experts import Gate, MixedPrompts
 from pfedmma_deploy.adapters.prompts import encode_context
 from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.federated.traffic import traffic
 from pfedmma_deploy.methods.base import Update
 from pfedmma_deploy.methods.pfedmoap import PFEDMOAP, distribute
-from pfedmma_deploy.types import Scope
+from pfedmma_deploy.types import ClientData, Scope
 from tests.methods import inputs
 from tests.tinyclip import tiny_backbone
 
@@ -132,6 +133,14 @@ def test_prompts_of_clients_that_were_not_chosen_stay() -> None:
         "prompt.b": 2.0,
     }
     assert float(server["prompt.a"][0, 0]) == 1.0, "the earlier state is left as it was"
+
+
+@pytest.mark.parametrize(("clients", "prompts"), [(1, 1), (3, 3), (20, 4)])
+def test_bytes_once_everybody_has_taken_part(clients: int, prompts: int) -> None:
+    """Up one prompt of 16 x 24 numbers; down one's own, the others' up to three, and the places."""
+    held = [ClientData(str(i), (0,), (), (), ()) for i in range(clients)]
+    sizes = traffic(PFEDMOAP, mixed(num_experts=3), held)
+    assert sizes == {"up": 4 * 16 * 24, "down": prompts * 4 * 16 * 24 + 3 * 4}
 
 
 def with_experts() -> MixedPrompts:
