@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def methods(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="One method, with its hyper-parameters."),
+        typer.Argument(metavar="NAME", help="One method, with its hyper-parameters."),
     ] = None,
     backbone: Annotated[
         str,
