@@ -68,7 +68,7 @@ class CifarDataset:
 
     def open_image(self, example: Example) -> Image.Image:
         """RGB pixels, 32 x 32. Raises `DataError` for an example of other data."""
-        split, _, number = example.key.partition("/")
+        split, _, number = example.key.partition("-")
         if split in self.pixels and number.isdecimal() and int(number) < len(self.pixels[split]):
             return Image.fromarray(self.pixels[split][int(number)])
         raise DataError(
@@ -96,7 +96,9 @@ def _form(folder: Path) -> _Form | None:
 
 
 def read(root: Path, scan: Scanner) -> CifarDataset:
-    """All images, in the order of the files.
+    """All images, in the order of the files; keys are `<part>-<number>`.
+
+    No slash, because "train" is a class of CIFAR-100 and would look like its folder.
 
     Raises:
         DataError: a file that is missing or holds something else.
@@ -121,7 +123,7 @@ def read(root: Path, scan: Scanner) -> CifarDataset:
         name=form.name,
         class_names=tuple(map(class_name, names)),
         examples=tuple(
-            Example(f"{split}/{number:05}", int(label), split)
+            Example(f"{split}-{number:05}", int(label), split)
             for split, of_split in labels.items()
             for number, label in enumerate(of_split)
         ),

@@ -31,7 +31,7 @@ def find(path: Path) -> Path | None:
 
 
 def read(root: Path, scan: Scanner) -> Listing:
-    """The rows of all parts; keys are `<part>/<row>`.
+    """The rows of all parts; keys are `<part>-<row>`.
 
     The first image column and the column of class labels count; columns named client, domain and
     caption are taken over.
@@ -51,12 +51,12 @@ def read(root: Path, scan: Scanner) -> Listing:
                 raise DataError(f"{root}: row {row} of '{part}' has no label; remove such rows")
             rest = (None if values.get(c) is None else str(values[c]) for c in _COLUMNS)
             examples.append(
-                Example(f"{part}/{row:07}", number[values[label]], SPLITS[part.lower()], *rest)
+                Example(f"{part}-{row:07}", number[values[label]], SPLITS[part.lower()], *rest)
             )
     columns = {part: table.data.column(image) for part, table in parts.items()}
 
     def source(key: str) -> ImageSource:
-        part, _, row = key.partition("/")
+        part, _, row = key.rpartition("-")
         value = columns[part][int(row)].as_py()
         if value and value.get("bytes"):
             content: bytes = value["bytes"]

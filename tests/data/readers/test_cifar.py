@@ -12,11 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pfedmma_deploy.data.checks import check_dataset
 from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.data.readers.pickles import array_of, read_pickle
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.types import Example
-from tests.layouts import cifar10_binary, cifar10_python
+from tests.layouts import cifar10_binary, cifar10_python, cifar100_binary
 
 
 def short(text: bytes) -> bytes:
@@ -110,6 +111,14 @@ def test_a_damaged_batch_is_an_error_of_the_data(data: st.DataObject, tmp_path: 
         pass
 
 
+def test_a_class_called_train_is_no_folder(tmp_path: Path) -> None:
+    path = cifar100_binary(tmp_path).path
+    (path / "fine_label_names.txt").write_text("bicycle\nbus\ntank\ntrain\n")
+    data = load_dataset(path)
+    assert data.class_names[3] == "train"
+    assert list(check_dataset(data)) == []
+
+
 def test_a_missing_batch_is_named(tmp_path: Path) -> None:
     tree = cifar10_python(tmp_path)
     (tree.path / "data_batch_4").unlink()
@@ -135,5 +144,5 @@ def test_the_folder_above_is_enough(tmp_path: Path) -> None:
     cifar10_python(tmp_path / "cifar10")
     data = load_dataset(tmp_path / "cifar10")
     assert data.name == "cifar10" and len(data.examples) == 48
-    with pytest.raises(DataError, match="cifar10 has no image train/99999"):
-        data.open_image(Example("train/99999", 0, "train"))
+    with pytest.raises(DataError, match="cifar10 has no image train-99999"):
+        data.open_image(Example("train-99999", 0, "train"))

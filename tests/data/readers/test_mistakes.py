@@ -388,9 +388,9 @@ def test_saved_data_sets(tmp_path: Path) -> None:
     data = load_dataset(tmp_path / "some")
     assert data.class_names == ("cat", "dog")
     assert [(e.key, e.label, e.caption) for e in data.examples] == [
-        ("train/0000000", 0, "d"),
-        ("train/0000001", 1, None),
-        ("train/0000002", 0, "b"),
+        ("train-0000000", 0, "d"),
+        ("train-0000001", 1, None),
+        ("train-0000002", 0, "b"),
     ]
     assert data.open_image(data.examples[0]).getpixel((0, 0)) == (60, 0, 0)
     datasets.DatasetDict({"extra": whole}).save_to_disk(str(tmp_path / "dict"))
@@ -411,7 +411,7 @@ def test_a_broken_image_of_a_saved_data_set_is_skipped(tmp_path: Path) -> None:
     }
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "d"))
     data = load_dataset(tmp_path / "d")
-    assert [example.key for example in data.examples] == ["train/0000000"]
+    assert [example.key for example in data.examples] == ["train-0000000"]
     assert [skip.reason for skip in data.skipped] == [
         "not a JPEG, PNG, WebP or BMP image, or its header is damaged",
         "the row has no image",
