@@ -1,0 +1,107 @@
+"""Windows, medians and ratios by a clock of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pfedmma_deploy.benchmark.rows import latency, timed
+from pfedmma_deploy.benchmark.timing import (
+    Contestant,
+    Windows,
+    percentile,
+    ratio,
+    run_rounds,
+    spread,
+)
+
+
+class FakeMachine:
+    """Time passes only while a contestant runs; every call is written down."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[str] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def contestant(self, name: str, seconds: Callable[[], float], items: float) -> Contestant:
+        def run() -> None:
+            self.calls.append(name)
+            self.now += seconds()
+
+        return Contestant(name, run, items)
+
+
+def test_rates_by_hand() -> None:
+    """Two seconds for 8 images is 4 a second; half a second for 1 is 2 a second."""
+    machine = FakeMachine()
+    both = [
+        machine.contestant("a", lambda: 2.0, 8),
+        machine.contestant("b", lambda: 0.5, 1),
+    ]
+    windows = run_rounds(both, rounds=3, seconds=1.0, clock=machine.clock)
+    assert windows["a"].rates == [4.0, 4.0, 4.0]
+    assert windows["b"].rates == [2.0, 2.0, 2.0]
+    assert windows["b"].calls == [0.5] * 6
+    # The first window of each is warmed up; later ones only where calls are short. Turned around.
+    assert "".join(machine.calls) == "aa" + "bbb" + "bb" + "a" + "a" + "bb"
+
+
+def test_short_calls_are_warmed_up_in_every_window() -> None:
+    machine = FakeMachine()
+    one = [machine.contestant("a", lambda: 0.25, 1)]
+    windows = run_rounds(one, rounds=2, seconds=2.0, clock=machine.clock)
+    assert len(machine.calls) == 2 * (1 + 8)
+    assert len(windows["a"].calls) == 16
+
+
+def test_a_ratio_survives_a_machine_that_slows_down() -> None:
+    """In every round `b` is twice as fast, while the machine becomes ten times slower."""
+    machine = FakeMachine()
+    slowness = iter([1.0, 1.0, 1.0, 1.0, 5.0, 5.0, 10.0, 10.0])
+    pace = [1.0]
+
+    def seconds(share: float) -> Callable[[], float]:
+        def take() -> float:
+            pace[0] = next(slowness)
+            return share * pace[0]
+
+        return take
+
+    both = [machine.contestant("a", seconds(1.0), 1), machine.contestant("b", seconds(0.5), 1)]
+    windows = run_rounds(both, rounds=3, seconds=0.1, clock=machine.clock)
+    assert windows["a"].rates == [1.0, 0.2, 0.1]
+    found = ratio(windows["b"], windows["a"])
+    assert (found.low, found.median, found.high) == (2.0, 2.0, 2.0)
+
+
+def test_percentiles_by_hand() -> None:
+    values = [4.0, 1.0, 3.0, 2.0, 5.0]
+    assert [percentile(values, p) for p in (0, 25, 50, 90, 100)] == [1.0, 2.0, 3.0, 4.6, 5.0]
+    assert percentile([7.0], 99) == 7.0
+    found = spread([1.0, 2.0, 3.0, 10.0])
+    assert (found.low, found.median, found.high) == (1.75, 2.5, 4.75)
+
+
+def test_few_calls_have_no_p99() -> None:
+    assert latency([0.1] * 99).p99 is None
+    found = latency([0.1] * 99 + [0.3])
+    assert found.p50 == 0.1 and found.p99 == pytest.approx(0.102) and found.calls == 100
+
+
+def test_fields_of_a_row_by_hand() -> None:
+    windows = {
+        "ours": Windows([30.0, 60.0, 90.0], [1.0]),
+        "plain": Windows([20.0, 30.0, 90.0], [1.0]),
+    }
+    fields = timed(windows, "ours", "plain")
+    assert fields["images_per_second"] == 60.0
+    assert fields["quartiles"] == [45.0, 75.0]
+    # 1.5, 2 and 1: not the ratio of the medians, which is 2.
+    assert fields["ratio"] == 1.5 and fields["peer"] == "plain"
+    assert set(fields["ratios"]) == {"plain"}
+    # Nothing is its own peer.
+    assert timed(windows, "plain", "plain")["ratio"] is None
