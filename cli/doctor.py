@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-
-from pfedmma_deploy.runtime.providers import Device
 
 from .options import EXPORTS, AsJson, Quiet, Verbose
 from .output import Output, open_output
@@ -18,7 +16,8 @@ if TYPE_CHECKING:
 
 def doctor(
     device: Annotated[
-        Device, typer.Option(help="What is to work; auto takes CUDA, else the CPU.")
+        Literal["auto", "cpu", "cuda", "tensorrt"],
+        typer.Option(help="What is to work; auto takes CUDA, else the CPU."),
     ] = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,

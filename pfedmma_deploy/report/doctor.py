@@ -15,10 +15,11 @@ from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.report import doctor_devices, doctor_packages, doctor_places
 from pfedmma_deploy.report.doctor_check import Check, guarded
 from pfedmma_deploy.report.doctor_probe import Probe
-from pfedmma_deploy.runtime.providers import DEVICES
 
 __all__ = ["Diagnosis", "diagnose"]
 
+DEVICES = ("auto", "cpu", "cuda", "tensorrt")
+"""As in `runtime.providers`, which needs numpy: nothing that may be broken is imported here."""
 IMPORTED = ("torch", "torchvision", "open_clip")
 """What training and export import, in the order in which a failure is most telling."""
 

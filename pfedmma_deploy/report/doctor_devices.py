@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from pfedmma_deploy.benchmark.environment import describe_environment
 from pfedmma_deploy.report.doctor_check import Check
 from pfedmma_deploy.report.doctor_packages import REINSTALL_RUNTIME, installed
-from pfedmma_deploy.report.doctor_probe import Answer, Probe
+from pfedmma_deploy.report.doctor_probe import CPU, Answer, Probe
 from pfedmma_deploy.runtime.cpus import usable_cores
-from pfedmma_deploy.runtime.providers import CPU, CUDA, TENSORRT, cuda_problem, tensorrt_problem
 
 __all__ = ["check_cpu", "check_driver", "check_libraries", "check_providers"]
 
+CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 LIBRARIES = {
     "cudart": "nvidia-cuda-runtime",
     "cublas": "nvidia-cublas",
@@ -102,13 +102,15 @@ def check_providers(device: str) -> Iterator[Check]:
     try:
         import onnxruntime
 
+        from pfedmma_deploy.runtime import providers
+
         available = list(onnxruntime.get_available_providers())
     except Exception as error:  # a half-removed package raises AttributeError, too
         reason = f"{type(error).__name__}: {error}"
         found = f"ONNX Runtime cannot be imported ({reason})"
         yield Check("providers", False, found, REINSTALL_RUNTIME, stops=True)
         return
-    problems = {CUDA: cuda_problem(), TENSORRT: tensorrt_problem()}
+    problems = {CUDA: providers.cuda_problem(), TENSORRT: providers.tensorrt_problem()}
     names = [*dict.fromkeys([CPU, CUDA, TENSORRT, *available])]
     tried = [n for n in names if n in available and not problems.get(n) and n not in NOT_TRIED]
     probes = {name: Probe("run", name) for name in tried}

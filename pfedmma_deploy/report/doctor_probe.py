@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Answer", "Probe"]
+__all__ = ["CPU", "Answer", "Probe"]
 
 TIMEOUT = 180.0
 """Seconds; torch from a cold disk takes 20, TensorRT compiles even a tiny model."""

@@ -21,6 +21,8 @@ COMMANDS = [
     "export",
     "predict",
     "inspect",
+    "doctor",
+    "bench",
     "methods",
 ]
 

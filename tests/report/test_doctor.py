@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 from importlib import metadata, util
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ from pfedmma_deploy.report import doctor, doctor_devices, doctor_packages, docto
 from pfedmma_deploy.report.doctor_check import Check, guarded
 from pfedmma_deploy.report.doctor_packages import check_imports, check_packages
 from pfedmma_deploy.report.doctor_probe import Answer
+from pfedmma_deploy.runtime import providers as runtime_providers
 from pfedmma_deploy.runtime.providers import CPU, CUDA, TENSORRT
 
 LINES = {
@@ -57,8 +60,8 @@ def providers(
 ) -> None:
     """ONNX Runtime with these providers, on a machine with CUDA's problem."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(names))
-    monkeypatch.setattr(doctor_devices, "cuda_problem", lambda: problem)
-    monkeypatch.setattr(doctor_devices, "tensorrt_problem", lambda: problem or "no TensorRT")
+    monkeypatch.setattr(runtime_providers, "cuda_problem", lambda: problem)
+    monkeypatch.setattr(runtime_providers, "tensorrt_problem", lambda: problem or "no TensorRT")
     monkeypatch.setattr(FakeProbe, "ran", {f"{k}ExecutionProvider": v for k, v in ran.items()})
     monkeypatch.setattr(doctor_devices, "Probe", FakeProbe)
 
@@ -316,3 +319,33 @@ def test_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "could not be looked at" in by_name(found.checks)["images"].found
     with pytest.raises(UsageError, match="Device 'tpu' is unknown: expected auto, cpu, cuda"):
         doctor.diagnose("tpu")
+
+
+def test_devices_and_names_are_the_runtimes() -> None:
+    assert doctor.DEVICES == runtime_providers.DEVICES
+    assert (doctor_devices.CUDA, doctor_devices.TENSORRT) == (CUDA, TENSORRT)
+
+
+PROGRAM = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"numpy", "torch", "onnxruntime", "PIL", "packaging"}:
+            raise ImportError(f"{name} is broken")
+
+sys.meta_path.insert(0, Blocked())
+from pfedmma_deploy.report import doctor
+
+doctor.IMPORTED = ()
+found = doctor.diagnose("cpu")
+print(*(check.name for check in found.problems), sep=",")
+"""
+
+
+def test_it_works_where_nearly_nothing_does(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.stdout == "packages,torch and torchvision,images,providers\n"
