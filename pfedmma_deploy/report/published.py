@@ -30,8 +30,8 @@ def published_rows(
 
     Returns:
         One dictionary per method: `method`, `local`, `base`, `novel`, `hm3` in percent, `source`,
-        `url`, `datasets` that the figures are means over, and `note`. Empty where no paper has
-        that combination.
+        `url` and the `datasets` that the figures are means over. Empty where no paper has that
+        combination.
     """
     name = _known_name(dataset)
     if isinstance(protocol, str):
@@ -43,7 +43,7 @@ def published_rows(
         {
             "method": method,
             **figures,
-            **{key: table[key] for key in ("source", "url", "datasets", "note")},
+            **{key: table[key] for key in ("source", "url", "datasets")},
         }
         for table in _tables()
         if name in table["datasets"]
