@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -315,6 +315,24 @@ def test_many_threads_one_classifier(bundle: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda job: shared.predict(*job), jobs))
     assert found == [alone.predict(*job) for job in jobs]
+
+
+def test_typed_classes_are_encoded_once_for_each_client(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = Classifier.load(bundle, "cpu")
+    encoded: list[int] = []
+    embed = classifier._texts.embed
+
+    def count(texts: Sequence[str], index: int) -> NDArray[np.float32]:
+        encoded.append(index)
+        return embed(texts, index)
+
+    monkeypatch.setattr(classifier._texts, "embed", count)
+    clients: list[str | int] = ["north", 0, "0"]
+    first = classifier.predict(images(3), clients, TYPED)
+    assert classifier.predict(images(3), clients, TYPED) == first
+    assert encoded == [1, 0, 2]
 
 
 def test_typed_classes_are_kept_within_bounds(
