@@ -157,6 +157,6 @@ def _classes(manifest: Manifest) -> str:
     def listed(labels: tuple[int, ...]) -> str:
         return ", ".join(manifest.class_names[label] for label in labels)
 
-    if not manifest.novel:
+    if not set(manifest.novel) - set(manifest.base):
         return listed(tuple(range(len(manifest.class_names))))
     return f"Trained on: {listed(manifest.base)}.\n\nNovel: {listed(manifest.novel)}."

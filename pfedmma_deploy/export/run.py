@@ -82,13 +82,15 @@ def export_run(
     config, form = run.config, form or Form()
     parameters = workspace.method.configure(config.parameters)
     novel = [names.index(name) for name in run.manifest["novel"]]
+    # Where a domain was left out, novel may be the classes that were trained on, looking otherwise.
+    unseen = set(run.manifest["novel"]) - set(run.manifest["base"])
     return export_bundle(
         workspace.backbone,
         members,
         out,
         class_names=names,
         prompt=config.prompt,
-        base=[label for label in range(len(names)) if label not in novel],
+        base=[label for label, name in enumerate(names) if name not in unseen],
         novel=novel,
         bottleneck_dim=parameters.bottleneck_dim,
         scale=parameters.scale,
