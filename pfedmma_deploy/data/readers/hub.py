@@ -88,11 +88,10 @@ def _load(root: Path) -> dict[str, Any]:
     except Exception as error:  # its list of exception types is open-ended
         raise DataError(f"{root} cannot be read by Hugging Face datasets: {error}") from error
     parts = loaded if isinstance(loaded, Mapping) else {_part_of(root): loaded}
-    unknown = [part for part in parts if part.lower() not in SPLITS]
-    if unknown:
-        raise DataError(
-            f"{root} has a part '{unknown[0]}'; expected train, validation (or val) and test"
-        )
+    unknown = [f"a part '{part}'" for part in parts if part.lower() not in SPLITS]
+    if unknown or not parts:
+        found = (unknown or ["no part at all"])[0]
+        raise DataError(f"{root} has {found}; expected train, validation (or val) and test")
     return {part: _rows_in_place(table) for part, table in parts.items()}
 
 

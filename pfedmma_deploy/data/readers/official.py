@@ -34,18 +34,21 @@ _IGNORED: Final = ("BACKGROUND_Google", "Faces_easy")
 def find(path: Path) -> Path | None:
     """`path`, where it is the folder of a known data set that lacks only its split file.
 
+    Also the folder of the same name in it, as torchvision unpacks DTD.
+
     Raises:
         DataError: such a folder of a data set whose parts nobody but the split file tells.
     """
-    known = _known(path)
-    if known is None:
-        return None
-    if known.name not in _PARTS:
-        raise DataError(
-            f"data folder {path}: this looks like {known.title}, but {known.split_file} is not"
-            f" there. Expected {', '.join(known.expects)}; the file is at {known.split}"
-        )
-    return path
+    for place in (path, path / path.name):
+        known = _known(place)
+        if known is not None and known.name in _PARTS:
+            return place
+        if known is not None:
+            raise DataError(
+                f"data folder {place}: this looks like {known.title}, but {known.split_file} is not"
+                f" there. Expected {', '.join(known.expects)}; the file is at {known.split}"
+            )
+    return None
 
 
 def _known(path: Path) -> Known | None:

@@ -172,6 +172,7 @@ def test_what_torchvision_leaves_is_found_by_name(tmp_path: Path) -> None:
     data = load_dataset("dtd", root=tmp_path)
     assert data.class_names == ("banded", "dotted")
     assert [example.split for example in data.examples] == ["train", "val", "test"] * 2
+    assert load_dataset(tmp_path / "dtd").examples == data.examples
 
 
 def test_folders_alone_when_nobody_published_parts(tmp_path: Path) -> None:
