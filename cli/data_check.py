@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -144,7 +146,7 @@ def _show(dataset: Dataset, found: Checkup, sanity: Sanity | None, output: Outpu
             output.say(f"    {example}")
         if problem.count > len(problem.examples):
             output.say(f"    and {problem.count - len(problem.examples):,} more")
-        output.say(f"  {problem.advice}")
+        output.say(_indent(problem.advice, output))
     if sanity is not None:
         output.say(
             f"Zero-shot accuracy {sanity.accuracy:.1f} % on {sanity.images:,} images"
@@ -159,6 +161,14 @@ def _show(dataset: Dataset, found: Checkup, sanity: Sanity | None, output: Outpu
         f"{dataset.name}: {found.images:,} images of {len(dataset.class_names)} classes: "
         + (counts if levels else "nothing wrong found")
     )
+
+
+def _indent(text: str, output: Output) -> str:
+    """Folded at the width of a terminal; in a pipe one line, which can be searched."""
+    if not output.stdout.isatty():
+        return f"  {text}"
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(text, width, initial_indent="  ", subsequent_indent="  ")
 
 
 def _values(problem: Problem) -> dict[str, Any]:
