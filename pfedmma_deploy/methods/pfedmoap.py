@@ -76,13 +76,15 @@ def train(run: ClientRun) -> float:
 def start(adapter: Adapter, clients: Sequence[str]) -> Tensors:
     """The common initial prompt, and no client's yet."""
     assert isinstance(adapter, MixedPrompts)
-    prompt = adapter.ctx.detach().clone()
-    return {"initial": prompt, "places": torch.zeros_like(adapter.present)}
+    prompt = adapter.ctx.detach().cpu().clone()
+    return {"initial": prompt, "places": torch.zeros(len(adapter.present))}
 
 
 def aggregate(updates: Sequence[Update], server: Tensors) -> Tensors:
     """Keep every prompt that was sent; those of clients that were not chosen stay."""
-    return {**server, **{_key(update.client): update.shared["ctx"] for update in updates}}
+    # In main memory, as those read back from disk: prompts are compared with one another.
+    sent = {_key(update.client): update.shared["ctx"].cpu() for update in updates}
+    return {**server, **sent}
 
 
 def distribute(server: Tensors, client: str) -> Tensors:
