@@ -100,7 +100,9 @@ class InProcessEngine:
         """A client's part of the round, and all tensors that it starts from."""
         index, data = self.clients[client]
         state = self.checkpoint.load_client(client) or self._initial
-        received = self.method.distribute(server, client)
+        sent = self.method.distribute(server, client)
+        received = self.method.download(sent, self.adapter, data)
+        declined = {name: self._common[name] for name in sent if name not in received}
         run = ClientRun(
             backbone=self.backbone,
             adapter=self.adapter,
@@ -115,7 +117,7 @@ class InProcessEngine:
             rng=np.random.default_rng([self.seed, round, index + 1]),
             round=round,
         )
-        return run, {**state.own, **received}
+        return run, {**state.own, **received, **declined}
 
     def _train_alone(self, run: ClientRun, state: dict[str, Tensor]) -> ClientReport:
         self.adapter.load(state)
