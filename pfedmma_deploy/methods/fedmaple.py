@@ -47,7 +47,7 @@ FEDMAPLE = Method(
     trained="coupled prompts in the first blocks of both towers",
     shared="the prompts and their couplings",
     exportable=False,
-    obstacle="a bundle's towers read no prompt tokens of their own yet",
+    obstacle="the models of a bundle read images and written prompts, not learned vectors",
     parameters=FedMaPLeParameters,
     build=build,
 )

@@ -92,8 +92,7 @@ FEDPGP = Method(
     trained="a global context and a low-rank personal part of it",
     shared="the global context",
     exportable=False,
-    obstacle="a bundle keeps class features per client, but cannot yet encode new class names "
-    "behind a learned context",
+    obstacle="the text model of a bundle reads written prompts, not learned vectors",
     parameters=FedPGPParameters,
     build=build,
     loss=loss,

@@ -44,8 +44,7 @@ FEDTPG = Method(
     trained="a network that makes a context from the class names",
     shared="the network",
     exportable=False,
-    obstacle="a bundle keeps class features per client, but cannot yet encode new class names "
-    "behind a learned context",
+    obstacle="the text model of a bundle reads written prompts, not learned vectors",
     parameters=FedTPGParameters,
     build=build,
     aggregate=uniform_mean,

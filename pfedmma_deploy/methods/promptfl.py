@@ -62,8 +62,7 @@ PROMPTFL = Method(
     trained="one context before the class names",
     shared="the context",
     exportable=False,
-    obstacle="a bundle keeps class features per client, but cannot yet encode new class names "
-    "behind a learned context",
+    obstacle="the text model of a bundle reads written prompts, not learned vectors",
     parameters=PromptFLParameters,
     build=build,
     loss=loss,
