@@ -90,15 +90,16 @@ def launch(
     """
     if mcp:
         require_mcp()
-    # Before Gradio is imported: it reads them then.
+    # Before Gradio is imported, which reads them.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from .model import DemoModel
-    from .page import build_page
-    from .theme import HEAD, style, theme
 
     model = DemoModel.load(folder, device)
     chosen = free_port(port)
+    from .page import build_page
+    from .theme import HEAD, style, theme
+
     page = build_page(model)
     _, url, share_url = page.queue(max_size=64, api_open=True).launch(
         server_name=HOST,

@@ -141,13 +141,9 @@ def compare_tab(model: DemoModel, first: str) -> None:
         """A new picture: nobody knows its class yet."""
         return show(image, client, class_set, typed, other, ""), ""
 
-    def switch(*inputs: Any) -> tuple[str, str, str]:
-        """Another client: its card, its examples, its answers."""
-        return (
-            show(*inputs),
-            views.client_card(model, inputs[1]),
-            views.examples(found(inputs[1])),
-        )
+    def switch(*inputs: Any) -> tuple[str, str]:
+        """Another client: its answers, its card."""
+        return show(*inputs), views.client_card(model, inputs[1])
 
     def choose_names(*inputs: Any) -> tuple[str, dict[str, Any]]:
         """Other names to choose from; the field for typed ones comes and goes."""
@@ -175,7 +171,10 @@ def compare_tab(model: DemoModel, first: str) -> None:
     quiet: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 4}
     latest: dict[str, Any] = {**quiet, "trigger_mode": "always_last", "show_progress": "minimal"}
     image.input(take, values[:-1], [result, truth], **latest)
-    client.input(switch, values, [result, card, shelf], **latest)
+    # The answers first: finding a client's examples takes longer.
+    client.input(switch, values, [result, card], **latest).then(
+        lambda client: views.examples(found(client)), client, shelf, **latest
+    )
     class_set.input(choose_names, values, [result, typed], **latest)
     gr.on([typed.submit, typed.blur, other.input, truth.input], show, values, result, **latest)
     shelf.click(

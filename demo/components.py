@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import gradio as gr
-from gradio.data_classes import FileData
+from gradio.data_classes import FileData, ImageData, ListFiles
 
 Upload = TypeVar("Upload", gr.Image, gr.File)
 
@@ -36,9 +36,9 @@ def as_files(component: Upload) -> Upload:
     keep = component.async_move_resource_to_block_cache
 
     def preprocess(payload: Any) -> Any:
-        if payload is None or isinstance(payload, FileData):
-            return _path(payload)
-        return [_path(one) for one in payload.root]
+        if isinstance(payload, ListFiles):
+            return [_path(one) for one in payload.root]
+        return None if payload is None else _path(payload)
 
     async def move(url_or_file_path: str | Path | None) -> str | None:
         if str(url_or_file_path).lower().startswith(("http:", "https:", "ftp:")):
@@ -50,9 +50,7 @@ def as_files(component: Upload) -> Upload:
     return component
 
 
-def _path(payload: FileData | None) -> str | None:
-    if payload is None:
-        return None
+def _path(payload: FileData | ImageData) -> str:
     if not payload.path or (payload.url or "").startswith("data:"):
         raise gr.Error("Upload the image as a file.", print_exception=False)
     return payload.path

@@ -14,7 +14,7 @@ from .model import ClassSet, DemoModel
 __all__ = ["RULES", "Found", "find_examples"]
 
 BATCH = 16
-MOST = 320
+MOST = 240
 """Test images that are looked at; a rule that none of them meets has no example."""
 
 

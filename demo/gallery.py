@@ -168,7 +168,7 @@ class Gallery:
                 }
                 for row in self.rows
             ],
-            "skipped": [{"path": entry.path, "reason": entry.reason} for entry in self.skipped],
+            "skipped": [{"name": entry.path, "reason": entry.reason} for entry in self.skipped],
             "remarks": list(self.remarks),
             "seconds": self.seconds,
         }

@@ -9,7 +9,9 @@ import gradio as gr
 __all__ = ["HEAD", "style", "theme"]
 
 HEAD = """<style>
-.gradio-container { max-width: 1200px !important; min-width: 0 !important; margin: 0 auto !important; }
+.gradio-container {
+  max-width: 1200px !important; min-width: 0 !important; margin: 0 auto !important;
+}
 @media (max-width: 640px) { .gradio-container .app { padding: 10px !important; } }
 </style>"""
 """Around the page, where Gradio's scoping of `css` does not reach."""

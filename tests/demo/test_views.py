@@ -1,0 +1,105 @@
+"""Everything is said in words, and nothing from outside is taken for HTML."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pfedmma_deploy.demo import pictures, views
+from pfedmma_deploy.demo.about import about_dict, about_text
+from pfedmma_deploy.demo.compare import compare
+from pfedmma_deploy.demo.examples import find_examples
+from pfedmma_deploy.demo.pictures import confusion_picture, counts_picture
+from tests.demo.fakes import fake_model, history, image, with_sample
+
+CAT, DOG, TRUCK, OWL = range(4)
+
+
+@pytest.mark.parametrize(
+    ("zero_shot", "north", "truth", "said"),
+    [
+        (CAT, CAT, None, "Both say <b>cat</b>"),
+        (DOG, CAT, None, "They differ: zero-shot says <b>dog</b>, Client north says <b>cat</b>"),
+        (DOG, CAT, "cat", "Only Client north is right: <b>cat</b>, not dog"),
+        (DOG, CAT, "dog", "Only zero-shot is right: <b>dog</b>, not cat"),
+        (TRUCK, TRUCK, "fire_truck", "Both are right: <b>fire truck</b>"),
+        (DOG, CAT, "owl", "Both are wrong: dog and cat, not <b>owl</b>"),
+        (DOG, DOG, "owl", "Both are wrong: dog, not <b>owl</b>"),
+    ],
+)
+def test_the_verdict(zero_shot: int, north: int, truth: str | None, said: str) -> None:
+    html = views.comparison(compare(fake_model(), image(zero_shot, north), "north", truth=truth))
+    assert said in html
+    assert (">=<" in html) == (zero_shot == north)
+
+
+def test_colour_has_words() -> None:
+    html = views.comparison(compare(fake_model(), image(DOG, CAT), "north"))
+    for words in ("seen here", "seen elsewhere", "novel", "as it was before training", "CPU"):
+        assert words in html
+    assert "ms for 2 models in one call" in html and "fp32" in html
+
+
+def test_names_are_never_html() -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    found = compare(
+        fake_model(), image(0, 1), "north", class_set="typed", typed=f"{evil}, a & b", truth=evil
+    )
+    html = views.comparison(found)
+    assert "<img" not in html and "&lt;img src=x onerror=alert(1)&gt;" in html
+    assert "<script" not in views.problem("<script>") + views.hint("<script>")
+
+
+def test_client_card() -> None:
+    model = fake_model(history=history(north=(70.0, 80.0, 90.0, 80.5)))
+    card = views.client_card(model, "north")
+    assert "Client north trained on 4 images of 1 class:" in card
+    assert "<b>90 %</b> on its own test images<small>zero-shot 70 %</small>" in card
+    assert "trained on 2 classes" in views.client_card(model, "south")
+
+
+def test_examples_or_a_hint() -> None:
+    model = with_sample(fake_model(), [(CAT, image(DOG, CAT))])
+    shelf = views.examples(find_examples(model, "north"))
+    assert 'data-example="0"' in shelf and "Seen class: only personalized is right" in shelf
+    assert "drop a picture of your own" in views.examples([])
+
+
+def test_about() -> None:
+    model = fake_model(backbone={"name": "pfedmma-tiny", "pretrained": "embedded"})
+    text = about_text(model)
+    for words in (
+        "`pfedmma-tiny` (embedded)",
+        "same answer on 100.0 %",
+        "small distilled",
+        "[class",
+    ):
+        assert words in text
+    assert "small distilled" not in about_text(fake_model())
+    assert about_dict(model)["device"] == "cpu"
+
+
+def test_pictures_for_light_and_dark_pages() -> None:
+    drawn = confusion_picture(np.array([[3, 1], [0, 2]]), ["cat", "a $ dog_"], "Client 3")
+    assert drawn.description == "Client 3: 5 of 6 right, 2 classes"
+    corners = []
+    for data, back in ((drawn.light, pictures.LIGHT.back), (drawn.dark, pictures.DARK.back)):
+        with Image.open(io.BytesIO(data)) as opened:
+            assert opened.width > 500
+            corners.append(opened.convert("RGB").getpixel((1, 1)))
+        assert corners[-1] == tuple(bytes.fromhex(back[1:]))
+    html = views.picture(drawn)
+    assert html.count("data:image/png;base64,") == 2 and "5 of 6 right" in html
+
+
+@pytest.mark.parametrize("count", [1, 80])
+def test_pictures_of_any_number_of_classes(count: int) -> None:
+    names = [f"class {i} with a long name" for i in range(count)]
+    counts = np.eye(count, dtype=np.int64)
+    with Image.open(io.BytesIO(confusion_picture(counts, names, "t").light)) as opened:
+        assert max(opened.size) < 5000
+    drawn = counts_picture(np.zeros((1, count), np.int64), ["Client 0"], names, [0])
+    assert drawn.light.startswith(b"\x89PNG")
