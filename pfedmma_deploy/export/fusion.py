@@ -1,8 +1,9 @@
 """The `ort` flavour: a portable graph with ONNX Runtime's own fused operators in it.
 
-One Attention per block instead of its three dozen nodes, SkipLayerNormalization for the residual
-additions, BiasGelu or QuickGelu for the activation, by `onnxruntime.transformers.optimizer`. What
-was fused is counted: that optimizer says nothing when a pattern no longer fits.
+One Attention per block (the last of an image tower excepted) instead of its three dozen nodes,
+SkipLayerNormalization for the residual additions, BiasGelu or QuickGelu for the activation, by
+`onnxruntime.transformers.optimizer`. What was fused is counted: that optimizer says nothing when a
+pattern no longer fits.
 """
 
 from __future__ import annotations
@@ -42,9 +43,12 @@ class TowerShape:
 
     @property
     def expected(self) -> dict[str, int]:
-        """Operators of a fully fused graph. The first `ln_1` and the last norm skip nothing."""
+        """Operators of a fully fused graph. The first `ln_1` and the last norm skip nothing.
+
+        The last block of an image tower asks for the class token alone, which is no self-attention.
+        """
         return {
-            "Attention": self.depth,
+            "Attention": self.depth if self.is_causal else self.depth - 1,
             "SkipLayerNormalization": 2 * self.depth - 1,
             "QuickGelu" if self.quick_gelu else "BiasGelu": self.depth,
         }

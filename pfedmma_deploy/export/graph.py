@@ -38,7 +38,7 @@ class ImageGraph(nn.Module):
         self.class_token = _buffer(visual.class_embedding)
         self.positions = _buffer(visual.positional_embedding)
         self.ln_pre = visual.ln_pre
-        self.blocks = _blocks(backbone.blocks("image"), banks, scale)
+        self.blocks = _blocks(backbone.blocks("image"), banks, scale, last_reads_first=True)
         self.ln_post = visual.ln_post
         self.projection = _buffer(visual.proj)
 
@@ -94,12 +94,22 @@ class ClassifierGraph(nn.Module):
 
 
 class _Block(nn.Module):
-    """One frozen pre-norm block, and the adapter beside it where there is one."""
+    """One frozen pre-norm block, and the adapter beside it where there is one.
+
+    With `only_first` its output is that of the first token alone, [B, 1, d]. All that is left to
+    do for the others are their keys and values: a sixth of the block.
+    """
 
     def __init__(
-        self, source: ResidualAttentionBlock, banks: AdapterBanks | None, scale: float
+        self,
+        source: ResidualAttentionBlock,
+        banks: AdapterBanks | None,
+        scale: float,
+        *,
+        only_first: bool,
     ) -> None:
         super().__init__()
+        self.only_first = only_first
         attention = source.attn
         self.heads = int(attention.num_heads)
         self.ln_1, self.ln_2 = source.ln_1, source.ln_2
@@ -112,19 +122,22 @@ class _Block(nn.Module):
         self.adapter = None if banks is None else _Adapter(banks, scale)
 
     def forward(self, x: Tensor, client: Tensor, mask: Tensor | None) -> Tensor:
-        h = self.ln_1(x)
-        x = x + self.attend(h, mask)
+        everywhere = h = self.ln_1(x)
+        if self.only_first:
+            x, h = x[:, :1], h[:, :1]
+        x = x + self.attend(h, everywhere, mask)
         z = self.up(self.ln_2(x))
         z = z * torch.sigmoid(1.702 * z) if self.quick_gelu else _gelu(z)
         x = x + self.down(z)
         return x if self.adapter is None else x + self.adapter(h, client)
 
-    def attend(self, h: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, h: Tensor, everywhere: Tensor, mask: Tensor | None) -> Tensor:
+        """What the tokens h [B, T', d] take from all tokens [B, T, d]."""
         batch, length, width = h.shape
-        split = (batch, length, self.heads, width // self.heads)
-        q = self.q(h).reshape(split).permute(0, 2, 1, 3)
-        k = self.k(h).reshape(split).permute(0, 2, 3, 1)
-        v = self.v(h).reshape(split).permute(0, 2, 1, 3)
+        split = (self.heads, width // self.heads)
+        q = self.q(h).unflatten(-1, split).permute(0, 2, 1, 3)
+        k = self.k(everywhere).unflatten(-1, split).permute(0, 2, 3, 1)
+        v = self.v(everywhere).unflatten(-1, split).permute(0, 2, 1, 3)
         scores = (q @ k) * (width // self.heads) ** -0.5
         if mask is not None:
             scores = scores + mask
@@ -175,10 +188,17 @@ def is_quick_gelu(activation: nn.Module) -> bool:
 
 
 def _blocks(
-    sources: Sequence[ResidualAttentionBlock], banks: Mapping[int, AdapterBanks], scale: float
+    sources: Sequence[ResidualAttentionBlock],
+    banks: Mapping[int, AdapterBanks],
+    scale: float,
+    *,
+    last_reads_first: bool = False,
 ) -> nn.ModuleList:
+    """The blocks of a tower; with `last_reads_first` only the first token leaves the last one."""
+    last = len(sources) - 1 if last_reads_first else None
     return nn.ModuleList(
-        _Block(source, banks.get(index), scale) for index, source in enumerate(sources)
+        _Block(source, banks.get(index), scale, only_first=index == last)
+        for index, source in enumerate(sources)
     )
 
 
