@@ -159,6 +159,8 @@ class Classifier:
         An image is decoded once, and one call of the model serves all clients; `[client, 0]` puts
         zero-shot beside a client. Otherwise like `iter_predict`, whose errors it raises.
         """
+        if isinstance(clients, str) or not clients:
+            raise UsageError(f"Clients to compare are a list of at least one, found {clients!r}.")
         indices = tuple(self.bundle.client_index(client) for client in clients)
         requests = ((name, source, indices) for name, source in iter_sources(images))
         return self._predictions(_listed(images, requests), classes, top_k, batch_size, on_skip)
