@@ -67,7 +67,7 @@ def check_data(
     Raises:
         UsageError: the options name something that the data do not have.
     """
-    problems = [*check_dataset(dataset), *check_order(dataset.class_names)]
+    problems = [*check_dataset(dataset), *check_order(dataset)]
     federation = None
     try:
         federation, found = _divider(dataset, division)()

@@ -19,6 +19,7 @@ class Listed:
     class_names: tuple[str, ...]
     examples: tuple[Example, ...]
     name: str = "listed"
+    form: str = "classes"
     skipped: tuple[Skipped, ...] = ()
 
     def open_image(self, example: Example) -> Image.Image:
@@ -68,12 +69,15 @@ def test_names_without_an_order_are_refused() -> None:
 
 @pytest.mark.parametrize("names", [("ant", "bee", "cow"), ("Ant", "bee", "Cow"), ("Zoo", "ant")])
 def test_sorted_names(names: tuple[str, ...]) -> None:
-    assert check_order(names) == []
+    assert check_order(Listed(names, ())) == []
 
 
 def test_names_out_of_order() -> None:
-    (problem,) = check_order(("cow", "ant", "bee"))
+    data = Listed(("cow", "ant", "bee"), ())
+    (problem,) = check_order(data)
     assert (problem.level, problem.examples) == ("warning", ("'cow' before 'ant'",))
+    data.form = "split"  # the order of the few-shot papers is nobody's mistake
+    assert check_order(data) == []
 
 
 def test_an_index_map_applied_to_labels_but_not_to_paths() -> None:
@@ -133,4 +137,4 @@ def test_sites_and_looks_that_are_called_like_a_class() -> None:
 @pytest.mark.parametrize("name", ["cifar10-sample", "domains-sample"])
 def test_nothing_is_wrong_with_the_samples(name: str) -> None:
     data = load_dataset(name)
-    assert [*check_dataset(data), *check_order(data.class_names)] == []
+    assert [*check_dataset(data), *check_order(data)] == []

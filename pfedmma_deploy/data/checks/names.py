@@ -9,9 +9,12 @@ from itertools import pairwise
 from typing import Final
 
 from pfedmma_deploy.data.checks.problems import Problem, find_problem
+from pfedmma_deploy.types import Dataset
 
 __all__ = ["check_names", "check_order", "class_key", "is_id"]
 
+_PUBLISHED_ORDER: Final = ("aircraft", "fedbn", "imagenet", "lists", "official", "split")
+"""Forms of data sets on disk, as `readers` name them."""
 _ORDERLESS: Final = (set, frozenset, dict)
 # Not "C-130" or "747-200", which are names of aircraft.
 _IDS: Final = re.compile(
@@ -51,9 +54,16 @@ def check_names(names: Sequence[str]) -> list[Problem]:
     return problems + find_problem("id-names", [f"'{name}'" for name in names if is_id(name)])
 
 
-def check_order(names: Sequence[str]) -> list[Problem]:
-    """Names out of sorted order, upper and lower case alike or capitals first."""
-    if list(names) in (sorted(names), sorted(names, key=str.casefold)):
+def check_order(dataset: Dataset) -> list[Problem]:
+    """Names out of sorted order, upper and lower case alike or capitals first.
+
+    Data sets that were read by their publishers' lists have the order of these, and no problem.
+    """
+    names = dataset.class_names
+    if getattr(dataset, "form", None) in _PUBLISHED_ORDER or list(names) in (
+        sorted(names),
+        sorted(names, key=str.casefold),
+    ):
         return []
     steps = [
         f"'{first}' before '{second}'"
