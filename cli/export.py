@@ -130,7 +130,7 @@ def _fold(run: Run, folder: Path, client: str | None, output: Output) -> None:
     output.table(
         ["File", "MB"],
         [[name, f"{size / 1e6:.2f}"] for name, size in values["files"].items()],
-        f"{values['bundle']}: plain open_clip weights of {len(values['clients'])} clients",
+        f"{values['bundle']}: plain open_clip weights",
     )
     output.say(
         f"Loaded back by open_clip and compared on {values['parity']['images']} images: "

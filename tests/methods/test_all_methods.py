@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,17 @@ import torch
 from torch import Tensor
 
 from pfedmma_deploy.adapters.base import KEPT, Adapter
-from pfedmma_deploy.config import Options, TrainConfig
+from pfedmma_deploy.config import Options, Scalar, TrainConfig
+from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.evaluation.run import evaluate_run
+from pfedmma_deploy.federated.personalize import fine_tune
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.methods.base import Method, Update
 from pfedmma_deploy.methods.registry import METHODS, get_method
 from pfedmma_deploy.methods.resolve import resolve_run
 from pfedmma_deploy.store import workspace
 from pfedmma_deploy.store.checkpoint import Checkpoint
+from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.types import ClientData, Example, Scope
 from tests.federated.conftest import sites  # noqa: F401  # a fixture
 from tests.federated.test_resume import contents
@@ -29,8 +34,10 @@ CLIENTS = ("a", "b")
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading the same backbone again and again would take longer than everything else."""
     torch.set_num_threads(1)
+    monkeypatch.setattr(workspace, "load_backbone", lambda *_, **__: tiny_backbone())
 
 
 def build(name: str, seed: int = 0) -> tuple[Method, Adapter]:
@@ -160,7 +167,7 @@ class Stop(BaseException):
     """A kill: nothing that handles errors may handle it."""
 
 
-def options(name: str, folder: Path) -> TrainConfig:
+def options(name: str, folder: Path, **parameters: Scalar) -> TrainConfig:
     flags: dict[str, Any] = {
         "data": str(folder),
         "backbone": register(),
@@ -172,6 +179,7 @@ def options(name: str, folder: Path) -> TrainConfig:
         "local_epochs": 1,
         "batch_size": 4,
         "logit_scale": 20.0,
+        "parameters": parameters,
     }
     return resolve_run(Options(given=flags, suggested={}))
 
@@ -194,9 +202,8 @@ def test_two_rounds_and_the_same_two_with_a_kill_between(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Loading the same backbone eight times would take longer than everything else.
-    monkeypatch.setattr(workspace, "load_backbone", lambda *_, **__: tiny_backbone())
-    config = options(name, sites)
+    shorter = {"distill_batches": 4} if name == "tap" else {}
+    config = options(name, sites, **shorter)
     run = train(config, tmp_path / "whole").run
     accuracy = evaluate_run(run).personalized_mean
     assert all(value is not None for value in accuracy.to_dict().values())
@@ -208,3 +215,58 @@ def test_two_rounds_and_the_same_two_with_a_kill_between(
             train(config, tmp_path / "cut")
     train(config, tmp_path / "cut", resume=True)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    require_personal(run, adapter_of(name).tensors(Scope.LOCAL).keys())
+
+
+def adapter_of(name: str) -> Adapter:
+    return build(name)[1]
+
+
+def require_personal(run: Run, local: Collection[str]) -> None:
+    """Personalization moves what is local and nothing else, or says that there is nothing."""
+    if not local:
+        with pytest.raises(UsageError, match=r"keeps nothing of its own|has nothing to train"):
+            fine_tune(run, "clinic", epochs=1)
+        return
+    tuned = fine_tune(run, "clinic", epochs=1)
+    moved = {n for n, v in tuned.after.items() if not torch.equal(v, tuned.before[n])}
+    scopes = adapter_of(run.config.method).scopes()
+    assert {scopes[n] for n in moved} == {Scope.LOCAL}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("pfedmma", {"towers": "image"}),
+        ("pfedmma", {"towers": "text", "share": "all"}),
+        ("pfedmma", {"share": "projection+down"}),
+        ("fedavg-mma", {"towers": "image"}),
+        ("plora", {"share": "A"}),
+        ("plora", {"share": "AB"}),
+        ("plora", {"share": "B-frozen-A"}),
+        ("clip-adapter", {"share": "none"}),
+        ("tap", {"history": True}),
+        ("tap", {"modalities": "both"}),
+    ],
+)
+def test_variants_run_and_keep_what_is_frozen(
+    name: str,
+    parameters: dict[str, Scalar],
+    sites: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    config = replace(options(name, sites, **parameters), rounds=1)
+    run = train(config, tmp_path / "run").run
+    assert evaluate_run(run).personalized_mean.base is not None
+    method = get_method(name)
+    adapter = method.build(
+        tiny_backbone(), method.configure(parameters), torch.Generator().manual_seed(config.seed)
+    )
+    shared = run.load_shared()
+    assert shared.keys() == adapter.tensors(Scope.SHARED).keys()
+    own = run.load_client("clinic").tensors
+    for n, value in adapter.tensors(Scope.FROZEN).items():
+        if name == "plora":
+            assert torch.equal(own[n], value)
+    trained = {**adapter.tensors(Scope.LOCAL), **adapter.tensors(Scope.SHARED)}
+    assert any(not torch.equal(({**own, **shared})[n], value) for n, value in trained.items())
