@@ -96,6 +96,6 @@ def _cache_folder(sha256: str) -> Path:
     except OSError as error:
         raise DeviceError(
             f"TensorRT's engines cannot be kept in {folder} ({error.strerror}): "
-            "set XDG_CACHE_HOME to a folder that can be written."
+            "set PFEDMMA_CACHE to a folder that can be written."
         ) from error
     return folder

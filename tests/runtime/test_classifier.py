@@ -214,7 +214,8 @@ def test_several_clients_look_at_one_image(classifier: Classifier, tmp_path: Pat
             assert one.top[0].probability == pytest.approx(alone.top[0].probability, abs=1e-6)
     with pytest.raises(UsageError, match="no client 'nobody'"):
         classifier.iter_compare(pixels, [0, "nobody"])
-    for none in ([], "north"):
+    wrong: tuple[Any, ...] = ([], "north")
+    for none in wrong:
         with pytest.raises(UsageError, match=r"are a list of at least one, found (\[\]|'north')"):
             classifier.iter_compare(pixels, none)
 

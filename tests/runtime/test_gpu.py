@@ -85,7 +85,7 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     problem = tensorrt_problem()
     if problem is not None:
         pytest.skip(problem)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PFEDMMA_CACHE", str(tmp_path))
     yield tmp_path
 
 

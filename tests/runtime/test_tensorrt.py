@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import stat
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ pytest_plugins = ["tests.export.fixtures"]
 
 @pytest.fixture
 def manifest(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PFEDMMA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tensorrt, "tensorrt_version", lambda: 101304)
     found = Bundle.open(bundle).manifest
     return replace(found, flavour="portable", files={"vision_model.onnx": FileInfo(1, "ab" * 32)})
@@ -31,9 +32,7 @@ def manifest(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> M
 def test_options(manifest: Manifest, tmp_path: Path) -> None:
     options = tensorrt_options(manifest)
     folder = (
-        tmp_path
-        / "cache/pfedmma/tensorrt"
-        / (f"abababababababab-ort{onnxruntime.__version__}-trt101304")
+        tmp_path / "cache/tensorrt" / (f"abababababababab-ort{onnxruntime.__version__}-trt101304")
     )
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert options == {
@@ -56,11 +55,20 @@ def test_another_model_has_another_folder(manifest: Manifest) -> None:
     assert tensorrt_options(manifest)[path] != tensorrt_options(other)[path]
 
 
+def test_without_caches_an_engine_has_a_place_of_its_own(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PFEDMMA_CACHE", "off")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = Path(tensorrt_options(manifest)["trt_engine_cache_path"])
+    assert folder.is_dir() and folder.parents[1] == tmp_path
+
+
 def test_a_cache_that_cannot_be_written(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_text("in the way")
-    with pytest.raises(DeviceError, match=r"cannot be kept in .*cache.*: set XDG_CACHE_HOME"):
+    with pytest.raises(DeviceError, match=r"cannot be kept in .*cache.*: set PFEDMMA_CACHE"):
         tensorrt_options(manifest)
 
 
