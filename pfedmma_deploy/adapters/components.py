@@ -74,15 +74,11 @@ class ComponentAdapter(Adapter):
             self.add_module(model, nn.ModuleDict(towers))
         for component in COMPONENTS:
             self._copy("federated", "personal", component)
+        self.held: tuple[Component, ...] = ()
+        """Components that the client holds: `holds`, read once; none before its first round."""
         self.holds = nn.Parameter(torch.zeros(len(COMPONENTS)), requires_grad=False)
         self.participations = nn.Parameter(torch.zeros(1), requires_grad=False)
         self.losses = nn.Parameter(torch.zeros(len(TASKS)), requires_grad=False)
-
-    @property
-    def held(self) -> tuple[Component, ...]:
-        """Components that the client holds; none before its first round."""
-        flags = self.holds.tolist()
-        return tuple(c for c, flag in zip(COMPONENTS, flags, strict=True) if flag)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -93,6 +89,13 @@ class ComponentAdapter(Adapter):
         """Say which components this client holds."""
         flags = [float(component in components) for component in COMPONENTS]
         self.holds.data.copy_(torch.tensor(flags))
+        self.held = tuple(component for component in COMPONENTS if component in components)
+
+    def load(self, *parts: dict[str, Tensor]) -> None:
+        """Set every parameter from the parts together; strict, as every adapter's."""
+        super().load(*parts)
+        flags = self.holds.tolist()
+        self.held = tuple(c for c, flag in zip(COMPONENTS, flags, strict=True) if flag)
 
     @contextmanager
     def using(self, model: Model, task: str) -> Iterator[None]:

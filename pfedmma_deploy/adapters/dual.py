@@ -83,7 +83,7 @@ class DualAdapter(Adapter):
 
         def hook(tower: Tower, block: int, h: Tensor) -> Tensor:
             frozen = {
-                name: received[f"shared.{tower}.{block}.{name}"].to(h.device)
+                name: received[f"shared.{tower}.{block}.{name}"]
                 for name in ("down.weight", "down.bias", "up.weight", "up.bias")
             }
             inner = F.relu(F.linear(h, frozen["down.weight"], frozen["down.bias"]))

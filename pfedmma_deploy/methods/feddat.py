@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.adapters.dual import DualAdapter
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.methods.base import Batch, Method
+from pfedmma_deploy.methods.base import Batch, ClientRun, Method
 from pfedmma_deploy.methods.distill import divergence, hooked_logits
 from pfedmma_deploy.methods.ranges import at_least
 from pfedmma_deploy.types import TOWERS
@@ -69,6 +69,12 @@ def mutual_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     return of_shared / 2 + of_local / 2
 
 
+def train(run: ClientRun) -> float:
+    """Local epochs beside the frozen copy, which is put where the backbone is once."""
+    run.received = {n: value.to(run.backbone.device) for n, value in run.received.items()}
+    return run.fit()
+
+
 FEDDAT = Method(
     name="feddat",
     paper="FedDAT, arXiv 2308.12305",
@@ -79,5 +85,7 @@ FEDDAT = Method(
     parameters=FedDATParameters,
     build=build,
     loss=loss,
+    local=train,
+    personalize=train,
     defaults=MappingProxyType({"optimizer": "adamw", "lr": 1e-4}),
 )
