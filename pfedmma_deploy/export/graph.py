@@ -73,9 +73,9 @@ class TextGraph(nn.Module):
         x = self.tokens(input_ids) + self.positions
         for block in self.blocks:
             x = block(x, client, self.mask)
-        # The end token has the highest id: its place is where CLIP reads the feature. As floats,
-        # which hold every id, because few runtimes can find the largest of int64 numbers.
-        ends = input_ids.float().argmax(dim=-1)
+        # The end token has the highest id: its place is where CLIP reads the feature. In 32 bits,
+        # because few runtimes have ArgMax of int64; not as floats, which some round to bfloat16.
+        ends = input_ids.int().argmax(dim=-1)
         x = x[torch.arange(x.shape[0]), ends]
         return _normalise(self.ln_final(x) @ self.projection)
 

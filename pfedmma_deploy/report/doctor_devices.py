@@ -88,9 +88,8 @@ def check_libraries(device: str) -> Iterator[Check]:
     """CUDA's libraries as Python packages; a system may have them elsewhere."""
     asked = device in ("cuda", "tensorrt")
     have = {name: installed(package) for name, package in LIBRARIES.items()}
-    found = ", ".join(f"{name} {version or 'MISSING'}" for name, version in have.items())
-    missing = None in have.values()
-    wanted = missing and (asked or device == "auto") and installed("onnxruntime-gpu") is not None
+    found = ", ".join(f"{name} {version or 'not from pip'}" for name, version in have.items())
+    wanted = None in have.values() and asked
     # Not an error by itself: what counts is whether the provider runs.
     yield Check(
         "cuda libraries", True, found, "pip install 'onnxruntime-gpu[cuda,cudnn]'" if wanted else ""
@@ -139,7 +138,8 @@ def _needed(device: str) -> tuple[str, ...]:
 def _not_tried(name: str, problems: Mapping[str, str | None], *, stops: bool) -> Check:
     """A provider that cannot run by what is known; that matters if it was asked for."""
     reason = problems.get(name) or "this ONNX Runtime does not have it"
-    what, _, advice = reason.partition("; ")
+    what, _, rest = reason.partition("; ")
+    advice = rest if rest.startswith("run ") else "see the driver"
     found = f"cannot be used: {what}"
     return Check(name, not stops, found, advice if stops else "", stops, absent=not stops)
 

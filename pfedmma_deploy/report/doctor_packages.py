@@ -46,6 +46,10 @@ def _requirements() -> Iterator[Check]:
     """Everything that the package's own metadata ask for on this platform."""
     from packaging.requirements import Requirement
 
+    if installed(DISTRIBUTION) is None:
+        found = f"{DISTRIBUTION} {__version__} runs from its sources: nothing says what it needs"
+        yield Check("packages", False, found, "pip install . (in the folder of the sources)")
+        return
     wanted = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or ()]
     names = [w for w in wanted if w.marker is None or w.marker.evaluate({"extra": ""})]
     have = {w.name: installed(w.name) for w in names}

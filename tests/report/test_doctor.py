@@ -110,12 +110,18 @@ def test_onnxruntime_without_cuda_is_enough_for_the_cpu(monkeypatch: pytest.Monk
 def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ["torch<3,>=2.15", "numpy>=2.1", "typer>=0.29", "x>1; extra == 'dev'"]
     monkeypatch.setattr(metadata, "requires", lambda name: wanted)
-    have(monkeypatch, numpy="1.26.4", typer="0.29.1")
+    have(monkeypatch, pfedmma_deploy="1", numpy="1.26.4", typer="0.29.1")
     checks = by_name(check_packages("auto"))
     check = checks["packages"]
     assert check.stops and "torch MISSING, numpy 1.26.4, typer 0.29.1" in check.found
     assert check.advice == "pip install 'torch<3,>=2.15' 'numpy>=2.1'"
     assert "neither onnxruntime-gpu nor" in checks["onnxruntime packages"].found
+
+
+def test_sources_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, onnxruntime="1.31.1")
+    check = by_name(check_packages("auto"))["packages"]
+    assert not check.ok and "runs from its sources" in check.found
 
 
 @pytest.mark.parametrize(
@@ -195,7 +201,9 @@ def test_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, onnxruntime_gpu="1.31.1", nvidia_cublas="13.4")
     (check,) = doctor_devices.check_libraries("auto")
-    assert "cublas 13.4" in check.found and "curand MISSING" in check.found
+    assert check.advice == ""
+    (check,) = doctor_devices.check_libraries("cuda")
+    assert "cublas 13.4" in check.found and "curand not from pip" in check.found
     assert check.advice == "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 
@@ -206,8 +214,11 @@ def test_a_machine_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks[CUDA].ok and checks[CUDA].absent and "no NVIDIA driver" in checks[CUDA].found
     assert checks["device"] == Check("device", True, "auto takes cpu")
     checks = by_name(doctor_devices.check_providers("cuda"))
-    assert checks[CUDA].stops and checks[CUDA].advice == "install one"
+    assert checks[CUDA].stops and checks[CUDA].advice == "see the driver"
     assert checks["device"].stops and checks["device"].found == "cuda cannot be used"
+    providers(monkeypatch, CPU, problem="ONNX Runtime has no CUDA provider; run `pip x`")
+    checks = by_name(doctor_devices.check_providers("cuda"))
+    assert checks[CUDA].advice == "run `pip x`"
 
 
 LIBRARY = "libcurand.so.10: cannot open shared object file: No such file or directory"
