@@ -77,13 +77,16 @@ def _run(config: TrainConfig, folder: Path, output: Output) -> None:
     workspace = open_run_workspace(run)
     for client in output.progress.track(run.client_ids, "clients", len(run.client_ids)):
         fine_tune(run, client, workspace=workspace)
+    times.start("evaluate", "Comparing with zero-shot CLIP")
+    found = evaluate_run(run, workspace=workspace, progress=output.progress)
+    values = evaluation_values(found)
     times.start("export", "Exporting all clients into one bundle, checked against torch")
     bundle = EXPORTS / folder.name
-    report = export_run(run, bundle, workspace=workspace, progress=output.progress).to_dict()
+    report = export_run(
+        run, bundle, measured=found, workspace=workspace, progress=output.progress
+    ).to_dict()
     times.start("predict", "Predicting with the bundle")
     predictions = _predict(workspace, bundle, run.client_ids[0])
-    times.start("evaluate", "Comparing with zero-shot CLIP")
-    values = evaluation_values(evaluate_run(run, workspace=workspace, progress=output.progress))
     times.stop()
 
     print_report(output, report)
@@ -177,6 +180,7 @@ def _next_steps(bundle: Path, client: str) -> str:
             "Next:",
             f"  pfedmma predict PHOTO.jpg --model {bundle} --client {client} --compare",
             f'  pfedmma predict PHOTO.jpg --model {bundle} --client {client} --classes "cat,dog"',
+            f"  pfedmma demo --model {bundle}   both models in the browser",
             f"  pfedmma inspect {bundle}",
             "  pfedmma quickstart --data FOLDER   your own images, one sub-folder per class",
         ]

@@ -94,7 +94,7 @@ def find_examples(model: DemoModel, client: str) -> list[Found]:
         )
         for row, (item, image) in enumerate(zip(chunk, images, strict=True)):
             assert item.label is not None
-            is_novel = item.label in model.manifest.novel
+            is_novel = model.is_novel(item.label)
             class_set: ClassSet = "novel" if is_novel else "base"
             names, truth = model.names(class_set, info), model.class_names[item.label]
             plain, own = (

@@ -119,5 +119,5 @@ def _offered(
     elif item.label is None:
         class_set = "all"
     else:
-        class_set = "novel" if item.label in model.manifest.novel else "base"
+        class_set = "novel" if model.is_novel(item.label) else "base"
     return model.names(class_set, client)

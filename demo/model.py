@@ -104,7 +104,11 @@ class DemoModel:
             return "typed"
         if label in client.seen:
             return "seen"
-        return "novel" if label in self.manifest.novel else "elsewhere"
+        return "novel" if self.is_novel(label) else "elsewhere"
+
+    def is_novel(self, label: int) -> bool:
+        """Whether nobody trained on the class; a class may be novel in another look only."""
+        return label in self.manifest.novel and label not in self.manifest.base
 
     def names(self, class_set: ClassSet, client: ClientInfo, typed: str = "") -> tuple[str, ...]:
         """The class names of a class set.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -42,25 +43,29 @@ class RunEvaluation:
 
 
 def evaluate_run(
-    run: Run, *, workspace: Workspace | None = None, progress: Progress | None = None
+    run: Run,
+    *,
+    clients: Collection[str] | None = None,
+    workspace: Workspace | None = None,
+    progress: Progress | None = None,
 ) -> RunEvaluation:
     """Score the federation's clients with their current adapters on the run's test images.
 
     Clients that joined later with images of their own have no test images in the run; they are
-    scored when they are personalized.
+    scored when they are personalized. With `clients`, only those of them are scored.
     """
     run.require_complete()
     workspace = workspace or open_run_workspace(run)
     federation = workspace.federation
     scorer = open_scorer(workspace)
     adapter, shared = workspace.build_adapter(), run.load_shared()
-    clients = federation.clients
-    zero_shot = scorer.score(None, clients)
+    chosen = [c for c in federation.clients if clients is None or c.id in clients]
+    zero_shot = scorer.score(None, chosen)
     personalized = {}
-    for client in (progress or Silent()).track(clients, "clients evaluated", len(clients)):
+    for client in (progress or Silent()).track(chosen, "clients evaluated", len(chosen)):
         load_client_adapter(workspace.method, adapter, run.load_client(client.id), shared)
         (personalized[client.id],) = scorer.score(adapter, [client])
-    ids = [client.id for client in clients]
+    ids = [client.id for client in chosen]
     return RunEvaluation(dict(zip(ids, zero_shot, strict=True)), personalized)
 
 

@@ -4,32 +4,44 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from pfedmma_deploy.evaluation.accuracy import Accuracy
-from pfedmma_deploy.evaluation.run import RunEvaluation
+from pfedmma_deploy.evaluation.run import RunEvaluation, evaluate_run
+from pfedmma_deploy.progress import Progress
 from pfedmma_deploy.runtime.history import ClientHistory, Figures, History
 from pfedmma_deploy.store.run import ROUNDS_FILE, Run
+from pfedmma_deploy.store.workspace import Workspace
 from pfedmma_deploy.types import ClientData, Federation
 
-__all__ = ["MOST_IMAGES", "encodings", "run_history", "without_client"]
+__all__ = ["MOST_IMAGES", "measure", "run_history", "without_client"]
 
 MOST_IMAGES = 30_000
 """Images through a tower beyond which an export does not measure accuracies by itself."""
 
 
-def encodings(federation: Federation) -> int:
-    """How many images go through the image tower when every client is evaluated."""
+def measure(
+    run: Run, workspace: Workspace, clients: Collection[str], progress: Progress
+) -> RunEvaluation | None:
+    """Accuracies of these clients; None, which is said, where there are too many test images."""
+    federation = workspace.federation
     tests = len(federation.base_test) + len(federation.novel_test)
-    return tests * (len(federation.clients) + 1)
+    count = tests * (1 + sum(client.id in clients for client in federation.clients))
+    if count > MOST_IMAGES:
+        progress.note(
+            f"The bundle will not say how accurate its clients are: that takes {count:,} images "
+            f"through the model, more than {MOST_IMAGES:,}; `pfedmma evaluate` measures it."
+        )
+        return None
+    return evaluate_run(run, clients=clients, workspace=workspace, progress=progress)
 
 
 def run_history(
     run: Run,
     federation: Federation,
     clients: Sequence[str],
-    label_of: Mapping[str, int],
+    class_count: int,
     measured: RunEvaluation | None,
 ) -> History:
     """Rounds, traffic, and for each of `clients` its images per class and its accuracies.
@@ -38,10 +50,11 @@ def run_history(
         run: a finished run.
         federation: the run's.
         clients: ids of the bundle's clients.
-        label_of: the bundle's label of each class name of the run.
+        class_count: of the bundle; its first classes are the run's.
         measured: accuracies of the run's clients; None leaves them out.
     """
-    lines = (run.folder / ROUNDS_FILE).read_text("utf-8").splitlines()
+    path = run.folder / ROUNDS_FILE
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
     rounds = [json.loads(line) for line in lines]
     traffic = run.manifest["bytes_per_round"]
     held = {client.id: client for client in federation.clients}
@@ -59,7 +72,7 @@ def run_history(
         parameters=dict(run.manifest["parameters"]),
         clients={
             client: ClientHistory(
-                _counts(held.get(client), federation, label_of),
+                _counts(held.get(client), class_count),
                 _figures(measured.zero_shot.get(client) if measured else None),
                 _figures(measured.personalized.get(client) if measured else None),
             )
@@ -76,15 +89,12 @@ def without_client(history: History | None, client: str) -> History | None:
     return replace(history, clients=kept)
 
 
-def _counts(
-    client: ClientData | None, federation: Federation, label_of: Mapping[str, int]
-) -> tuple[int, ...]:
+def _counts(client: ClientData | None, class_count: int) -> tuple[int, ...]:
     """Training images by the bundle's labels; empty for a client that joined with its own data."""
     if client is None:
         return ()
-    names = federation.dataset.class_names
-    found = Counter(label_of[names[example.label]] for example in client.train)
-    return tuple(found[label] for label in range(max(label_of.values()) + 1))
+    found = Counter(example.label for example in client.train)
+    return tuple(found[label] for label in range(class_count))
 
 
 def _figures(accuracy: Accuracy | None) -> Figures | None:

@@ -13,12 +13,14 @@ from pfedmma_deploy.config import nearest
 from pfedmma_deploy.data.checks import class_key
 from pfedmma_deploy.errors import ExportError, UsageError
 from pfedmma_deploy.evaluation.accuracy import unique
+from pfedmma_deploy.evaluation.run import RunEvaluation
 from pfedmma_deploy.export.bundle import ExportReport, export_bundle
 from pfedmma_deploy.export.clients import ExportClient
 from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.history import measure, run_history
 from pfedmma_deploy.export.quality import Evaluation
 from pfedmma_deploy.methods.base import Method
-from pfedmma_deploy.progress import Progress
+from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.store.workspace import (
     Workspace,
@@ -39,6 +41,7 @@ def export_run(
     clients: Sequence[str] | None = None,
     classifier: bool = False,
     form: Form | None = None,
+    measured: RunEvaluation | None = None,
     workspace: Workspace | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -52,6 +55,8 @@ def export_run(
         classifier: add `classifier.onnx`.
         form: operators, precision and storage; what is less exact than fp32 is judged on the run's
             test images first.
+        measured: accuracies of the clients for the bundle's history, where they are known already;
+            else they are measured.
         workspace: the run's, where it is open already.
         progress: told of the steps.
 
@@ -84,6 +89,7 @@ def export_run(
     novel = [names.index(name) for name in run.manifest["novel"]]
     # Where a domain was left out, novel may be the classes that were trained on, looking otherwise.
     unseen = set(run.manifest["novel"]) - set(run.manifest["base"])
+    measured = measured or measure(run, workspace, chosen, progress or Silent())
     return export_bundle(
         workspace.backbone,
         members,
@@ -107,6 +113,7 @@ def export_run(
         classifier=classifier,
         form=form,
         evaluation=None if form.is_exact else _evaluation(workspace),
+        history=run_history(run, workspace.federation, chosen, len(names), measured),
         progress=progress,
     )
 

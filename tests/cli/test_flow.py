@@ -149,6 +149,13 @@ def test_export_then_predict(folder: Path, capsys: pytest.CaptureFixture[str]) -
     described = as_json(capsys, "inspect exports/photos")
     assert described["kind"] == "bundle" and described["clients"][0]["id"] == "zero-shot"
 
+    history = json.loads((folder / "exports/photos/manifest.json").read_text())["history"]
+    evaluated = as_json(capsys, "evaluate")["clients"]["1"]["personalized"]
+    assert history["rounds"] == 2 and sum(history["clients"]["1"]["num_examples"]) > 0
+    assert history["clients"]["1"]["personalized"] == {
+        name: evaluated[name] for name in ("local", "base", "novel")
+    }
+
 
 @pytest.mark.slow
 def test_export_of_one_client(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
