@@ -13,7 +13,6 @@ from pfedmma_deploy.backbone.loading import RANDOM, load_backbone
 from pfedmma_deploy.benchmark import subjects
 from pfedmma_deploy.benchmark.bundles import RandomBundles
 from pfedmma_deploy.benchmark.end_to_end import measure_end_to_end
-from pfedmma_deploy.benchmark.flops import image_flop, tower_of
 from pfedmma_deploy.benchmark.load import measure_load
 from pfedmma_deploy.benchmark.options import InferenceOptions
 from pfedmma_deploy.benchmark.peak import measure_peaks
@@ -64,7 +63,6 @@ class _Bench:
         self.batch, self.rate = max(options.batch_sizes), 0.0
         self.setting = Setting(
             backbone=backbone.name,
-            flop=image_flop(tower_of(backbone)),
             device=options.device,
             threads=options.threads,
             rounds=options.rounds,
@@ -105,7 +103,7 @@ class _Bench:
 
     def _rates(self, bundles: Sequence[Bundle]) -> Iterator[Row]:
         ours = [
-            subjects.exported(bundle, self.options.device, self.options.threads)
+            subjects.exported(bundle, self.backbone, self.options.device, self.options.threads)
             for bundle in bundles
         ]
         largest = 0

@@ -60,6 +60,7 @@ class InferenceOptions:
         if not self.seconds > 0:
             raise UsageError(f"seconds per window must be above 0, not {self.seconds}")
         for name, values, known in (
+            ("device", (self.device,), ("cpu", "cuda")),
             ("precision", self.precisions, get_args(Precision)),
             ("measurement", self.measures, MEASURES),
         ):

@@ -24,8 +24,6 @@ class Setting:
     """How rates are taken."""
 
     backbone: str
-    flop: int
-    """Per image, of the frozen image tower."""
     device: Literal["cpu", "cuda"]
     threads: int
     rounds: int
@@ -98,7 +96,7 @@ def measure_rates(
                 batch,
                 share_of_peak=None
                 if peak is None
-                else ratio(own, windows[peak.name]).median * setting.flop,
+                else ratio(own, windows[peak.name]).median * subject.flop,
                 latency=latency(own.calls) if batch == 1 else None,
             )
             yield row.with_rates(timed(compared, subject.label, peer))

@@ -60,7 +60,8 @@ def measure_scaling(
     memory = _memory(folders, batch, setting, source.folder, progress)
     plain = plain_onnx(source.backbone, source.folder, setting.device, setting.threads)
     ours = [
-        exported(Bundle.open(path), setting.device, setting.threads) for path in folders.values()
+        exported(Bundle.open(path), source.backbone, setting.device, setting.threads)
+        for path in folders.values()
     ]
     for row in measure_rates("clients", [plain, *ours], plain.label, [batch], setting, progress):
         if row.clients is None:

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pfedmma_deploy.benchmark.cold import spread_clients
+from pfedmma_deploy.benchmark.flops import exported_flop, image_flop, tower_of
 from pfedmma_deploy.export.onnx_file import to_bytes, to_onnx
 from pfedmma_deploy.runtime.bundle import VISION_MODEL, Bundle
 from pfedmma_deploy.runtime.providers import open_session
@@ -53,6 +55,8 @@ class Subject:
 
     name: str
     precision: str
+    flop: int
+    """Floating-point operations per image, without adapters."""
     prepare: Callable[[int], Call]
     """Batch size -> one call on as many images, which returns when the features are there."""
     flavour: str | None = None
@@ -77,8 +81,8 @@ class PlainImageTower(nn.Module):
         return features
 
 
-def exported(bundle: Bundle, device: Device, threads: int) -> Subject:
-    """The image tower of a bundle, uint8 pixels in, all its clients mixed in every batch."""
+def exported(bundle: Bundle, backbone: Backbone, device: Device, threads: int) -> Subject:
+    """The image tower of a bundle of `backbone`, uint8 in, its clients mixed in every batch."""
     manifest = bundle.manifest
     session = open_tuned(bundle.file(VISION_MODEL), device, threads)
     size, clients = manifest.preprocessing.image_size, len(manifest.clients) - 1
@@ -86,12 +90,11 @@ def exported(bundle: Bundle, device: Device, threads: int) -> Subject:
     def prepare(batch: int) -> Call:
         rng = np.random.default_rng(SEED)
         pixels = rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-        # Spread over the whole bank, each client once before any comes again.
-        mixed = 1 + np.linspace(0, clients, batch, endpoint=False).astype(np.int64)
+        mixed = np.array(spread_clients(batch, clients), np.int64)
         return _run(session, {"pixel_values": pixels, "client": mixed}, device)
 
-    name = f"pfedmma {manifest.precision}"
-    return Subject(name, manifest.precision, prepare, manifest.flavour, clients)
+    name, flop = f"pfedmma {manifest.precision}", exported_flop(tower_of(backbone))
+    return Subject(name, manifest.precision, flop, prepare, manifest.flavour, clients)
 
 
 def plain_onnx(
@@ -104,7 +107,7 @@ def plain_onnx(
         pixels = _pixels(backbone, batch, "cpu", precision).numpy()
         return _run(session, {"pixel_values": pixels}, device)
 
-    return Subject(f"onnxruntime {precision}", precision, prepare)
+    return Subject(f"onnxruntime {precision}", precision, image_flop(tower_of(backbone)), prepare)
 
 
 def plain_file(backbone: Backbone, folder: Path, precision: str = "fp32") -> Path:
@@ -124,7 +127,7 @@ def eager_torch(backbone: Backbone, device: Device, precision: str = "fp32") -> 
     def prepare(batch: int) -> Call:
         return _run_torch(tower, _pixels(backbone, batch, device, precision))
 
-    return Subject(f"torch eager {precision}", precision, prepare)
+    return Subject(f"torch eager {precision}", precision, image_flop(tower_of(backbone)), prepare)
 
 
 def compiled_torch(backbone: Backbone, device: Device, precision: str = "fp32") -> Subject:
@@ -144,7 +147,7 @@ def compiled_torch(backbone: Backbone, device: Device, precision: str = "fp32") 
             raise NotMeasuredError(f"torch.compile cannot compile here: {reason}") from error
         return call
 
-    return Subject(f"torch.compile {precision}", precision, prepare)
+    return Subject(f"torch.compile {precision}", precision, image_flop(tower_of(backbone)), prepare)
 
 
 def open_tuned(file: Path, device: Device, threads: int) -> onnxruntime.InferenceSession:

@@ -132,7 +132,7 @@ _TABLES = (
         "`pfedmma`: uint8 pixels in, normalised inside; every batch mixes clients. "
         "`torch eager`: open_clip's `encode_image`. `onnxruntime`: the same tower through "
         "`torch.onnx.export`, no adapters. Both take normalised floating-point pixels. The share "
-        "of the peak counts the operations of the plain tower.",
+        "of the peak counts the operations that each does, adapters left out.",
         "rate",
         _RATES,
         compares=True,

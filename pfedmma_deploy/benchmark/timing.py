@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pfedmma_deploy.progress import Progress, Silent
@@ -120,8 +120,3 @@ def percentile(values: Sequence[float], percent: float) -> float:
     below = math.floor(place)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
-
-
-def rates_of(windows: Mapping[str, Windows]) -> dict[str, Spread]:
-    """Median rate and quartiles by name."""
-    return {name: spread(one.rates) for name, one in windows.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pfedmma_deploy.benchmark.flops import ImageTower, image_flop, tower_of
+from pfedmma_deploy.benchmark.flops import ImageTower, exported_flop, image_flop, tower_of
 from tests.tinyclip import tiny_backbone
 
 
@@ -16,6 +16,8 @@ def test_the_smallest_tower_by_hand() -> None:
     """
     tower = ImageTower(image_size=1, patch_size=1, width=2, depth=1, mlp_width=3, embed_dim=5)
     assert image_flop(tower) == 12 + 64 + 32 + 48 + 20
+    # In the only block keys and values of both tokens, the rest of one: 32 + 16 + 16 + 24.
+    assert exported_flop(tower) == 12 + (32 + 16 + 16 + 24) + 20
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_a_peer_that_cannot_run_is_named(folder: Path, monkeypatch: pytest.Monke
         def prepare(batch: int) -> subjects.Call:
             raise NotMeasuredError("torch.compile cannot compile here: no compiler")
 
-        return Subject("torch.compile fp32", "fp32", prepare)
+        return Subject("torch.compile fp32", "fp32", 1, prepare)
 
     monkeypatch.setattr(subjects, "compiled_torch", no_compiler)
     options = InferenceOptions(
@@ -150,8 +150,8 @@ def test_a_peer_that_cannot_run_is_named(folder: Path, monkeypatch: pytest.Monke
 
 def test_batches_that_would_take_minutes_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pfedmma_deploy.benchmark.rate.LONGEST_CALL", 1e-9)
-    plain = Subject("plain", "int8", lambda batch: lambda: sum(range(1000)))
-    setting = Setting("test-clip", 1, "cpu", 1, 1, 0.001)
+    plain = Subject("plain", "int8", 1, lambda batch: lambda: sum(range(1000)))
+    setting = Setting("test-clip", "cpu", 1, 1, 0.001)
     notes = Notes()
     rows = list(measure_rates("rate", [plain], "plain", [8, 1], setting, notes))
     assert [row.batch_size for row in rows] == [1]
