@@ -14,6 +14,7 @@ from pfedmma_deploy.adapters.base import KEPT, Adapter
 from pfedmma_deploy.backbone.clip import Backbone, autocast
 from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.federated.cohort import cohort_size, is_stackable, train_cohort
+from pfedmma_deploy.federated.ledger import Ledger
 from pfedmma_deploy.methods.base import Method, Update
 from pfedmma_deploy.methods.client_run import ClientRun, LocalTraining, Prompts
 from pfedmma_deploy.store.checkpoint import Checkpoint, ClientState
@@ -36,6 +37,8 @@ class ClientReport:
 
 class Engine(Protocol):
     """Runs the local training of the selected clients."""
+
+    ledger: Ledger
 
     def run_round(
         self, round: int, clients: Sequence[str], server: dict[str, Tensor]
@@ -80,6 +83,7 @@ class InProcessEngine:
             classes = len(prompts.texts.names)
             self._together = cohort_size(backbone, adapter, options, classes)
         self._common = adapter.tensors(Scope.SHARED)
+        self.ledger = Ledger()
 
     def run_round(
         self, round: int, clients: Sequence[str], server: dict[str, Tensor]
@@ -87,7 +91,8 @@ class InProcessEngine:
         """See `Engine`; every client's randomness is its own: (seed, round, client)."""
         for first in range(0, len(clients), self._together):
             chosen = clients[first : first + self._together]
-            self._keep_prefixes(chosen)
+            with self.ledger.phase("prefixes"):
+                self._keep_prefixes(chosen)
             work = [self._client_run(client, round, server) for client in chosen]
             if len(chosen) > 1:
                 yield from self._train_together(work)
@@ -121,13 +126,16 @@ class InProcessEngine:
 
     def _train_alone(self, run: ClientRun, state: dict[str, Tensor]) -> ClientReport:
         self.adapter.load(state)
-        return self._report(run, self.method.local(run))
+        with self.ledger.phase("train"):
+            loss = self.method.local(run)
+        return self._report(run, loss)
 
     def _train_together(
         self, work: Sequence[tuple[ClientRun, dict[str, Tensor]]]
     ) -> Iterator[ClientReport]:
         runs = [run for run, _ in work]
-        found = train_cohort(runs, [state for _, state in work])
+        with self.ledger.phase("train"):
+            found = train_cohort(runs, [state for _, state in work])
         for run, (loss, tensors) in zip(runs, found, strict=True):
             self.adapter.load(tensors)
             yield self._report(run, loss)
@@ -137,9 +145,12 @@ class InProcessEngine:
         assert run.round is not None
         data = run.client
         new = ClientState(own=self.adapter.tensors(*KEPT), optimizer=run.optimizer)
-        self.checkpoint.stage_client(data.id, run.round, new)
+        self.ledger.count(run)
+        with self.ledger.phase("store"):
+            self.checkpoint.stage_client(data.id, run.round, new)
         update = Update(data.id, self.method.upload(self.adapter, data), len(data.train))
-        accuracy = self._validate(data)
+        with self.ledger.phase("validate"):
+            accuracy = self._validate(data)
         return ClientReport(update, loss, accuracy, payload(run.received), run.record)
 
     def _keep_prefixes(self, clients: Sequence[str]) -> None:

@@ -27,7 +27,8 @@ from pfedmma_deploy.evaluation.run import open_scorer
 from pfedmma_deploy.federated.train import class_prompts, client_config, local_training
 from pfedmma_deploy.methods.client_run import ClientRun
 from pfedmma_deploy.progress import Progress, Silent
-from pfedmma_deploy.store.run import Run, StoredClient
+from pfedmma_deploy.store.clients import StoredClient
+from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.store.workspace import (
     Workspace,
     image_inputs,

@@ -70,6 +70,7 @@ def run_rounds(
         reports = list(progress.track(received, f"clients of round {round + 1}", len(chosen)))
         shared = method.aggregate([report.update for report in reports], shared)
         record = round_record(round, reports, time.perf_counter() - started)
+        record.update(engine.ledger.take())
         checkpoint.commit(round, shared, record)
         run.append_round(record)
     return shared

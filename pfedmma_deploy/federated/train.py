@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,7 +25,8 @@ from pfedmma_deploy.federated.traffic import traffic
 from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.checkpoint import Checkpoint
-from pfedmma_deploy.store.run import Run, StoredClient
+from pfedmma_deploy.store.clients import StoredClient
+from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.store.workspace import Workspace, open_run_workspace, open_workspace
 from pfedmma_deploy.types import ClientData, Scope
 
@@ -177,17 +179,27 @@ def _finish(
     """Write the results; `complete` is said last. A client that never trained keeps `initial`."""
     checkpoint: Checkpoint = run.checkpoint
     run.save_shared(shared)
+    run.save_clients(_results(workspace, checkpoint, shared, initial))
+    run.record_rounds()
+    run.manifest["status"] = "complete"
+    run.save()
+
+
+def _results(
+    workspace: Workspace,
+    checkpoint: Checkpoint,
+    shared: dict[str, Tensor],
+    initial: dict[str, Tensor],
+) -> Iterator[StoredClient]:
     for client in workspace.federation.clients:
         state = checkpoint.load_client(client.id)
         tensors = initial if state is None else state.own
         # What the server supplies of the frozen ones is newer than the client's copy.
         sent = workspace.method.distribute(shared, client.id)
         tensors = {name: sent.get(name, value) for name, value in tensors.items()}
-        config = client_config(workspace, client, rounds=run.config.rounds, personalized=None)
-        run.save_client(StoredClient(client.id, tensors, config))
-    run.record_rounds()
-    run.manifest["status"] = "complete"
-    run.save()
+        rounds = workspace.config.rounds
+        config = client_config(workspace, client, rounds=rounds, personalized=None)
+        yield StoredClient(client.id, tensors, config)
 
 
 def _manifest(workspace: Workspace) -> dict[str, Any]:

@@ -92,6 +92,10 @@ class ClientRun:
     rng: np.random.Generator
     round: int | None = None
     """Counted from 0; None in personalization."""
+    images_seen: int = 0
+    """Training images so far, each time it was seen."""
+    steps: int = 0
+    """Batches so far."""
     record: dict[str, Any] = field(default_factory=dict)
     """JSON-able remarks of the method for the round's line in `rounds.jsonl`."""
 
@@ -186,6 +190,7 @@ class ClientRun:
                 if done == steps:
                     return
                 chosen = [examples[i] for i in order[start : start + size]]
+                self.steps, self.images_seen = self.steps + 1, self.images_seen + len(chosen)
                 yield self.batch(chosen, is_training=True)
                 done += 1
             epochs -= 1

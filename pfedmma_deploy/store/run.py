@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from pfedmma_deploy.config import TrainConfig, config_from_mapping, nearest
 from pfedmma_deploy.errors import StoreError, UsageError
 from pfedmma_deploy.store.checkpoint import Checkpoint
+from pfedmma_deploy.store.clients import StoredClient, client_files, link_file
 from pfedmma_deploy.store.files import (
     json_bytes,
     parse_json,
@@ -40,17 +41,8 @@ RUNS = Path("runs")
 SHARED_FILE = "shared/shared.safetensors"
 SPLITS_FILE = "splits.json"
 ROUNDS_FILE = "rounds.jsonl"
-
-
-@dataclass(frozen=True)
-class StoredClient:
-    """One client as a run holds it."""
-
-    id: str
-    tensors: dict[str, Tensor]
-    """Its own part, by parameter name; with a copy of the shared part where it has its own."""
-    config: dict[str, Any]
-    """Method, backbone fingerprint, hyper-parameters, the classes it has seen, provenance."""
+CHUNK = 256
+"""Clients whose files are announced together when many are written."""
 
 
 class Run:
@@ -170,15 +162,25 @@ class Run:
         """
         base = f"clients/{client.id}"
         adapter, federated = f"{base}/adapter.safetensors", f"{base}/federated.safetensors"
-        new = {}
+        new: dict[str, bytes] = {}
         if keep_federated and federated not in self.manifest["files"]:
             # First, so that no kill can come between losing the old state and keeping it.
             new[federated] = self._read(adapter)
-        new[adapter] = tensor_bytes(client.tensors)
-        new[f"{base}/adapter_config.json"] = json_bytes(client.config)
-        self._write(new)
-        if client.id not in self.manifest["clients"]:
-            self.manifest["clients"].append(client.id)
+        self._write({**new, **client_files(client)})
+        self._know(client.id)
+
+    def save_clients(self, clients: Iterable[StoredClient]) -> None:
+        """Write the folders of many clients, a few at a time; `save` makes them count."""
+        waiting = iter(clients)
+        while chunk := list(islice(waiting, CHUNK)):
+            self._write(dict(chain.from_iterable(client_files(one).items() for one in chunk)))
+            for client in chunk:
+                self._know(client.id)
+
+    def _know(self, client: str) -> None:
+        known: list[str] = self.manifest["clients"]
+        if client not in known:
+            known.append(client)
 
     def save_shared(self, shared: Mapping[str, Tensor]) -> None:
         """Write the global shared tensors and record them; `save` makes it count."""
@@ -196,8 +198,13 @@ class Run:
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in new.items()}
         self.manifest["pending"] = hashes
         self.save()
+        written: dict[str, Path] = {}
         for name, data in new.items():
-            write_bytes(self.folder / name, data)
+            path = self.folder / name
+            # Clients that never trained have the same adapter: one copy on disk serves them all.
+            if not link_file(written.get(hashes[name]), path):
+                write_bytes(path, data)
+            written[hashes[name]] = path
         self.manifest["files"].update(hashes)
         del self.manifest["pending"]
 

@@ -26,7 +26,8 @@ from pfedmma_deploy.errors import BackboneError, StoreError
 from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.methods.registry import get_method
 from pfedmma_deploy.progress import Progress
-from pfedmma_deploy.store.run import Run, StoredClient
+from pfedmma_deploy.store.clients import StoredClient
+from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.types import Dataset, Federation
 
 

@@ -36,6 +36,10 @@ train(TrainConfig(**json.loads(sys.argv[2])), out, resume=(out / "manifest.json"
 """
 
 
+MEASURED = dict.fromkeys(("seconds", "seconds_by_phase", "peak_memory"))
+"""Of a round's line, what no two runs have in common."""
+
+
 class Stop(BaseException):
     """A kill: nothing that handles errors may handle it."""
 
@@ -48,10 +52,10 @@ def contents(folder: Path) -> dict[str, object]:
         found[name] = path.read_bytes()
         if name == "rounds.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = [{**line, "seconds": None} for line in lines]
+            found[name] = [{**line, **MEASURED} for line in lines]
         if name == "checkpoint/state.json":
             state = json.loads(path.read_text())
-            found[name] = {**state, "record": {**state["record"], "seconds": None}}
+            found[name] = {**state, "record": {**state["record"], **MEASURED}}
         if name == "manifest.json":
             manifest = json.loads(path.read_text())
             manifest["files"].pop("rounds.jsonl", None)

@@ -1,0 +1,75 @@
+"""What a round costs: operations, seconds by phase, memory."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pfedmma_deploy.backbone.flops import image_tokens, tower_flop
+from pfedmma_deploy.methods.client_run import ClientRun
+
+PHASES = ("prefixes", "train", "validate", "store")
+
+
+class Ledger:
+    """Seconds and operations since the last `take`."""
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._flop = 0
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts the time of the block."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.perf_counter() - started
+
+    def count(self, run: ClientRun) -> None:
+        """Counts the batches that a client has trained on."""
+        backbone, adapter = run.backbone, run.adapter
+        image_first = adapter.first_block(backbone, "image")
+        text_first = adapter.first_block(backbone, "text")
+        reuses = run.images.prefixes is not None
+        is_kept = reuses and (run.images.views > 0 or not run.options.random_transform)
+        image = tower_flop(
+            backbone,
+            "image",
+            image_tokens(backbone),
+            start=image_first if is_kept else 0,
+            adapted=image_first,
+        )
+        texts = run.prompts.texts
+        length = int(texts.prompts.argmax(dim=-1).max()) + 1
+        text = tower_flop(
+            backbone,
+            "text",
+            length if backbone.shortcuts else backbone.context_length,
+            start=text_first if texts.prefix is not None else 0,
+            adapted=text_first,
+        )
+        self._flop += run.images_seen * image.total + run.steps * len(texts.names) * text.total
+
+    def take(self) -> dict[str, object]:
+        """What was counted, and start again; `peak_memory` is the process's so far, in bytes."""
+        found = {
+            "flop": self._flop,
+            "seconds_by_phase": {name: round(value, 3) for name, value in self._seconds.items()},
+            "peak_memory": peak_memory(),
+        }
+        self.__init__()  # type: ignore[misc]  # starts again
+        return found
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes; 0 where the system does not say."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024
