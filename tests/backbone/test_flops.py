@@ -35,7 +35,7 @@ def test_vit_b_32_has_its_published_cost() -> None:
 
 
 def test_a_tower_is_the_sum_of_its_blocks() -> None:
-    """Three blocks of 5 tokens (2 x 2 patches of 8 x 8 pixels), width 32, MLP 128, adapted from 1."""
+    """Three blocks of 5 tokens (2 x 2 patches of 8 x 8 px), width 32, MLP 128, adapted from 1."""
     plain = replace(tiny_backbone(), shortcuts=False)
     assert image_tokens(plain) == 5
     block, back = block_flop(5, 32, 128), backward_flop(5, 32, 128)
