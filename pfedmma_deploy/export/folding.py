@@ -20,8 +20,9 @@ from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export.run import chosen_clients, parity_examples
 from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.progress import Progress, Silent
+from pfedmma_deploy.store.clients import StoredClient
 from pfedmma_deploy.store.files import json_bytes, tensor_bytes, write_bytes
-from pfedmma_deploy.store.run import Run, StoredClient
+from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.store.workspace import Workspace, load_client_adapter, open_run_workspace
 from pfedmma_deploy.types import TOWERS, Tower
 
