@@ -37,8 +37,12 @@ def markdown_report(
         "with quartiles; a ratio is the median of those within each round.",
         environment_lines(environment),
     ]
+    explained = set()
     for section in sections:
-        parts += [f"## {section.title}", section.note]
+        parts.append(f"## {section.title}")
+        if section.note not in explained:
+            explained.add(section.note)
+            parts.append(section.note)
         parts.append(markdown_table(section.columns, section.cells))
         parts += [f"Not measured: {reason}" for reason in section.reasons]
     return "\n\n".join(parts) + "\n"

@@ -15,14 +15,16 @@ Cell = str
 
 
 def sections(rows: Sequence[Row]) -> list[Section]:
-    """The tables of an inference benchmark; those without rows are left out."""
+    """The tables of an inference benchmark by backbone; those without rows are left out."""
     found = []
     for table in _TABLES:
         chosen = [row for row in rows if table.measure == row.measure and table.takes(row)]
-        if chosen:
-            columns, cells = _columns(table, [row for row in chosen if row.reason is None])
-            reasons = [f"{row.backbone}, {row.name}: {row.reason}" for row in chosen if row.reason]
-            found.append(Section(table.title, table.note, columns, cells, reasons))
+        for backbone in dict.fromkeys(row.backbone for row in chosen):
+            own = [row for row in chosen if row.backbone == backbone]
+            columns, cells = _columns(table, [row for row in own if row.reason is None])
+            reasons = [f"{row.name}: {row.reason}" for row in own if row.reason]
+            title = table.title if backbone is None else f"{backbone}: {table.title}"
+            found.append(Section(title, table.note, columns, cells, reasons))
     return found
 
 
@@ -67,7 +69,7 @@ def _number(value: float) -> Cell:
 
 
 def _percent(value: float | None) -> Cell:
-    return "-" if value is None else f"{100 * value:.0f} %"
+    return "-" if value is None else f"{100 * value:.0f}"
 
 
 def _milliseconds(value: float | None) -> Cell:
@@ -88,7 +90,6 @@ def _clients(row: Row) -> Cell:
 
 Columns = Mapping[str, Callable[[Row], Cell]]
 _WHAT: Columns = {
-    "backbone": lambda row: row.backbone or "-",
     "model": lambda row: row.name,
     "clients": _clients,
 }
@@ -120,7 +121,7 @@ class _Table:
 
 _TABLES = (
     _Table(
-        "The machine's practical peak",
+        "Matrix product: the machine's practical peak",
         "Rate of a large matrix product (2,048 squared on a CPU, 8,192 on a GPU) in the libraries "
         "that are compared. Shares of the peak below refer to ONNX Runtime's on a CPU, to torch's "
         "on a GPU.",
@@ -128,7 +129,7 @@ _TABLES = (
         {"GFLOP/s": lambda row: _number((row.flop_per_second or 0) / 1e9)},
     ),
     _Table(
-        "Rate of the model on the device",
+        "rate of the model on the device",
         "`pfedmma`: uint8 pixels in, normalised inside; every batch mixes clients. "
         "`torch eager`: open_clip's `encode_image`. `onnxruntime`: the same tower through "
         "`torch.onnx.export`, no adapters. Both take normalised floating-point pixels. The share "
@@ -136,10 +137,10 @@ _TABLES = (
         "rate",
         _RATES,
         compares=True,
-        last={"share of peak": lambda row: _percent(row.share_of_peak)},
+        last={"% of peak": lambda row: _percent(row.share_of_peak)},
     ),
     _Table(
-        "Latency of one image on the device, milliseconds",
+        "latency of one image on the device, in milliseconds",
         "Of the calls at batch 1 above. No p99 from fewer than 100 calls.",
         "rate",
         {
@@ -151,7 +152,7 @@ _TABLES = (
         takes=lambda row: row.latency is not None,
     ),
     _Table(
-        "From JPEG files to labels",
+        "from JPEG files to labels",
         "Photographs of 500 x 375 pixels. `pfedmma`: `Classifier.predict`. The others: open_clip's "
         "transform, image by image, then the model, as open_clip's README does it.",
         "end-to-end",
@@ -159,7 +160,7 @@ _TABLES = (
         compares=True,
     ),
     _Table(
-        "Load time and memory",
+        "load time and memory",
         "One image, each time in a fresh process. First answer: from the start of the process, "
         "imports included. torch loads both towers, as open_clip does. `pfedmma predict` is the "
         "whole command.",
@@ -171,7 +172,7 @@ _TABLES = (
         last=_MEMORY,
     ),
     _Table(
-        "Many clients in one file",
+        "many clients in one file",
         "Batches mix the clients. Memory: resident after such a batch, in a fresh process. A "
         "client more: what it adds to that, over the file with the fewest.",
         "clients",
