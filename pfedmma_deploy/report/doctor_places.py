@@ -7,12 +7,20 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from pfedmma_deploy.caches import VARIABLE, cache_folder
 from pfedmma_deploy.report.doctor_check import Check
 
 __all__ = ["check_assets", "check_images", "check_places"]
 
 LEAST_FREE = 2e9
 """Bytes; a run and its bundle of the largest usual backbones need about as much."""
+CACHES = {
+    "prefixes": "what frozen blocks make of images",
+    "index": "folders of images that were read",
+    "facts": "what `data check` measured of images",
+    "tensorrt": "TensorRT's engines",
+}
+"""Kinds of `cache_folder`, and what they hold."""
 ASSETS = (
     "pfedmma-tiny/model.safetensors",
     "pfedmma-tiny/pfedmma-tiny.json",
@@ -59,10 +67,14 @@ def check_images() -> Iterator[Check]:
 
 def check_places(runs: Path, exports: Path) -> Iterator[Check]:
     """Caches, runs and bundles with their sizes, and the space that is left."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     yield _place("cache of open_clip", _hub_cache(), "weights that --pretrained names", "*/")
     yield _place("cache of OpenAI's weights", Path.home() / ".cache" / "clip", "", "*")
-    yield _place("cache of TensorRT", cache / "pfedmma" / "tensorrt", "engines", "*/")
+    for kind, what in CACHES.items():
+        folder = cache_folder(kind)
+        if folder is None:
+            yield Check(f"cache of {kind}", True, f"switched off by ${VARIABLE}", absent=True)
+        else:
+            yield _place(f"cache of {kind}", folder, what, "*")
     yield _place("runs", runs, "`pfedmma train` makes them", "*/manifest.json")
     yield _place("exports", exports, "`pfedmma export` makes them", "*/manifest.json")
     yield _free(runs)

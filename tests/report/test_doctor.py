@@ -285,6 +285,7 @@ def test_assets_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("PFEDMMA_CACHE", str(tmp_path / "cache"))
     for name in ("a", "b"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "manifest.json").write_bytes(b"x" * 600)
@@ -292,8 +293,11 @@ def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks["runs"].found == f"{tmp_path / 'runs'}: 2 entries, 1 kB"
     assert checks["exports"].absent and "`pfedmma export` makes them" in checks["exports"].found
     assert checks["cache of open_clip"].found.startswith(str(tmp_path / "hub"))
+    assert checks["cache of tensorrt"].found.startswith(str(tmp_path / "cache" / "tensorrt"))
+    monkeypatch.setenv("PFEDMMA_CACHE", "off")
     monkeypatch.setattr(doctor_places, "LEAST_FREE", float("inf"))
     checks = by_name(doctor_places.check_places(tmp_path / "runs", tmp_path / "exports"))
+    assert checks["cache of index"].found == "switched off by $PFEDMMA_CACHE"
     assert not checks["disk"].ok and checks["disk"].advice.startswith("make room")
 
 
