@@ -1,7 +1,7 @@
 """The demo's functions for programs (`gradio_client`) and, with `--mcp`, as tools.
 
-Each endpoint has fields of its own that the page does not show; the docstrings below are what
-programs are told about them.
+Each endpoint has fields of its own that the page does not show. The docstrings below are what
+programs are told; Gradio reads one line per argument.
 """
 
 from __future__ import annotations
@@ -61,10 +61,9 @@ def _add_compare(model: DemoModel, first: str) -> None:
         """Ask zero-shot CLIP and a client's personalized model what an image shows.
 
         Args:
-            image: the image file (JPEG, PNG, WebP or BMP).
+            image: the image file (JPEG, PNG, WebP, BMP), or a data: address; no http addresses.
             client: id of the client whose personalized model is asked.
-            class_set: the names to choose from: all, seen (by this client), base (seen by some
-                client), novel (seen by nobody), or typed.
+            class_set: all, seen (by this client), base (by some client), novel (by none) or typed.
             typed: with class_set "typed", at least two class names with commas between them.
             other: id of one more client to ask; empty for none.
             truth: name of the true class, where it is known; empty otherwise.
@@ -111,14 +110,11 @@ def _add_gallery(model: DemoModel, first: str) -> None:
         """Judge many images with zero-shot CLIP and with a client's personalized model.
 
         Args:
-            files: image files, or zips with one folder per class; none for the sample's test
-                images.
+            files: image files, or zips with one folder per class; none for the sample's images.
             client: id of the client whose personalized model is asked.
-            names: the names to choose from: measured (base names for images of base classes, novel
-                names for novel ones), all, seen, base or novel.
+            names: measured (base names for base images, novel for novel), all, seen, base or novel.
             count: how many test images of the sample, where no files are given.
-            filter: which images to list: all, differ, gained (only personalized right), lost (only
-                zero-shot right) or wrong (both).
+            filter: all, differ, gained (only personalized right), lost (only zero-shot) or wrong.
 
         Returns:
             Accuracy by group (seen, elsewhere, novel, all) for both models, the images with both

@@ -64,9 +64,10 @@ def accuracies(model: DemoModel) -> str:
         body += _line(f"Client {row.id}", images, row.zero_shot, row.personalized)
     more = f"<p>The first {MOST} of {len(rows)} clients are shown.</p>" if len(rows) > MOST else ""
     return (
-        '<div class="pf-key"><span class="pf-dot pf-side-plain"></span>zero-shot CLIP'
-        '<span class="pf-dot pf-side-own"></span>personalized; % of test images answered right'
-        f'</div><div class="pf-table"><div class="pf-row pf-head"><div></div>{heads}</div>{body}'
+        '<div class="pf-key"><span><i class="pf-side-plain"></i>zero-shot CLIP</span>'
+        '<span><i class="pf-side-own"></i>personalized</span>'
+        "<span>% of test images answered right</span></div>"
+        f'<div class="pf-table"><div class="pf-row pf-head"><div></div>{heads}</div>{body}'
         f"</div>{more}"
     )
 

@@ -45,6 +45,13 @@ def as_files(component: Upload) -> Upload:
             raise gr.Error(NO_ADDRESSES, print_exception=False)
         return await keep(url_or_file_path)
 
+    def example() -> Any:
+        """What the documentation of the API shows."""
+        name = "photo.jpg"
+        one = {"path": name, "url": name, "meta": {"_type": "gradio.FileData"}}
+        return one if getattr(component, "file_count", "single") == "single" else [one]
+
+    component.example_payload = example  # type: ignore[method-assign]
     component.preprocess = preprocess  # type: ignore[method-assign]
     component.async_move_resource_to_block_cache = move  # type: ignore[method-assign]
     return component

@@ -19,7 +19,7 @@ __all__ = ["FILTERS", "NAME_SETS", "Filter", "Gallery", "GalleryNames", "Judged"
 
 GalleryNames = Literal["measured", "all", "seen", "base", "novel"]
 NAME_SETS: dict[GalleryNames, str] = {
-    "measured": "As measured: base or novel names, as the image is",
+    "measured": "As measured: base or novel names",
     "all": "All classes for every image",
     "seen": "Seen here: classes that this client trained on",
     "base": "Base: classes that some client trained on",

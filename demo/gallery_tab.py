@@ -27,6 +27,7 @@ EMPTY = (
     "Press “Judge these images”: both models answer for all of them, and you see where they "
     "differ and how often each is right."
 )
+WORKING = '<div class="pf-working"></div>'
 NO_FILES = "Choose some images or a zip first, above the button."
 
 
@@ -172,7 +173,8 @@ def gallery_tab(model: DemoModel, first: str) -> None:
         [count, own],
         **quiet,
     )
-    button.click(
+    # An empty place for the progress bar, then the work.
+    button.click(lambda: WORKING, None, figures, show_progress="hidden", **quiet).then(
         run,
         [source, count, files, client, names, chosen],
         [figures, state, limit, results, grid, more, confusion, download],
