@@ -36,13 +36,8 @@ from pfedmma_deploy.progress import Progress
 CLASSES = (10, 100)
 FULL = 30
 """Classes from which only one client of ten is timed: they are alike, and it takes long."""
-CURVES: tuple[dict[str, int], ...] = (
-    {"clients": 10, "classes": 10, "shots": 16},
-    {"clients": 10, "classes": 100, "shots": 16},
-    {"clients": 10, "classes": 10, "shots": 4},
-    {"clients": 2, "classes": 10, "shots": 16},
-    {"clients": 100, "classes": 100, "shots": 16},
-)
+CURVES = ((10, 10, 16), (10, 100, 16), (10, 10, 4), (2, 10, 16), (100, 100, 16))
+"""Clients, base classes and shots for which a round is counted."""
 TARGET = 80.0
 """Percent of validation accuracy that the small real run is timed to."""
 
@@ -60,8 +55,7 @@ def bench_rounds(
             task = TrainingTask(name, classes=classes, rounds=rounds, of_clients=only)
             found = bench_training(task, subjects, threads, progress)
             timed.append(Timed(task, count_round(task, shapes), found))
-        base = TrainingTask(name)
-        tasks = [replace(base, **curve) for curve in CURVES]
+        tasks = [TrainingTask(name, clients=n, classes=c, shots=k) for n, c, k in CURVES]
         curves += [(task, count_round(task, shapes)) for task in tasks]
     rows = [row for one in timed for row in one.to_rows()]
     return rows, [round_section(timed), curve_section(curves)]
