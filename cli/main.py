@@ -14,6 +14,7 @@ from pfedmma_deploy.errors import PfedmmaError, UsageError
 
 from . import (
     bench,
+    cache,
     compare,
     data,
     demo,
@@ -79,6 +80,7 @@ app.command()(bench.bench)
 app.command()(demo.demo)
 app.command()(methods.methods)
 app.add_typer(data.app)
+app.add_typer(cache.app, name="cache")
 
 
 def run(arguments: Sequence[str]) -> int:

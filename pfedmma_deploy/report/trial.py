@@ -121,7 +121,7 @@ def _score(run: Run, trial: Trial) -> Result:
     if len(rounds) != run.config.rounds:
         raise StoreError(f"{run.folder} has {len(rounds)} of {run.config.rounds} rounds recorded.")
     seconds = sum(record["seconds"] for record in rounds)
-    if workspace.method.is_two_stage:
+    if workspace.method.is_two_stage and not trial.is_tuning:
         seconds += sum(
             fine_tune(run, client.id, workspace=workspace).seconds
             for client in workspace.federation.clients
