@@ -76,10 +76,29 @@ def _run(run: Run) -> dict[str, Any]:
         "clients": clients,
         "parameters": manifest["parameters"],
         "bytes_per_round": manifest["bytes_per_round"],
+        "cost": _cost(run),
         "files": {
             name: {"bytes": (run.folder / name).stat().st_size, "sha256": digest}
             for name, digest in manifest["files"].items()
         },
+    }
+
+
+def _cost(run: Run) -> dict[str, Any]:
+    """What the rounds so far took together; bytes over all clients."""
+    rounds = run.rounds
+    phases: dict[str, float] = {}
+    for record in rounds:
+        for name, seconds in record["seconds_by_phase"].items():
+            phases[name] = phases.get(name, 0.0) + seconds
+    return {
+        "rounds": len(rounds),
+        "seconds": sum(record["seconds"] for record in rounds),
+        "seconds_by_phase": {name: round(seconds, 3) for name, seconds in phases.items()},
+        "flop": sum(record["flop"] for record in rounds),
+        "peak_memory": max((record["peak_memory"] for record in rounds), default=0),
+        "bytes_up": sum(r["bytes_up_per_client"] * len(r["clients"]) for r in rounds),
+        "bytes_down": sum(r["bytes_down_per_client"] * len(r["clients"]) for r in rounds),
     }
 
 
@@ -129,7 +148,20 @@ def _print(output: Output, values: dict[str, Any]) -> None:
         traffic = values["bytes_per_round"]
         output.say(f"Parameters: {counts}")
         output.say(f"Bytes per client and round: {traffic['up']:,} up, {traffic['down']:,} down")
+        _print_cost(output, values["cost"])
     rows = [[c["id"], c.get("images"), ", ".join(c["classes"]) or "-"] for c in values["clients"]]
     output.table(["Client", "Images", "Classes"], rows)
     files = [[name, f["bytes"], f["sha256"][:16]] for name, f in values["files"].items()]
     output.table(["File", "Bytes", "SHA-256 (start)"], files)
+
+
+def _print_cost(output: Output, cost: dict[str, Any]) -> None:
+    if not cost["rounds"]:
+        return
+    phases = ", ".join(f"{name} {value:.1f}" for name, value in cost["seconds_by_phase"].items())
+    output.say(
+        f"Cost of {cost['rounds']} rounds: {cost['seconds']:.1f} s ({phases}), "
+        f"{cost['flop'] / 1e12:.2f} TFLOP in the frozen towers, "
+        f"{cost['peak_memory'] / 1e9:.1f} GB, {cost['bytes_up'] / 1e6:.1f} MB up, "
+        f"{cost['bytes_down'] / 1e6:.1f} MB down"
+    )

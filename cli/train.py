@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -134,6 +134,10 @@ def train(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Run folder. [default: runs/DATA]")
     ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Write a trace of where the time goes."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out, or else the newest.")
     ] = False,
@@ -173,10 +177,26 @@ def train(
             resolved = resolve_run(options)
             folder = out or free_folder(resolved.data)
         try:
-            _train(resolved, folder, resume, output)
+            with _profiled(profile, output):
+                _train(resolved, folder, resume, output)
         except KeyboardInterrupt:
             output.note(f"Stopped. Continue with: pfedmma train --resume --out {folder}")
             raise typer.Exit(130) from None
+
+
+@contextlib.contextmanager
+def _profiled(file: Path | None, output: Output) -> Iterator[None]:
+    """Record what runs, for chrome://tracing or ui.perfetto.dev, and show what takes longest."""
+    if file is None:
+        yield
+        return
+    from torch.profiler import profile
+
+    with profile() as profiler:
+        yield
+    profiler.export_chrome_trace(str(file))
+    table = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=12)
+    output.note(f"{table}\nTrace: {file} (open it in chrome://tracing or ui.perfetto.dev)")
 
 
 def _train(config: TrainConfig, folder: Path, resume: bool, output: Output) -> None:

@@ -117,7 +117,7 @@ def run_trial(trial: Trial, threads: int | None = None) -> Result:
 
 def _score(run: Run, trial: Trial) -> Result:
     workspace = open_run_workspace(run)
-    rounds = [json.loads(line) for line in (run.folder / "rounds.jsonl").read_text().splitlines()]
+    rounds = run.rounds
     if len(rounds) != run.config.rounds:
         raise StoreError(f"{run.folder} has {len(rounds)} of {run.config.rounds} rounds recorded.")
     seconds = sum(record["seconds"] for record in rounds)

@@ -208,6 +208,13 @@ class Run:
         self.manifest["files"].update(hashes)
         del self.manifest["pending"]
 
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        """The lines of `rounds.jsonl` so far."""
+        path = self.folder / ROUNDS_FILE
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
+
     def write_rounds(self, rounds: int, record: dict[str, Any] | None) -> None:
         """Cut `rounds.jsonl` to its first `rounds` lines, the last one being `record`.
 
