@@ -11,7 +11,7 @@ import typer
 from pfedmma_deploy.caches import VARIABLE, cache_folder
 
 from .options import AsJson, Quiet, Verbose
-from .output import open_output
+from .output import Row, open_output
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,7 +41,7 @@ def info(as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False
             output.say(f"Caches are off ({VARIABLE}).")
         else:
             output.say(f"Caches below {place}")
-            rows = [
+            rows: list[Row] = [
                 [kind, KINDS[kind], files, f"{size / 1e6:.1f}"]
                 for kind, (files, size) in found.items()
             ]

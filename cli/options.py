@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pfedmma_deploy.config import Scalar
 from pfedmma_deploy.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
@@ -69,3 +72,30 @@ def free_folder(data: str) -> Path:
         raise UsageError(f"no run folder can be named after {data!r}: name one with --out")
     candidates = (Path("runs", name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
     return next(path for path in candidates if not path.exists())
+
+
+def parse_settings(settings: Sequence[str] | None) -> dict[str, Scalar] | None:
+    """`["rank=8", "share=AB"]` as `{"rank": 8, "share": "AB"}`; None stays None.
+
+    Raises:
+        UsageError: one is not NAME=VALUE.
+    """
+    if settings is None:
+        return None
+    found: dict[str, Scalar] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not name or not equals:
+            raise UsageError(f"--set takes NAME=VALUE, such as rank=8, not {setting!r}.")
+        found[name] = _scalar(text)
+    return found
+
+
+def _scalar(text: str) -> Scalar:
+    """A value as TOML would read it; what is none of these is text."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text

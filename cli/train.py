@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pfedmma_deploy.config import (
-    Scalar,
     TrainConfig,
     config_from_mapping,
     read_changes,
     read_options,
 )
-from pfedmma_deploy.errors import UsageError
 
 from .division import (
     PARTITIONS,
@@ -25,7 +23,7 @@ from .division import (
     UnseenDomain,
     refuse_beside_file,
 )
-from .options import AsJson, Preset, Quiet, Verbose, free_folder, open_run
+from .options import AsJson, Preset, Quiet, Verbose, free_folder, open_run, parse_settings
 from .output import Output, open_output
 
 _FIELDS = TrainConfig.__dataclass_fields__
@@ -237,30 +235,3 @@ def _resumed(
     given = {**changes.suggested, **changes.given}
     parameters = {**stored["parameters"], **given.pop("parameters", {})}
     return config_from_mapping({**stored, **given, "parameters": parameters})
-
-
-def parse_settings(settings: Sequence[str] | None) -> dict[str, Scalar] | None:
-    """`["rank=8", "share=AB"]` as `{"rank": 8, "share": "AB"}`; None stays None.
-
-    Raises:
-        UsageError: one is not NAME=VALUE.
-    """
-    if settings is None:
-        return None
-    found: dict[str, Scalar] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not name or not equals:
-            raise UsageError(f"--set takes NAME=VALUE, such as rank=8, not {setting!r}.")
-        found[name] = _scalar(text)
-    return found
-
-
-def _scalar(text: str) -> Scalar:
-    """A value as TOML would read it; what is none of these is text."""
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text
