@@ -32,8 +32,9 @@ class PFedPTParameters(AdapterParameters):
 
     frame_width: int = 0
     """Pixels on each side; 0 takes a sixteenth of the image."""
-    frame_lr: float = 20.0
-    """Learning rate of the frame: gradients of single pixels are small."""
+    frame_lr: float = 1.0
+    """Learning rate of the frame: gradients of single pixels are small. The paper's code takes 20
+    for a network trained from scratch; in front of a frozen CLIP that overshoots."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -84,7 +84,7 @@ def test_a_round_trains_the_frame_and_then_the_adapter(monkeypatch: pytest.Monke
     monkeypatch.setattr(run, "fit", watched)
     before = adapter.tensors(*Scope)
     train(run)
-    assert calls == [("frame", 20.0), ("adapter", None)]
+    assert calls == [("frame", 1.0), ("adapter", None)]
     after = adapter.tensors(*Scope)
     assert all(not torch.equal(after[name], before[name]) for name in before)
 
