@@ -41,9 +41,10 @@ def demo(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show zero-shot CLIP beside the personalized models, in the browser.
+    """Show zero-shot and personalized models in the browser.
 
-    Serves a page on this machine only, without torch, until Ctrl-C.
+    Side by side, on seen and novel classes. The page is served on this machine only, without
+    torch, until Ctrl-C.
 
     \b
     Examples:

@@ -23,6 +23,7 @@ COMMANDS = [
     "inspect",
     "doctor",
     "bench",
+    "demo",
     "methods",
 ]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 FOLDER = ROOT / "docs" / "screenshots"
-COLOURS = 256
+MOST_BYTES = 300_000
 LOOKS = {
     "compare": ("desktop-light", "desktop-dark", "phone-light", "phone-dark"),
     "gallery": ("desktop-light", "phone-dark"),
@@ -49,12 +49,13 @@ def prepare(page: Page, tab: str, *, dark: bool) -> None:
 
 
 def save(data: bytes, path: Path, height: int) -> None:
-    """A screenshot cut at `height` and reduced to a palette."""
+    """A screenshot cut at `height`, reduced to a palette where it would be too large."""
     with Image.open(io.BytesIO(data)) as opened:
         whole = opened.convert("RGB")
     cut = whole.crop((0, 0, whole.width, min(whole.height, height)))
-    small = cut.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    small.save(path, optimize=True)
+    cut.save(path, optimize=True)
+    if path.stat().st_size > MOST_BYTES:
+        cut.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
     print(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -104,7 +104,7 @@ def test_the_script_is_the_command() -> None:
         text=True,
         check=True,
     )
-    assert "Show zero-shot CLIP beside the personalized models" in done.stdout
+    assert "Show zero-shot and personalized models in the browser" in done.stdout
 
 
 @pytest.fixture(scope="module")
