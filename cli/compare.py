@@ -113,12 +113,16 @@ def _compare(
 ) -> None:
     from pfedmma_deploy.report.compare import compare as run_comparison
     from pfedmma_deploy.report.comparison_files import to_dict, write_comparison
+    from pfedmma_deploy.report.published import published_rows
 
     found = run_comparison(
         names, seeds, configure, out, tune=tune, jobs=jobs, progress=output.progress
     )
-    files = write_comparison(found)
-    values = to_dict(found)
+    config = found.config
+    protocol = {"classes": config.classes, "partition": config.partition}
+    theirs = published_rows(config.data, protocol, config.backbone, config.shots)
+    files = write_comparison(found, theirs)
+    values = to_dict(found, theirs)
     _print(output, values)
     output.note("Written: " + ", ".join(str(file) for file in files))
     output.result({**values, "files": [str(file) for file in files]})
@@ -140,6 +144,9 @@ def _print(output: Output, values: dict[str, Any]) -> None:
     heads = ["Accuracy in %", "Local", "Base", "Novel", "HM3", "HM2", "Worst client", "Bytes up"]
     title = f"{values['options']['data']}, {len(values['seeds'])} seeds, ± 95 % interval"
     output.table(heads, rows, title)
+    for theirs in values["published"]:
+        figures = ", ".join(f"{key} {theirs[key]}" for key in ("local", "base", "novel", "hm3"))
+        output.say(f"Published (theirs): {theirs['method']}: {figures} ({theirs['source']})")
 
 
 def _seeds(text: str) -> list[int]:
