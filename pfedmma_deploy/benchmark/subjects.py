@@ -179,7 +179,7 @@ def _run(
     turns = itertools.cycle(feeds)
     if device == "cpu":
         return lambda: session.run(None, next(turns))
-    bindings = itertools.cycle([_bound(session, feed) for feed in feeds])
+    bindings = itertools.cycle([bound(session, feed, device) for feed in feeds])
 
     def call() -> None:
         binding = next(bindings)
@@ -189,15 +189,15 @@ def _run(
     return call
 
 
-def _bound(session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]]) -> Any:
-    """Inputs copied to the GPU, and the output left there."""
+def bound(session: onnxruntime.InferenceSession, feed: Feed, device: Device) -> Any:
+    """An IO binding: inputs copied to the device beforehand, the output left there."""
     import onnxruntime
 
     binding = session.io_binding()
     for name, values in feed.items():
-        value = onnxruntime.OrtValue.ortvalue_from_numpy(values, "cuda", 0)
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(values, device, 0)
         binding.bind_ortvalue_input(name, value)
-    binding.bind_output(session.get_outputs()[0].name, "cuda", 0)
+    binding.bind_output(session.get_outputs()[0].name, device, 0)
     return binding
 
 

@@ -175,6 +175,17 @@ def test_many_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     assert many.ratio and many.file_bytes and few.file_bytes and many.file_bytes > few.file_bytes
 
 
+def test_a_binding_computes_what_a_call_does(folder: Path) -> None:
+    """What a GPU is measured with, on the CPU."""
+    session = subjects.open_tuned(folder / "vision_model.onnx", "cpu", 1)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    feed = {"pixel_values": pixels, "client": np.array([1, 3])}
+    binding = subjects.bound(session, feed, "cpu")
+    session.run_with_iobinding(binding)
+    (found,) = binding.copy_outputs_to_cpu()
+    assert np.array_equal(found, session.run(None, feed)[0])
+
+
 def test_clients_of_a_batch_are_spread_over_the_bank() -> None:
     assert spread_clients(4, 100) == [1, 26, 51, 76]
     assert spread_clients(4, 2) == [1, 1, 2, 2]
