@@ -58,6 +58,9 @@ def bench(
     torch_compile: Annotated[
         bool, typer.Option(help="Measure torch.compile too, which first compiles for a while.")
     ] = True,
+    train: Annotated[
+        bool, typer.Option("--train", help="Measure training instead: rounds, memory, scale.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the tables there, .md and .json.")
     ] = None,
@@ -66,6 +69,8 @@ def bench(
     verbose: Verbose = False,
 ) -> None:
     """Measure exported models beside torch and plain ONNX Runtime, in one run.
+
+    With --train: rounds of training beside the straight reading of the paper, many clients.
 
     Rates are medians of short windows taken in turns; a ratio compares windows of the same round.
     Tables: rate (device only, latency at batch 1), end-to-end (JPEG files to labels), load (time
@@ -77,7 +82,14 @@ def bench(
       pfedmma bench --model exports/cifar10-sample --measure rate,end-to-end
       pfedmma bench --backbone ViT-B-32,ViT-B-16 --out benchmarks
       pfedmma bench --backbone ViT-B-16 --device cuda --batch-sizes 1,32,256 --precision fp16
+      pfedmma bench --train --backbone pfedmma-tiny,ViT-B-16 --scaling 1000,10000
     """
+    if train:
+        with open_output(as_json=as_json, quiet=quiet) as output:
+            names = split_names(backbone) or []
+            many = _numbers("--scaling", scaling)
+            _measure_training(names, many, threads or available_cores(), out, output)
+        return
     # Checked first: none of it needs a library that takes seconds to load.
     options: dict[str, Any] = {
         "backbones": tuple(split_names(backbone) or ()),
@@ -126,6 +138,32 @@ def _measure(options: InferenceOptions, out: Path | None, output: Output) -> Non
             f"Inference on {environment.machine}", _command(options), environment, tables
         )
         for path in write_report(out, name, text, values):
+            output.note(f"Written: {path}")
+    output.result(values)
+
+
+def _measure_training(
+    backbones: list[str], clients: tuple[int, ...], threads: int, out: Path | None, output: Output
+) -> None:
+    from pfedmma_deploy.benchmark.environment import describe_environment
+    from pfedmma_deploy.benchmark.report import markdown_report, write_report
+    from pfedmma_deploy.benchmark.training_run import bench_training_tables
+
+    environment = describe_environment(threads)
+    rows, tables = bench_training_tables(backbones, clients, threads, output.progress)
+    for section in tables:
+        output.table(section.columns, section.cells, section.title)
+        output.say("")
+    values = {"rows": rows, "environment": environment.to_dict()}
+    if out is not None:
+        command = (
+            f"pfedmma bench --train --backbone {','.join(backbones)} "
+            f"--scaling {','.join(map(str, clients))}"
+        )
+        how = "The subjects run one after the other, each in a process of its own."
+        title = f"Training on {environment.machine}"
+        text = markdown_report(title, command, environment, tables, how)
+        for path in write_report(out, f"training-{environment.machine}", text, values):
             output.note(f"Written: {path}")
     output.result(values)
 

@@ -27,14 +27,23 @@ class Section:
     """What was not measured, and why."""
 
 
+IN_TURNS = (
+    "Rates are medians of short windows that all subjects take in turns, with quartiles; a ratio "
+    "is the median of those within each round."
+)
+
+
 def markdown_report(
-    title: str, made_by: str, environment: Environment, sections: Sequence[Section]
+    title: str,
+    made_by: str,
+    environment: Environment,
+    sections: Sequence[Section],
+    how: str = IN_TURNS,
 ) -> str:
-    """All tables, below the command that made them and the environment."""
+    """All tables, below the command that made them, how they were measured, and where."""
     parts = [
         f"# {title}",
-        f"Made by `{made_by}`. Rates are medians of short windows that all subjects take in turns, "
-        "with quartiles; a ratio is the median of those within each round.",
+        f"Made by `{made_by}`. {how}",
         environment_lines(environment),
     ]
     explained = set()

@@ -42,6 +42,20 @@ TARGET = 80.0
 """Percent of validation accuracy that the small real run is timed to."""
 
 
+def bench_training_tables(
+    backbones: Sequence[str], clients: Sequence[int], threads: int, progress: Progress
+) -> tuple[list[dict[str, Any]], list[Section]]:
+    """Everything that `bench --train` measures: rows for programs, tables for people."""
+    rows, tables = bench_rounds(backbones, 1, threads, progress)
+    if "pfedmma-tiny" in backbones:
+        for more, sections in (
+            bench_accuracy(progress),
+            bench_many_clients(clients, threads, progress),
+        ):
+            rows, tables = rows + more, tables + sections
+    return rows, tables
+
+
 def bench_rounds(
     backbones: Sequence[str], rounds: int, threads: int, progress: Progress
 ) -> tuple[list[dict[str, Any]], list[Section]]:
