@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pfedmma_deploy.config import TrainConfig, read_options
+from pfedmma_deploy.memory import peak_memory
 
 from .evaluate import evaluation_values
 from .export import print_report
@@ -141,16 +141,6 @@ class _Times:
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in self.steps.items())
         return f"{self.total:.0f} ({parts})"
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes; 0 where the system does not say."""
-    if sys.platform == "win32":
-        return 0
-    import resource
-
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else size * 1024
 
 
 def _predict(workspace: Workspace, bundle: Path, client: str) -> list[Row]:

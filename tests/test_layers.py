@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "pfedmma_deploy"
 LAYERS = (
-    {"types", "errors", "config", "progress", "caches"},
+    {"types", "errors", "config", "progress", "caches", "memory"},
     {"backbone", "adapters", "data"},
     {"methods", "store"},
     {"federated", "evaluation", "runtime"},

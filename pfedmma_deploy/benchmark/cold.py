@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pfedmma_deploy.benchmark.environment import peak_memory, resident_memory
 from pfedmma_deploy.errors import PfedmmaError
+from pfedmma_deploy.memory import peak_memory, resident_memory
 
 __all__ = ["ColdStart", "start_cold", "start_command"]
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pfedmma_deploy.benchmark.environment import peak_memory
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.federated.train import train
+from pfedmma_deploy.memory import peak_memory
 from pfedmma_deploy.progress import Item, Progress, Silent
 
 FRACTION = 0.01

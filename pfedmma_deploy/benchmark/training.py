@@ -30,10 +30,10 @@ from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.backbone.loading import load_backbone
 from pfedmma_deploy.backbone.prefixes import PrefixStore
 from pfedmma_deploy.backbone.texts import class_texts, with_prefix
-from pfedmma_deploy.benchmark.environment import peak_memory
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.evaluation.accuracy import Scorer
 from pfedmma_deploy.federated.engine import InProcessEngine
+from pfedmma_deploy.memory import peak_memory
 from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
 from pfedmma_deploy.methods.pfedmma import PFEDMMA
 from pfedmma_deploy.progress import Progress, Silent

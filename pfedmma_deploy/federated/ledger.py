@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pfedmma_deploy.backbone.flops import image_tokens, tower_flop
+from pfedmma_deploy.memory import peak_memory
 from pfedmma_deploy.methods.client_run import ClientRun
 
 PHASES = ("prefixes", "train", "validate", "store")
@@ -63,13 +63,3 @@ class Ledger:
         }
         self.__init__()  # type: ignore[misc]  # starts again
         return found
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes; 0 where the system does not say."""
-    if sys.platform == "win32":
-        return 0
-    import resource
-
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else size * 1024

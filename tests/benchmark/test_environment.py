@@ -12,10 +12,9 @@ import numpy as np
 from pfedmma_deploy.benchmark.environment import (
     Environment,
     describe_environment,
-    peak_memory,
-    resident_memory,
 )
 from pfedmma_deploy.benchmark.report import environment_lines
+from pfedmma_deploy.memory import peak_memory, resident_memory
 
 MACHINE = Environment(
     cpu="AMD EPYC",
