@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 Call = Callable[[], object]
+Feed = Mapping[str, NDArray[Any]]
 Device = Literal["cpu", "cuda"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SEED = 0
@@ -167,11 +168,7 @@ def open_tuned(file: Path, device: Device, threads: int) -> onnxruntime.Inferenc
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
-def _run(
-    session: onnxruntime.InferenceSession,
-    feeds: Sequence[Mapping[str, NDArray[Any]]],
-    device: Device,
-) -> Call:
+def _run(session: onnxruntime.InferenceSession, feeds: Sequence[Feed], device: Device) -> Call:
     """One call of a session, with the feeds in turn.
 
     On a GPU inputs and output stay there, and the end is waited for.
