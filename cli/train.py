@@ -113,6 +113,9 @@ def train(
         str | None,
         _option("engine", "Several clients in one pass, or one by one.", "cohort|sequential"),
     ] = None,
+    compile_blocks: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Compile the blocks first.")
+    ] = None,
     dropout: Annotated[
         float | None,
         _option("dropout", "Simulate: share of clients that fail in a round.", "FRACTION"),
@@ -159,7 +162,8 @@ def train(
       pfedmma train --preset quickstart --data my_photos --clients-file clients.toml
       pfedmma train --resume --out runs/sites
     """
-    flags = {name: context.params[name] for name in _FIELDS}
+    flags = {name: context.params.get(name) for name in _FIELDS}
+    flags["compile"] = compile_blocks
     flags["parameters"] = parse_settings(parameters)
     flags["superclasses"] = superclasses and str(superclasses)
     flags["clients_file"] = clients_file and str(clients_file)

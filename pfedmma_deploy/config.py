@@ -106,6 +106,8 @@ class TrainConfig:
     after the other."""
     autocast: Autocast = "none"
     """Precision of matrix products: `bf16` or `fp16` where the hardware has it."""
+    compile: bool = False
+    """Compile the blocks with torch.compile first: minutes at the start, faster steps on a GPU."""
     dropout: float = 0.0
     """Simulated: the share of selected clients that fail to answer in a round."""
     logit_scale: float | None = None

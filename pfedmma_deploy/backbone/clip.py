@@ -72,6 +72,8 @@ class Backbone:
     shortcuts: bool = True
     """Leave out what cannot change a feature: tokens behind the end of a prompt, and in the last
     block all tokens but the one that is read. False is the plain reading, for comparison."""
+    run_block: Callable[..., Tensor] = field(default=run_block, repr=False)
+    """What computes a block: `blocks.run_block`, or the same compiled."""
 
     @property
     def device(self) -> torch.device:
@@ -227,7 +229,7 @@ class Backbone:
             if attention is not None:
                 weight = attention(tower, index, block.attn.in_proj_weight)
             only = read if index == len(blocks) - 1 else None
-            x = run_block(block, x, mask, hook, tower, index, weight, only)
+            x = self.run_block(block, x, mask, hook, tower, index, weight, only)
         return x
 
     def pool_image(self, x: Tensor) -> Tensor:

@@ -137,6 +137,8 @@ def _workspace(config: TrainConfig, method: Method, federation: Federation) -> W
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(config.backbone, config.pretrained, device=device)
     backbone = replace(backbone, shortcuts=config.cache)
+    if config.compile:
+        backbone = replace(backbone, run_block=torch.compile(backbone.run_block))
     pixels = PixelLoader(
         federation.dataset, backbone.image_size, backbone.resize_mode, backbone.interpolation
     )

@@ -104,3 +104,19 @@ def test_gradients_are_those_of_the_plain_reading() -> None:
         found.append([p.grad for p in adapter.parameters()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+# Of torch.compile itself, which looks at gradients while it traces.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same() -> None:
+    backbone, adapter = tiny_backbone(), make_adapter()
+    fast = replace(backbone, run_block=torch.compile(backbone.run_block))
+    tokens = backbone.tokenize(PROMPTS)
+    for one, other in (
+        (backbone.encode_image(pixels(), adapter.hook), fast.encode_image(pixels(), adapter.hook)),
+        (backbone.encode_text(tokens, adapter.hook), fast.encode_text(tokens, adapter.hook)),
+    ):
+        torch.testing.assert_close(one, other)
+    fast.encode_image(pixels(), adapter.hook).sum().backward()  # type: ignore[no-untyped-call]
+    assert adapter.get_submodule("image.1").down.weight.grad is not None  # type: ignore[union-attr]
