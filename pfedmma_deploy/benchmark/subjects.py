@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pfedmma_deploy.backbone.flops import image_flop
 from pfedmma_deploy.benchmark.cold import spread_clients
-from pfedmma_deploy.benchmark.flops import exported_flop, image_flop, tower_of
 from pfedmma_deploy.export.onnx_file import to_bytes, to_onnx
 from pfedmma_deploy.runtime.bundle import VISION_MODEL, Bundle
 from pfedmma_deploy.runtime.providers import open_session
@@ -100,7 +100,7 @@ def exported(bundle: Bundle, backbone: Backbone, device: Device, threads: int) -
         ]
         return _run(session, [{"pixel_values": pixels, "client": row} for row in mixed], device)
 
-    name, flop = f"pfedmma {manifest.precision}", exported_flop(tower_of(backbone))
+    name, flop = f"pfedmma {manifest.precision}", image_flop(backbone)
     return Subject(name, manifest.precision, flop, prepare, manifest.flavour, clients)
 
 
@@ -114,7 +114,9 @@ def plain_onnx(
         pixels = _pixels(backbone, batch, "cpu", precision).numpy()
         return _run(session, [{"pixel_values": pixels}], device)
 
-    return Subject(f"onnxruntime {precision}", precision, image_flop(tower_of(backbone)), prepare)
+    return Subject(
+        f"onnxruntime {precision}", precision, image_flop(backbone, shortcuts=False), prepare
+    )
 
 
 def plain_file(backbone: Backbone, folder: Path, precision: str = "fp32") -> Path:
@@ -134,7 +136,9 @@ def eager_torch(backbone: Backbone, device: Device, precision: str = "fp32") -> 
     def prepare(batch: int) -> Call:
         return _run_torch(tower, _pixels(backbone, batch, device, precision))
 
-    return Subject(f"torch eager {precision}", precision, image_flop(tower_of(backbone)), prepare)
+    return Subject(
+        f"torch eager {precision}", precision, image_flop(backbone, shortcuts=False), prepare
+    )
 
 
 def compiled_torch(backbone: Backbone, device: Device, precision: str = "fp32") -> Subject:
@@ -154,7 +158,9 @@ def compiled_torch(backbone: Backbone, device: Device, precision: str = "fp32") 
             raise NotMeasuredError(f"torch.compile cannot compile here: {reason}") from error
         return call
 
-    return Subject(f"torch.compile {precision}", precision, image_flop(tower_of(backbone)), prepare)
+    return Subject(
+        f"torch.compile {precision}", precision, image_flop(backbone, shortcuts=False), prepare
+    )
 
 
 def open_tuned(file: Path, device: Device, threads: int) -> onnxruntime.InferenceSession:

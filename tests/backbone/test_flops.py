@@ -10,6 +10,7 @@ from pfedmma_deploy.backbone.flops import (
     Pass,
     backward_flop,
     block_flop,
+    image_flop,
     image_tokens,
     tower_flop,
 )
@@ -28,10 +29,16 @@ def test_a_block_of_one_token_by_hand() -> None:
     assert backward_flop(2, 3, 5, asking=1) == 192 + 24
 
 
-def test_vit_b_32_has_its_published_cost() -> None:
-    """8.8 GFLOP per image: 12 blocks of 50 tokens, width 768, and the patches."""
-    blocks = 12 * block_flop(50, 768, 3072)
-    assert (blocks + 2 * 49 * 3 * 32**2 * 768 + 2 * 768 * 512) / 1e9 == pytest.approx(8.82, abs=0.1)
+@pytest.mark.parametrize(
+    ("patch", "width", "depth", "embed", "billions"),
+    [(32, 768, 12, 512, 8.82), (16, 768, 12, 512, 35.1), (14, 1024, 24, 768, 162)],
+)
+def test_published_costs(patch: int, width: int, depth: int, embed: int, billions: float) -> None:
+    """ViT-B/32, B/16 and L/14 at 224 px: blocks, patches and projection."""
+    patches = (224 // patch) ** 2
+    blocks = depth * block_flop(patches + 1, width, 4 * width)
+    ends = 2 * patches * 3 * patch**2 * width + 2 * width * embed
+    assert (blocks + ends) / 1e9 == pytest.approx(billions, rel=0.005)
 
 
 def test_a_tower_is_the_sum_of_its_blocks() -> None:
@@ -51,6 +58,12 @@ def test_shortcuts_and_prefixes_save_what_they_should() -> None:
     found = tower_flop(backbone, "image", 5, start=1, adapted=1)
     assert found.forward == block + last + 2 * 32 * 16
     assert found.backward == backward_flop(5, 32, 128, asking=1) + 2 * 32 * 16
+
+
+def test_an_image_as_exported_and_as_written() -> None:
+    backbone = tiny_backbone()
+    saved = block_flop(5, 32, 128) - block_flop(5, 32, 128, asking=1)
+    assert image_flop(backbone, shortcuts=False) - image_flop(backbone) == saved
 
 
 def test_a_kept_tower_costs_nothing() -> None:
