@@ -240,3 +240,8 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+def written_flop(backbone: Backbone) -> int:
+    """Operations per image of the tower as CLIP is written, all tokens to the end."""
+    return image_flop(backbone, shortcuts=False)
