@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pfedmma_deploy.config import TrainConfig
+from pfedmma_deploy.config import TrainConfig, config_from_mapping
 from pfedmma_deploy.errors import StoreError, UsageError
 from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.evaluation.run import evaluate_run, validate_run
@@ -83,13 +83,12 @@ def read_result(trial: Trial) -> Result | None:
     if not path.exists():
         return None
     stored = json.loads(path.read_text("utf-8"))
-    wanted = json.loads(json.dumps(trial.config.to_dict()))
-    for name, value in wanted.items():
-        if stored["config"].get(name) != value:
+    made_with = config_from_mapping(stored["config"], str(path)).to_dict()
+    for name, value in trial.config.to_dict().items():
+        if made_with[name] != value:
             raise UsageError(
-                f"{trial.folder} was made with {name} = {stored['config'].get(name)!r}, now it is "
-                f"{value!r}. A comparison has one budget for all: take another --out, or delete "
-                "that folder."
+                f"{trial.folder} was made with {name} = {made_with[name]!r}, now it is {value!r}. "
+                "A comparison has one budget for all: take another --out, or delete that folder."
             )
     return Result.from_dict(stored["result"])
 
