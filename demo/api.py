@@ -16,6 +16,7 @@ from gradio.events import api
 from pfedmma_deploy.errors import PfedmmaError
 
 from .about import about_dict
+from .archive import Upload
 from .clients import clients_dict
 from .compare import compare
 from .components import photo, photos
@@ -120,9 +121,10 @@ def _add_gallery(model: DemoModel, first: str) -> None:
             Accuracy by group (seen, elsewhere, novel, all) for both models, the images with both
             answers, what was skipped and why; and all answers as a CSV file.
         """
+        given = [Upload.plain(file) for file in files or []]
 
         def call() -> tuple[dict[str, Any], str]:
-            gallery = judge_source(model, files or None, int(count), client, names)
+            gallery = judge_source(model, given or None, int(count), client, names)
             listed = {row.name for row in gallery.choose(filter)}
             found = gallery.to_dict()
             found["images"] = [image for image in found["images"] if image["name"] in listed]

@@ -129,12 +129,7 @@ def free_port(port: int | None) -> int:
     from pfedmma_deploy.errors import UsageError
 
     for candidate in PORTS if port is None else [port]:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, candidate))
-            except (OSError, OverflowError):
-                continue
+        if _is_free(candidate):
             return candidate
     if port is None:
         raise UsageError(f"No port from {PORTS[0]} to {PORTS[-1]} is free: name one with --port.")
@@ -142,6 +137,22 @@ def free_port(port: int | None) -> int:
         f"Port {port} cannot be used: something else listens there, or it is not allowed. "
         "Choose another with --port, or leave it out."
     )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # Or else a port is taken for a minute after the last demo on it.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError):
+            return False
+    # Some systems let a second program bind a port that another one listens on.
+    try:
+        socket.create_connection((HOST, port), timeout=0.5).close()
+    except OSError:
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pfedmma_deploy.types import Example
 from .inputs import MOST_BYTES, read_image
 from .model import DemoModel
 
-__all__ = ["MOST_IMAGES", "Item", "open_images", "sample_items"]
+__all__ = ["MOST_IMAGES", "Item", "Upload", "open_images", "sample_items"]
 
 MOST_IMAGES = 1000
 """In one go; what is beyond is left out, and that is said."""
@@ -39,6 +39,21 @@ class Item:
     """The bundle's label of its true class, where that is known."""
     read: Callable[[], Image.Image]
     """Decodes it; raises `ImageError`."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that somebody gave."""
+
+    name: str
+    """What it was called, with the folders that it came from, where they are known."""
+    path: Path
+    """Where it lies now."""
+
+    @classmethod
+    def plain(cls, path: str | Path) -> Upload:
+        """A file of which only its own name is known."""
+        return cls(Path(path).name, Path(path))
 
 
 def sample_items(model: DemoModel, count: int) -> list[Item]:
@@ -65,14 +80,14 @@ def sample_items(model: DemoModel, count: int) -> list[Item]:
 
 @contextmanager
 def open_images(
-    model: DemoModel, files: Sequence[Path], most: int = MOST_IMAGES
+    model: DemoModel, files: Sequence[Upload], most: int = MOST_IMAGES
 ) -> Iterator[tuple[list[Item], list[str]]]:
     """Images among `files` and in the zips among them, and what should be said about them.
 
     They can be read while the block runs.
 
-    An image in a zip counts as of the class whose name its folder has (case and underscores do not
-    matter); of a single file the class is not known.
+    An image counts as of the class whose name its folder has (case and underscores do not matter);
+    where no folder is known, neither is the class.
 
     Raises:
         DataError: there is no image at all, or a zip that cannot be used.
@@ -80,14 +95,14 @@ def open_images(
     items: list[Item] = []
     others = 0
     with ExitStack() as stack:
-        for path in files:
-            if path.suffix.lower() == ".zip":
-                archive = stack.enter_context(_open_zip(path))
-                found, strangers = _zip_items(model, archive, path.name)
+        for file in files:
+            if file.name.lower().endswith(".zip"):
+                archive = stack.enter_context(_open_zip(file))
+                found, strangers = _zip_items(model, archive, file.name)
                 items += found
                 others += strangers
             else:
-                items.append(Item(path.name, None, _file_reader(path)))
+                items.append(Item(file.name, _label(model, file.name), _file_reader(file.path)))
         if not items:
             raise DataError(
                 "There are no images in these files: .jpg, .png, .webp and .bmp are read."
@@ -103,8 +118,8 @@ def _remarks(items: Sequence[Item], most: int, others: int) -> list[str]:
         said.append(f"{others:,} other files in the zip were left out.")
     if all(item.label is None for item in items[:most]):
         said.append(
-            "True classes are not known, so nothing can be right or wrong: for that, drop a zip "
-            "with one folder per class."
+            "True classes are not known, so nothing can be right or wrong: for that, choose a "
+            "folder or a zip with one folder per class inside."
         )
     return said
 
@@ -113,11 +128,11 @@ def _file_reader(path: Path) -> Callable[[], Image.Image]:
     return lambda: read_image(path)
 
 
-def _open_zip(path: Path) -> zipfile.ZipFile:
+def _open_zip(file: Upload) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(path)
+        return zipfile.ZipFile(file.path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise DataError(f"{path.name} is not a zip that I can read: {error}.") from error
+        raise DataError(f"{file.name} is not a zip that I can read: {error}.") from error
 
 
 def _zip_items(model: DemoModel, archive: zipfile.ZipFile, name: str) -> tuple[list[Item], int]:

@@ -7,10 +7,13 @@ from typing import Any, TypeVar
 
 import gradio as gr
 from gradio.data_classes import FileData, ImageData, ListFiles
+from gradio.utils import get_upload_folder
 
-Upload = TypeVar("Upload", gr.Image, gr.File)
+from .archive import Upload
 
-__all__ = ["as_files", "photo", "photos"]
+Field = TypeVar("Field", gr.Image, gr.File)
+
+__all__ = ["as_files", "folder_picker", "photo", "photos", "picked_files"]
 
 NO_ADDRESSES = "I fetch nothing from the network: download the image yourself and give me the file."
 
@@ -25,7 +28,55 @@ def photos(**options: Any) -> gr.File:
     return as_files(gr.File(file_count="multiple", **options))
 
 
-def as_files(component: Upload) -> Upload:
+PICKER = """
+<label class="pf-folder"><input type="file" webkitdirectory multiple>
+<b>Choose a folder</b> <span>with one folder per class inside, so that true classes are known</span>
+</label>
+"""
+# Gradio's own field forgets the folders that files come from.
+PICK = """
+const input = element.querySelector('input'), said = element.querySelector('span');
+input.addEventListener('change', async () => {
+  const images = [...input.files]
+    .filter(file => /[.](jpe?g|png|webp|bmp)$/i.test(file.name))
+    .sort((a, b) => a.webkitRelativePath < b.webkitRelativePath ? -1 : 1);
+  const taken = images.slice(0, MOST), entries = [];
+  for (const file of taken) {
+    said.textContent = `reading ${entries.length + 1} of ${taken.length} images ...`;
+    const {path} = await upload(file);
+    entries.push([file.webkitRelativePath, path]);
+  }
+  const all = taken.length == images.length;
+  said.textContent = all ? `${taken.length} images chosen`
+    : `the first ${taken.length} of ${images.length} images chosen`;
+  trigger('upload', {entries});
+});
+"""
+
+
+def folder_picker(most: int, **options: Any) -> gr.HTML:
+    """A field for a folder, whose files keep the folders' names; `picked_files` takes them."""
+    return gr.HTML(PICKER, js_on_load=PICK.replace("MOST", str(most)), **options)
+
+
+def picked_files(event: gr.EventData) -> list[Upload]:
+    """The files of the folder that was picked, those alone that were uploaded.
+
+    Raises:
+        gr.Error: the browser sent something else.
+    """
+    home = Path(get_upload_folder()).resolve()
+    found = []
+    for entry in event.entries:
+        match entry:
+            case [str(name), str(path)] if Path(path).resolve().is_relative_to(home):
+                found.append(Upload(name, Path(path)))
+            case _:
+                raise gr.Error("These files were not uploaded here.", print_exception=False)
+    return found
+
+
+def as_files(component: Field) -> Field:
     """Take Gradio's own reading of uploads out of `component`.
 
     It would decode with every decoder that Pillow has and end in its exceptions, and would

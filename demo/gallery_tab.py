@@ -12,9 +12,9 @@ import gradio as gr
 from pfedmma_deploy.errors import PfedmmaError
 
 from . import gallery_view, views
-from .archive import MOST_IMAGES, open_images, sample_items
+from .archive import MOST_IMAGES, Upload, open_images, sample_items
 from .compare_tab import client_choices
-from .components import photos
+from .components import folder_picker, photos, picked_files
 from .gallery import FILTERS, NAME_SETS, Filter, Gallery, GalleryNames
 from .judging import judge
 from .model import DemoModel
@@ -28,12 +28,12 @@ EMPTY = (
     "differ and how often each is right."
 )
 WORKING = '<div class="pf-working"></div>'
-NO_FILES = "Choose some images or a zip first, above the button."
+NO_FILES = "Choose some images, a zip or a folder first."
 
 
 def judge_source(
     model: DemoModel,
-    files: Sequence[str | Path] | None,
+    files: Sequence[Upload] | None,
     count: int,
     client: str,
     names: GalleryNames,
@@ -47,7 +47,7 @@ def judge_source(
     if files is None:
         items = sample_items(model, count)
         return judge(model, items, client, names=names, progress=progress)
-    with open_images(model, [Path(file) for file in files]) as (items, remarks):
+    with open_images(model, files) as (items, remarks):
         return judge(model, items, client, names=names, remarks=remarks, progress=progress)
 
 
@@ -65,6 +65,7 @@ def gallery_tab(model: DemoModel, first: str) -> None:
     most = min(MOST_IMAGES, len(model.tests)) or MOST_IMAGES
     state = gr.State(None)
     limit = gr.State(PAGE)
+    picked = gr.State([])
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=300):
             source = gr.Radio(
@@ -86,11 +87,12 @@ def gallery_tab(model: DemoModel, first: str) -> None:
             # The column comes and goes, not the field: see `components.as_files`.
             with gr.Column(visible=not has_sample, elem_id="gallery-own") as own:
                 files = photos(
-                    label=f"Images, or a zip with one folder per class ({MOST_IMAGES:,} at most)",
+                    label=f"Images, or a zip with a folder per class ({MOST_IMAGES:,} at most)",
                     file_types=["image", ".zip"],
                     height=160,
                     elem_id="gallery-files",
                 )
+                picker = folder_picker(MOST_IMAGES, elem_id="gallery-folder")
         with gr.Column(scale=6, min_width=300):
             client = gr.Dropdown(
                 client_choices(model), value=first, label="Client", elem_id="gallery-client"
@@ -126,6 +128,7 @@ def gallery_tab(model: DemoModel, first: str) -> None:
         source: str,
         count: float,
         files: list[str] | None,
+        folder: list[Upload],
         client: str,
         names: GalleryNames,
         chosen: Filter,
@@ -133,12 +136,13 @@ def gallery_tab(model: DemoModel, first: str) -> None:
     ) -> tuple[Any, ...]:
         """Judge everything, then show the figures and the first images."""
         nothing = (None, PAGE, gr.update(visible=False), "", gr.update(), "", gr.update())
-        if source == OWN and not files:
+        given = [*map(Upload.plain, files or []), *folder]
+        if source == OWN and not given:
             return views.hint(NO_FILES), *nothing
         try:
             gallery = judge_source(
                 model,
-                None if source == SAMPLE else files,
+                None if source == SAMPLE else given,
                 int(count),
                 client,
                 names,
@@ -176,11 +180,12 @@ def gallery_tab(model: DemoModel, first: str) -> None:
     # An empty place for the progress bar, then the work.
     button.click(lambda: WORKING, None, figures, show_progress="hidden", **quiet).then(
         run,
-        [source, count, files, client, names, chosen],
+        [source, count, files, picked, client, names, chosen],
         [figures, state, limit, results, grid, more, confusion, download],
         show_progress_on=figures,
         **quiet,
     )
+    picker.upload(picked_files, None, picked, **quiet)
     chosen.input(
         lambda gallery, chosen: show(gallery, chosen, PAGE),
         [state, chosen],

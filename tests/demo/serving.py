@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -68,7 +69,11 @@ class Served:
 def start(bundle: Path, log: Path, *options: str) -> Served:
     """`pfedmma demo --json` on a free port."""
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(log.parent / "uploads")}
-    command = [sys.executable, "-c", PROGRAM, "demo", "--json", "--model", str(bundle), *options]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    arguments = ["demo", "--json", "--model", str(bundle), "--port", port, *options]
+    command = [sys.executable, "-c", PROGRAM, *arguments]
     with log.open("w") as stderr:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment

@@ -191,13 +191,31 @@ def test_gallery_of_own_images(demo: Page, photo: Path, tmp_path: Path) -> None:
     demo.get_by_role("tab", name="Gallery").click()
     demo.get_by_label("My own images").check()
     demo.click("#gallery-run")
-    settled(demo, "Choose some images or a zip first", "#gallery-figures")
+    settled(demo, "Choose some images, a zip or a folder first", "#gallery-figures")
     demo.set_input_files("#gallery-files input[type=file]", [photo, bad])
     demo.wait_for_selector("#gallery-files :text('photo')")
     demo.click("#gallery-run")
     text = settled(demo, "1 images? in", "#gallery-figures")
     assert "bad.png: This file is not an image that I can read: the file is empty" in text
     assert "True classes are not known" in text
+
+
+def test_gallery_of_a_folder(
+    demo: Page, manifest: dict[str, Any], photo: Path, tmp_path: Path
+) -> None:
+    names = manifest["class_names"][:2]
+    for name in names:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "1.jpg").write_bytes(photo.read_bytes())
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    demo.get_by_role("tab", name="Gallery").click()
+    demo.get_by_label("My own images").check()
+    demo.set_input_files("#gallery-folder input[type=file]", tmp_path / "photos")
+    settled(demo, "2 images chosen", "#gallery-folder")
+    demo.click("#gallery-run")
+    settled(demo, "2 images in", "#gallery-figures")
+    shown = demo.locator("#gallery-grid .pf-name").all_inner_texts()
+    assert shown == [name.replace("_", " ") for name in names], "classes are the folders"
 
 
 def test_clients_and_about(demo: Page, manifest: dict[str, Any]) -> None:
