@@ -23,6 +23,8 @@ FLAGS = [
     "--disable-sync",
 ]
 DESKTOP, PHONE = (1280, 860), (390, 844)
+SECONDS = 90
+"""That any step may take, also on a busy machine."""
 LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:", "about:")
 
 
@@ -75,6 +77,7 @@ def open_page(
             color_scheme="dark" if dark else "light",
             accept_downloads=True,
         )
+        context.set_default_timeout(SECONDS * 1000)
         context.on("request", lambda request: note(request.url))
         page = context.pages[0] if context.pages else context.new_page()
         page.on("websocket", lambda socket: note(socket.url))
@@ -85,7 +88,7 @@ def open_page(
 def open_demo(page: Page, url: str) -> None:
     """Load the demo until its first answer stands there."""
     page.goto(url)
-    page.wait_for_selector("#compare-result .pf-result", timeout=30_000)
+    page.wait_for_selector("#compare-result .pf-result", timeout=SECONDS * 1000)
 
 
 def choose(page: Page, field: str, label: str) -> None:

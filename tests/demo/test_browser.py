@@ -69,7 +69,7 @@ def settled(page: Page, pattern: str, place: str = "#compare-result") -> str:
         """([place, pattern]) =>
             new RegExp(pattern, 's').test(document.querySelector(place)?.innerText)""",
         arg=[place, pattern],
-        timeout=20_000,
+        timeout=browser.SECONDS * 1000,
     )
     return page.inner_text(place)
 
