@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,16 @@ from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.adapters.mma import MultiModalAdapter
 from pfedmma_deploy.backbone.clip import Backbone, Images, pixels_of
 from pfedmma_deploy.types import Scope, Tower
+
+SIDES = ("top", "bottom", "left", "right")
+
+
+def picture(sides: Mapping[str, Tensor]) -> Tensor:
+    """The sides of a frame with zeros inside, [S, S, 3]."""
+    left, right = sides["left"], sides["right"]
+    inner = left.new_zeros(len(left), len(left), 3)
+    middle = torch.cat([left, inner, right], dim=1)
+    return torch.cat([sides["top"], middle, sides["bottom"]])
 
 
 class FramedAdapter(Adapter):
@@ -27,7 +39,7 @@ class FramedAdapter(Adapter):
         super().__init__()
         inner = image_size - 2 * frame_width
         row, column = (frame_width, image_size, 3), (inner, frame_width, 3)
-        sides = {"top": row, "bottom": row, "left": column, "right": column}
+        sides = dict(zip(SIDES, (row, row, column, column), strict=True))
         self.frame = nn.ParameterDict(
             {side: nn.Parameter(torch.zeros(shape)) for side, shape in sides.items()}
         )
@@ -39,10 +51,7 @@ class FramedAdapter(Adapter):
 
     def prompt(self) -> Tensor:
         """The frame with zeros inside, in units of the normalised image, [S, S, 3]."""
-        left, right = self.frame["left"], self.frame["right"]
-        inner = left.new_zeros(len(left), len(left), 3)
-        middle = torch.cat([left, inner, right], dim=1)
-        return torch.cat([self.frame["top"], middle, self.frame["bottom"]])
+        return picture({side: self.frame[side] for side in SIDES})
 
     def encode_image(self, backbone: Backbone, images: Images) -> Tensor:
         """Features of framed uint8 pixels [B, H, W, 3]: [B, D], L2-normalised."""

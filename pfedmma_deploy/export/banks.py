@@ -10,18 +10,43 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pfedmma_deploy.errors import ExportError
+from pfedmma_deploy.adapters.graph_form import BANK, is_part
 from pfedmma_deploy.types import Tower
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Port", "append_row", "bank_row", "bank_shapes", "ports", "remove_row", "tensor_name"]
+    from pfedmma_deploy.runtime.manifest import Manifest
+
+__all__ = [
+    "Port",
+    "adapted",
+    "append_row",
+    "bank_row",
+    "bank_shapes",
+    "client_banks",
+    "is_bank",
+    "ports",
+    "remove_row",
+    "tensor_name",
+]
 
 _BANK = re.compile(r"(?:image\.)?blocks\.(\d+)\.adapter\.((?:down|pair|up)_(?:weight|bias))")
 CLASSIFIER_TEXT = "text"
 """Initializer of the classifier: scaled text features, [clients, D, C]."""
 Array = NDArray[Any]
+
+
+def is_bank(name: str) -> bool:
+    """Whether an initializer of this name holds what clients trained, one row for each."""
+    return (_BANK.fullmatch(name) or BANK.fullmatch(name.removeprefix("image."))) is not None
+
+
+def client_banks(model: onnx.ModelProto) -> list[str]:
+    """Banks of which the graph gathers rows, in the graph's order."""
+    gathered = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
+    names = [entry.name for entry in model.graph.initializer if is_bank(entry.name)]
+    return [name for name in names if name in gathered]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +58,18 @@ class Port:
     added: str
 
 
+def adapted(manifest: Manifest, tower: Tower) -> Sequence[int]:
+    """Blocks of a tower that have pFedMMA's adapter; none where clients have something else."""
+    blocks: Sequence[int] = manifest.adapter.get("blocks", {}).get(tower, ())
+    return blocks
+
+
 def tensor_name(tower: Tower, bank: str, blocks: Sequence[int]) -> str | None:
-    """The adapter tensor that a bank is made of, such as `image.5.down.weight`; None: no bank."""
+    """The client's tensor that a bank is made of, such as `image.5.down.weight`; None: no bank."""
     match = _BANK.fullmatch(bank)
     if match is None:
-        return None
+        own = bank.removeprefix("image.")
+        return f"{tower}.{own}" if BANK.fullmatch(own) else None
     block, (layer, kind) = int(match[1]), match[2].split("_")
     return (
         f"pair.{blocks.index(block)}.{kind}"
@@ -49,18 +81,23 @@ def tensor_name(tower: Tower, bank: str, blocks: Sequence[int]) -> str | None:
 def bank_shapes(
     model: onnx.ModelProto, tower: Tower, blocks: Sequence[int]
 ) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every adapter tensor that the banks of a model are made of."""
+    """Name and shape of every client's tensor that the banks of a model are made of."""
     shapes: dict[str, tuple[int, ...]] = {}
     for entry in model.graph.initializer:
         name = tensor_name(tower, entry.name, blocks)
-        if name is not None:
-            _, rows, columns = entry.dims
-            shapes[name] = (columns, rows) if name.endswith("weight") else (columns,)
+        if name is None:
+            continue
+        _, *dims = entry.dims
+        if not is_part(name):
+            dims = dims[::-1] if name.endswith("weight") else dims[1:]
+        shapes[name] = tuple(dims)
     return shapes
 
 
 def bank_row(name: str, tensor: Array) -> Array:
     """One client's row [1, ...] of a bank: weights as `h @ weight` takes them."""
+    if is_part(name):
+        return tensor[None]
     return tensor.T[None] if name.endswith("weight") else tensor[None, None]
 
 
@@ -91,7 +128,7 @@ def remove_row(model: onnx.ModelProto, index: int) -> None:
 
     def shorter(name: str, values: Array) -> Array | None:
         is_text = name == CLASSIFIER_TEXT and values.ndim == 3
-        return np.delete(values, index, 0) if _BANK.fullmatch(name) or is_text else None
+        return np.delete(values, index, 0) if is_bank(name) or is_text else None
 
     _change(model, shorter)
 
@@ -99,14 +136,10 @@ def remove_row(model: onnx.ModelProto, index: int) -> None:
 def _change(model: onnx.ModelProto, change: Any) -> None:
     from onnx import numpy_helper
 
-    changed = 0
     for entry in model.graph.initializer:
         values = change(entry.name, numpy_helper.to_array(entry))
         if values is not None:
             entry.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), entry.name))
-            changed += 1
-    if not changed:
-        raise ExportError("The model has no adapter banks: export the bundle again from its run.")
     # Shapes of inner values that were noted for the old number of clients.
     del model.graph.value_info[:]
 

@@ -14,20 +14,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from pfedmma_deploy.data.prompts import build_prompts
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import describe
 from pfedmma_deploy.export.card import seal
-from pfedmma_deploy.export.clients import ExportClient, adapted_blocks, adapter_hook, stack_banks
+from pfedmma_deploy.export.clients import ExportClient, require_names
 from pfedmma_deploy.export.form import Form
-from pfedmma_deploy.export.models import build_graphs, portable_model, write_fp32, write_reduced
+from pfedmma_deploy.export.models import (
+    build_graphs,
+    portable_model,
+    require_flavour,
+    stack,
+    write_fp32,
+    write_reduced,
+)
 from pfedmma_deploy.export.parity import Parity
 from pfedmma_deploy.export.publish import require_replaceable, staged
 from pfedmma_deploy.export.quality import Evaluation, Quality, measure_quality
 from pfedmma_deploy.export.tokenizer import require_clip_tokenizer, write_tokenizer
-from pfedmma_deploy.export.verify import Trained, verify_models
+from pfedmma_deploy.export.verify import Trained, trained_side, verify_models
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.runtime import bundle as names
 from pfedmma_deploy.runtime.history import History
@@ -35,12 +40,9 @@ from pfedmma_deploy.runtime.manifest import Manifest
 from pfedmma_deploy.store.files import write_bytes
 
 if TYPE_CHECKING:
-    from pfedmma_deploy.backbone.blocks import BlockHook
     from pfedmma_deploy.backbone.clip import Backbone
 
 __all__ = ["ExportReport", "export_bundle"]
-
-TEXT_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,9 @@ def export_bundle(
     prompt: str,
     base: Sequence[int],
     novel: Sequence[int],
-    bottleneck_dim: int,
-    scale: float,
+    adapter: Mapping[str, Any],
     parity_images: NDArray[np.uint8],
     provenance: Mapping[str, Any],
-    method: str = "pfedmma",
     logit_scale: float | None = None,
     classifier: bool = False,
     form: Form | None = None,
@@ -100,12 +100,12 @@ def export_bundle(
         prompt: contains `{}`, where the class name goes.
         base: labels that were trained on.
         novel: labels that were not.
-        bottleneck_dim: r of the adapters.
-        scale: s of the adapters.
+        adapter: what the clients have in common: `method`, which trained them, and the settings
+            of their `GraphForm`; for pFedMMA's adapter `kind` "multimodal", `bottleneck_dim` and
+            `scale`.
         parity_images: real images, uint8 [N, H, W, 3] at the backbone's size, on which the
             exported model is compared with torch.
         provenance: where the adapters come from; JSON-able, stored as it is.
-        method: name of the method that trained them.
         logit_scale: factor on the similarities; None takes the backbone's own.
         classifier: also write `classifier.onnx`, pixels to class scores in one file.
         form: operators, precision and storage; default fused for ONNX Runtime, fp32.
@@ -127,15 +127,15 @@ def export_bundle(
             "give `evaluation`, or export in fp32."
         )
     require_replaceable(out)
-    banks = stack_banks(clients, backbone, bottleneck_dim)
-    hooks = [None, *(client.hook or adapter_hook(client.tensors, scale) for client in clients)]
-    tokens = backbone.tokenize(build_prompts(class_names, prompt))
-    with torch.inference_mode():
-        text = np.stack([_encode_texts(backbone, tokens, hook) for hook in hooks])
+    require_names(clients)
+    require_flavour(form, adapter)
+    banks, adapter = stack(clients, backbone, adapter)
+    trained = trained_side(backbone, clients, adapter, class_names, prompt, parity_images)
+    text, tokens = trained.text, trained.tokens[-1]
     graphs = build_graphs(
         backbone,
         banks,
-        scale,
+        float(adapter.get("scale", 1)),
         text_embeds=torch.from_numpy(text) if classifier else None,
         logit_scale=factor,
     )
@@ -150,19 +150,13 @@ def export_bundle(
         history=history,
         logit_scale=factor,
         form=form,
-        adapter={
-            "method": method,
-            "bottleneck_dim": bottleneck_dim,
-            "scale": scale,
-            "blocks": adapted_blocks(clients[0].tensors),
-        },
+        adapter=adapter,
     )
     quality = None
     with staged(Path(out)) as folder:
         for name, graph in report.track(graphs.items(), "models", len(graphs)):
             model = portable_model(name, graph, tokens, parity_images)
             write_fp32(folder, model, name, backbone, manifest)
-        trained = Trained(backbone, hooks, tokens, text, parity_images)
         parity = verify_models(folder, trained, manifest)
         if evaluation is not None and not form.is_exact:
             parity, quality = _reduce(folder, form, manifest, trained, evaluation)
@@ -180,7 +174,7 @@ def _reduce(
         reduced = Path(inner)
         write_reduced(folder, reduced, form, manifest)
         parity = verify_models(reduced, trained, manifest, is_exact=False)
-        tokens = trained.tokens.cpu().numpy()
+        tokens = [own.cpu().numpy() for own in trained.tokens]
         quality = measure_quality(folder, reduced, manifest, tokens, evaluation)
         quality.require(form.max_accuracy_drop)
         for file in reduced.iterdir():
@@ -201,14 +195,6 @@ def _require_inputs(
             f"The images to check the export on should be uint8 [N, {size}, {size}, 3], found "
             f"{images.dtype} {list(images.shape)}."
         )
-
-
-def _encode_texts(
-    backbone: Backbone, tokens: Tensor, hook: BlockHook | None
-) -> NDArray[np.float32]:
-    parts = [backbone.encode_text(chunk, hook).cpu() for chunk in torch.split(tokens, TEXT_BATCH)]
-    features: NDArray[np.float32] = torch.cat(parts).float().numpy()
-    return features
 
 
 def _write_rest(

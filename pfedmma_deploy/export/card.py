@@ -38,7 +38,7 @@ or from Python, without torch:
 
 Pixels are {size} x {size}, RGB, 0 to 255, channels last ({resize}, {interpolation}; the graph
 normalises). Features are L2-normalised; class scores are {logit_scale:.4g} times the cosine with
-the text features of `{prompt}`.
+the text features of {prompt}.
 
 ## Classes
 
@@ -107,7 +107,7 @@ def model_card(title: str, manifest: Manifest) -> str:
         ),
         interpolation=settings.interpolation,
         logit_scale=manifest.logit_scale,
-        prompt=manifest.prompt,
+        prompt=_prompts(manifest),
         classes=_classes(manifest),
         clients="\n".join(listed),
         images=manifest.parity["images"],
@@ -133,6 +133,14 @@ def seal(folder: Path, title: str, manifest: Manifest, parity: Mapping[str, Any]
     write_bytes(folder / names.MANIFEST, f"{text}\n".encode())
     names.Bundle.open(folder).verify()
     return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+
+
+def _prompts(manifest: Manifest) -> str:
+    """The prompt, and that of clients who learned their own."""
+    own = manifest.prompt_of(1)
+    return f"`{manifest.prompt}`" + (
+        "" if own == manifest.prompt else f" (clients: `{own}`, each star a learned vector)"
+    )
 
 
 def _quality(manifest: Manifest) -> str:

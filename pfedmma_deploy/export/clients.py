@@ -14,15 +14,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.adapters.graph_form import is_part
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.runtime.manifest import ZERO_SHOT
-from pfedmma_deploy.types import TOWERS, Tower
+from pfedmma_deploy.types import TOWERS, Scope, Tower
 
 if TYPE_CHECKING:
-    from pfedmma_deploy.backbone.blocks import BlockHook
     from pfedmma_deploy.backbone.clip import Backbone
 
-__all__ = ["AdapterBanks", "ExportClient", "adapter_hook", "stack_banks"]
+__all__ = [
+    "AdapterBanks",
+    "Equation",
+    "ExportClient",
+    "adapter_hook",
+    "finite",
+    "require_names",
+    "stack_banks",
+]
 
 _LAYER = re.compile(r"(image|text)\.(\d+)\.down\.weight")
 
@@ -33,13 +42,14 @@ class ExportClient:
 
     id: str
     tensors: Mapping[str, Any]
-    """Adapter tensors or arrays by name, `pair.*` included: `image.{block}.down.weight [r, d]`,
-    `.down.bias [r]`, `.up.weight [d, r]`, `.up.bias [d]`, the same under `text.{block}`, and
-    `pair.{p}.weight [r, r]`, `pair.{p}.bias [r]`."""
+    """Tensors or arrays by name. Those of pFedMMA's adapter, `pair.*` included: `image.{block}.`
+    `down.weight [r, d]`, `down.bias [r]`, `up.weight [d, r]`, `up.bias [d]`, the same under
+    `text.{block}`, and `pair.{p}.weight [r, r]`, `pair.{p}.bias [r]`; and those of
+    `pfedmma_deploy.adapters.graph_form`."""
     seen: Sequence[int] = ()
     """Labels that the client trained on."""
-    hook: BlockHook | None = None
-    """The trained adapter's own forward, which the graph is compared with. None: `adapter_hook`."""
+    trained: Adapter | None = None
+    """The trained adapter itself, which the graph is compared with. None: pFedMMA's equation."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +70,8 @@ class AdapterBanks:
     """[clients + 1, 1, d]"""
 
 
-def stack_banks(
-    clients: Sequence[ExportClient], backbone: Backbone, bottleneck_dim: int
-) -> dict[Tower, dict[int, AdapterBanks]]:
-    """Banks of every adapted block by tower and block index; blocks come from the tensor names.
-
-    Raises:
-        ExportError: two clients of one name, a client named zero-shot, or tensors that are
-            missing, unknown, of another shape than the backbone's, or not finite.
-    """
+def require_names(clients: Sequence[ExportClient]) -> None:
+    """Raises `ExportError` where there is no client, two of one name, or one named zero-shot."""
     ids = [client.id for client in clients]
     for name in ids:
         if name == ZERO_SHOT or ids.count(name) > 1:
@@ -76,6 +79,17 @@ def stack_banks(
             raise ExportError(f"Client {name!r} {why}: every client needs a name of its own.")
     if not clients:
         raise ExportError("There is no client to export: train first, or name at least one.")
+
+
+def stack_banks(
+    clients: Sequence[ExportClient], backbone: Backbone, bottleneck_dim: int
+) -> dict[Tower, dict[int, AdapterBanks]]:
+    """Banks of every adapted block by tower and block index; blocks come from the tensor names.
+
+    Raises:
+        ExportError: tensors that are missing, unknown, of another shape than the backbone's, or
+            not finite.
+    """
     blocks = adapted_blocks(clients[0].tensors)
     expected = expected_shapes(blocks, backbone, bottleneck_dim)
     tensors = {client.id: _checked(client, expected) for client in clients}
@@ -101,19 +115,16 @@ def stack_banks(
 
 
 def adapted_blocks(names: Iterable[str]) -> dict[Tower, list[int]]:
-    """Adapted blocks of each tower, ascending; pair p joins the p-th of both.
+    """Adapted blocks of each tower, ascending; pair p belongs to the p-th of both, or of one alone.
 
     Raises:
-        ExportError: no block, or not the same number in both towers.
+        ExportError: no block in either tower.
     """
     found: dict[Tower, list[int]] = {"image": [], "text": []}
     for match in filter(None, map(_LAYER.fullmatch, names)):
         found["image" if match[1] == "image" else "text"].append(int(match[2]))
-    if not found["image"] or len(found["image"]) != len(found["text"]):
-        raise ExportError(
-            f"The adapter has {len(found['image'])} image and {len(found['text'])} text layers, "
-            "expected the same number of both and at least one: is this a pFedMMA adapter?"
-        )
+    if not found["image"] and not found["text"]:
+        raise ExportError("The adapter has no layers in either tower: is this a pFedMMA adapter?")
     return {tower: sorted(blocks) for tower, blocks in found.items()}
 
 
@@ -139,7 +150,7 @@ def expected_shapes(
             shapes[f"{tower}.{block}.down.bias"] = (r,)
             shapes[f"{tower}.{block}.up.weight"] = (d, r)
             shapes[f"{tower}.{block}.up.bias"] = (d,)
-    for pair in range(len(blocks["image"])):
+    for pair in range(max(map(len, blocks.values()))):
         shapes[f"pair.{pair}.weight"] = (r, r)
         shapes[f"pair.{pair}.bias"] = (r,)
     return shapes
@@ -147,7 +158,8 @@ def expected_shapes(
 
 def _checked(client: ExportClient, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """The client's tensors in fp32, each found to be what it should be."""
-    missing, unknown = expected.keys() - client.tensors.keys(), client.tensors.keys() - expected
+    own = {name for name in client.tensors if not is_part(name)}
+    missing, unknown = expected.keys() - own, own - expected.keys()
     if missing or unknown:
         problem = f"lacks {min(missing)}" if missing else f"has an unknown {min(unknown)}"
         raise ExportError(
@@ -156,19 +168,41 @@ def _checked(client: ExportClient, expected: Mapping[str, tuple[int, ...]]) -> d
         )
     tensors = {}
     for name, shape in expected.items():
-        tensor = torch.as_tensor(client.tensors[name]).detach().to("cpu", torch.float32)
+        tensor = finite(client, name)
         if tuple(tensor.shape) != shape:
             raise ExportError(
                 f"The adapter of client {client.id!r} has {name} of shape {list(tensor.shape)}, "
                 f"expected {list(shape)}: another rank or another backbone."
             )
-        if not bool(torch.isfinite(tensor).all()):
-            raise ExportError(
-                f"The adapter of client {client.id!r} has NaN or infinity in {name}: "
-                "train the client again, with a lower learning rate."
-            )
         tensors[name] = tensor
     return tensors
+
+
+def finite(client: ExportClient, name: str) -> Tensor:
+    """A client's tensor in fp32. Raises `ExportError` where it is not finite."""
+    tensor = torch.as_tensor(client.tensors[name]).detach().to("cpu", torch.float32)
+    if not bool(torch.isfinite(tensor).all()):
+        raise ExportError(
+            f"The adapter of client {client.id!r} has NaN or infinity in {name}: "
+            "train the client again, with a lower learning rate."
+        )
+    return tensor
+
+
+class Equation(Adapter):
+    """pFedMMA's adapter straight from its equation (see `adapter_hook`)."""
+
+    def __init__(self, tensors: Mapping[str, Any], scale: float) -> None:
+        super().__init__()
+        self._hook = adapter_hook(tensors, scale)
+
+    def hook(self, tower: Tower, block: int, h: Tensor) -> Tensor | None:
+        """What is added to the output of a block."""
+        return self._hook(tower, block, h)
+
+    def scopes(self) -> dict[str, Scope]:
+        """It has no parameters: nobody trains it."""
+        return {}
 
 
 def adapter_hook(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pfedmma_deploy.errors import ExportError
+from pfedmma_deploy.export.banks import client_banks
 
 if TYPE_CHECKING:
     import onnx
@@ -38,8 +39,8 @@ class TowerShape:
     heads: int
     quick_gelu: bool
     is_causal: bool
-    adapted: int
-    """Number of blocks with an adapter."""
+    banks: int
+    """Number of matrices that are gathered by client."""
 
     @property
     def expected(self) -> dict[str, int]:
@@ -90,16 +91,14 @@ def fuse(model: onnx.ModelProto, shape: TowerShape) -> onnx.ModelProto:
 
 
 def fused_counts(model: onnx.ModelProto) -> dict[str, int]:
-    """How often each operator is in the graph, and `banks`: gathered adapter matrices."""
+    """How often each operator is in the graph, and `banks`: matrices gathered by client."""
     counts = Counter(node.op_type for node in model.graph.node)
-    banks = {entry.name for entry in model.graph.initializer if ".adapter." in entry.name}
-    gathered = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
-    return {**counts, "banks": len(banks & gathered)}
+    return {**counts, "banks": len(client_banks(model))}
 
 
 def require_fused(found: Mapping[str, int], shape: TowerShape) -> None:
-    """Raises `ExportError` where an operator is missing, or an adapter matrix got lost."""
-    wanted = {**shape.expected, "banks": 6 * shape.adapted}
+    """Raises `ExportError` where an operator is missing, or a client's matrix got lost."""
+    wanted = {**shape.expected, "banks": shape.banks}
     counts = {name: found.get(name, 0) for name in wanted}
     if counts != wanted:
         raise ExportError(

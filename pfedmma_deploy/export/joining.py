@@ -9,16 +9,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from pfedmma_deploy.adapters.graph_form import GraphForm
 from pfedmma_deploy.errors import ExportError, StoreError
+from pfedmma_deploy.methods.registry import get_method
 from pfedmma_deploy.runtime.manifest import Manifest
 from pfedmma_deploy.store.files import parse_json, parse_tensors, read_bytes
 from pfedmma_deploy.store.run import Run
 
-__all__ = ["Joining", "read_client", "require_fitting"]
+__all__ = ["Joining", "read_client", "require_fitting", "taken_form"]
 
 ADAPTER, CONFIG = "adapter.safetensors", "adapter_config.json"
 FORMAT = "pfedmma-client"
+_NAMES = {"bottleneck_dim": "rank"}
+"""How a setting is called in messages."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +32,8 @@ class Joining:
 
     folder: Path
     id: str
-    tensors: Mapping[str, NDArray[Any]]
-    """All adapter tensors by name, the shared projections included."""
+    tensors: Mapping[str, Tensor]
+    """Its own adapter tensors by name; with the shared ones where it has a copy of them."""
     config: Mapping[str, Any]
     """`adapter_config.json`."""
 
@@ -38,7 +43,6 @@ def read_client(folder: Path, name: str | None = None) -> Joining:
 
     Raises:
         StoreError: a file is missing, damaged, or no client's.
-        ExportError: it has no projections of its own and lies in no run.
     """
     config = parse_json(read_bytes(folder / CONFIG), folder / CONFIG)
     keys = ("client", "method", "parameters", "backbone", "prompt", "logit_scale", "seen")
@@ -50,44 +54,66 @@ def read_client(folder: Path, name: str | None = None) -> Joining:
             f"{f', without {missing[0]}' if missing else ''}: take a folder runs/NAME/clients/ID."
         )
     tensors = parse_tensors(read_bytes(folder / ADAPTER), folder / ADAPTER)
-    if not any(key.startswith("pair.") for key in tensors):
-        run = folder.resolve().parents[1]
+    return Joining(folder, name or str(config["client"]), tensors, config)
+
+
+def taken_form(joining: Joining) -> GraphForm:
+    """The client as a graph takes it.
+
+    Raises:
+        ExportError: it lacks something that is shared, and lies in no run that has it.
+    """
+    config = joining.config
+    method = get_method(config["method"])
+    assert method.graph is not None, "bundles are made of methods that have a graph"
+    parameters = method.configure(config["parameters"])
+    try:
+        return method.graph(dict(joining.tensors), parameters)
+    except KeyError as error:
+        run = joining.folder.resolve().parents[1]
         if not (run / "manifest.json").is_file():
             raise ExportError(
-                f"{folder} holds no shared projections (pair.*) and does not lie in a run, whose "
-                "shared/ would have them: personalize the client first (then it has its own "
-                "copy), or name its folder inside the run, runs/NAME/clients/ID."
-            )
-        tensors = {**Run.open(run).load_shared(), **tensors}
-    arrays = {key: value.float().numpy() for key, value in tensors.items()}
-    return Joining(folder, name or str(config["client"]), arrays, config)
+                f"{joining.folder} lacks {error.args[0]} and does not lie in a run, whose shared/ "
+                "would have what its method shares: personalize the client first (then it has its "
+                "own copy), or name its folder inside the run, runs/NAME/clients/ID."
+            ) from None
+    shared = method.distribute(Run.open(run).load_shared(), str(config["client"]))
+    try:
+        return method.graph({**shared, **joining.tensors}, parameters)
+    except KeyError as error:
+        raise ExportError(
+            f"{joining.folder} and its run lack {error.args[0]}: train the client again."
+        ) from None
 
 
 def require_fitting(
     joining: Joining, manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Raises `ExportError` naming the first thing in which client and bundle differ.
+) -> dict[str, NDArray[Any]]:
+    """One row of every bank, by name.
 
     Args:
         joining: the client.
         manifest: the bundle's.
         shapes: name and shape of every tensor that the bundle's banks are made of.
+
+    Raises:
+        ExportError: client and bundle differ; names the first thing in which they do.
     """
-    config, parameters = joining.config, joining.config["parameters"]
-    pairs: tuple[tuple[str, Any, Any], ...] = (
+    config, adapter = joining.config, manifest.adapter
+    _require_same(
+        joining,
         ("backbone", config["backbone"].get("fingerprint"), manifest.backbone["fingerprint"]),
-        ("method", config["method"], manifest.adapter["method"]),
-        ("rank", parameters.get("bottleneck_dim"), manifest.adapter["bottleneck_dim"]),
-        ("scale", parameters.get("scale"), manifest.adapter["scale"]),
+        ("method", config["method"], adapter["method"]),
         ("prompt", config["prompt"], manifest.prompt),
         ("logit scale", config["logit_scale"], manifest.logit_scale),
     )
-    for what, found, expected in pairs:
-        if found != expected:
-            raise ExportError(
-                f"Client {joining.id!r} cannot join: its {what} is {_short(found)}, the bundle's "
-                f"is {_short(expected)}. Export it from its own run instead."
-            )
+    form = taken_form(joining)
+    # Bundles of an earlier version do not say which kind their clients are: there was one.
+    known = {"kind": "multimodal", **adapter}
+    _require_same(
+        joining,
+        *((_NAMES.get(key, key), value, known.get(key)) for key, value in form.settings.items()),
+    )
     named = [*config["seen"], *config.get("base", ()), *config.get("novel", ())]
     unknown = [name for name in named if name not in manifest.class_names]
     if unknown:
@@ -100,18 +126,33 @@ def require_fitting(
             f"Client {joining.id!r} is in the bundle already: remove it first with "
             "--remove-client, or add this one under another name with --as."
         )
-    _require_tensors(joining, shapes)
+    arrays = {name: tensor.float().numpy() for name, tensor in form.tensors.items()}
+    _require_tensors(joining, arrays, shapes)
+    return arrays
 
 
-def _require_tensors(joining: Joining, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    found = {name: tensor.shape for name, tensor in joining.tensors.items()}
+def _require_same(joining: Joining, *pairs: tuple[str, Any, Any]) -> None:
+    for what, found, expected in pairs:
+        if found != expected:
+            raise ExportError(
+                f"Client {joining.id!r} cannot join: its {what} is {_short(found)}, the bundle's "
+                f"is {_short(expected)}. Export it from its own run instead."
+            )
+
+
+def _require_tensors(
+    joining: Joining,
+    tensors: Mapping[str, NDArray[Any]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    found = {name: tensor.shape for name, tensor in tensors.items()}
     for name in sorted(found.keys() | shapes.keys()):
         if found.get(name) != shapes.get(name):
             raise ExportError(
                 f"Client {joining.id!r} cannot join: {name} is {_shape(found.get(name))} in its "
                 f"adapter and {_shape(shapes.get(name))} in the bundle."
             )
-        if not np.isfinite(joining.tensors[name]).all():
+        if not np.isfinite(tensors[name]).all():
             raise ExportError(f"Client {joining.id!r} cannot join: {name} is not finite.")
 
 

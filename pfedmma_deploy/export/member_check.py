@@ -3,7 +3,8 @@
 No torch and no run is at hand then. The frozen trunk was compared with torch when the bundle was
 made; what is new is one row in the banks. So what each adapter adds is compared, block by block,
 with the equation in float64 from the client's own files, on the activations that it really sees;
-and the other clients' features must stay what they were.
+of everything that is not pFedMMA's adapter the row is read back. The other clients' features must
+stay what they were.
 """
 
 from __future__ import annotations
@@ -15,22 +16,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pfedmma_deploy.adapters.graph_form import is_part
 from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.errors import ExportError
-from pfedmma_deploy.export.banks import ports
+from pfedmma_deploy.export.banks import adapted, ports, tensor_name
 from pfedmma_deploy.export.parity import run_clients
 from pfedmma_deploy.runtime.inputs import load_pixels
 from pfedmma_deploy.runtime.manifest import Manifest
 from pfedmma_deploy.types import Tower
 
-__all__ = ["METHOD", "adapter_error", "check_images", "require_unchanged"]
+__all__ = ["adapter_error", "check_images", "how", "require_unchanged", "row_error"]
 
-METHOD = "what each adapter adds, against the equation in numpy (float64)"
+EQUATION = "what each adapter adds, against the equation in numpy (float64)"
+ROWS = "the client's rows, read back from the models, against its own files"
 IMAGES = 8
 UNCHANGED = 1e-5
 EXACT, HALVED, HALF = 1e-4, 2e-3, 2e-2
 """Accepted difference as a share of the largest number added: in fp32, with weights stored in fp16,
 with fp16 arithmetic."""
+
+
+def how(manifest: Manifest) -> str:
+    """What an added client is checked by."""
+    return EQUATION if "blocks" in manifest.adapter else ROWS
 
 
 def check_images(manifest: Manifest) -> NDArray[np.uint8]:
@@ -75,9 +83,11 @@ def adapter_error(
 
     model = onnx.load(file)
     found = ports(model)
-    blocks = manifest.adapter["blocks"][tower]
+    blocks = adapted(manifest, tower)
     if sorted(port.block for port in found) != sorted(blocks):
         raise ExportError(f"{file.name} does not have the adapters that its manifest names.")
+    if not found:
+        return 0.0
     del model.graph.output[:]
     wanted = [name for port in found for name in (port.source, port.added)]
     for name in wanted:
@@ -97,6 +107,39 @@ def adapter_error(
         raise ExportError(
             f"{file.name} does not compute the added client: what its adapters add differs by "
             f"{worst:.1e} of the largest number (accepted {accepted:.0e}). "
+            "Nothing was written; please report this."
+        )
+    return worst
+
+
+def row_error(
+    file: Path,
+    tower: Tower,
+    items: NDArray[Any],
+    client: int,
+    tensors: Mapping[str, NDArray[Any]],
+    manifest: Manifest,
+) -> float:
+    """Largest difference of a row from the client's tensor, as a share of its largest number.
+
+    Raises:
+        ExportError: it is more than the storage explains.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    worst = 0.0
+    for entry in onnx.load(file).graph.initializer:
+        name = tensor_name(tower, entry.name, adapted(manifest, tower))
+        if name is not None and is_part(name):
+            row, expected = numpy_helper.to_array(entry)[client], tensors[name]
+            largest = float(np.abs(expected).max()) or 1.0
+            worst = float(
+                np.max([worst, np.abs(row.astype(np.float64) - expected).max() / largest])
+            )
+    if not worst <= (HALVED if manifest.weights == "fp16" else 0.0):
+        raise ExportError(
+            f"{file.name} does not hold the added client: a row of it differs by {worst:.1e}. "
             "Nothing was written; please report this."
         )
     return worst

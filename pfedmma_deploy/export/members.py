@@ -1,8 +1,8 @@
 """Clients join and leave a finished bundle, without the run and without training.
 
 What a client brings is its folder of a run: `adapter.safetensors` and `adapter_config.json`. The
-projections that it shares with others are its own copy where it has one (personalized clients do),
-else those of the run that the folder lies in (`../../shared`).
+part that it shares with others is its own copy where it has one (personalized clients do), else
+that of the run that the folder lies in (`../../shared`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from pfedmma_deploy.data.prompts import build_prompts
 from pfedmma_deploy.errors import ExportError, UsageError
 from pfedmma_deploy.export import describe, member_check
-from pfedmma_deploy.export.banks import append_row, bank_shapes, remove_row
+from pfedmma_deploy.export.banks import adapted, append_row, bank_shapes, remove_row
 from pfedmma_deploy.export.card import seal
 from pfedmma_deploy.export.history import without_client
-from pfedmma_deploy.export.joining import Joining, read_client, require_fitting
+from pfedmma_deploy.export.joining import read_client, require_fitting
 from pfedmma_deploy.export.onnx_file import to_bytes
 from pfedmma_deploy.export.parity import run_clients
 from pfedmma_deploy.export.publish import staged
@@ -88,9 +88,9 @@ def add_client(bundle: Path, client: Path, *, name: str | None = None) -> Member
     shapes: dict[str, tuple[int, ...]] = {}
     for file in (names.VISION_MODEL, names.TEXT_MODEL):
         tower = TOWER_OF[file]
-        blocks = manifest.adapter["blocks"][tower]
-        shapes.update(bank_shapes(onnx.load(bundle / file), tower, blocks))
-    require_fitting(joining, manifest, shapes)
+        model = onnx.load(bundle / file)
+        shapes.update(bank_shapes(model, tower, adapted(manifest, tower)))
+    tensors = require_fitting(joining, manifest, shapes)
     index = len(manifest.clients)
     labels = sorted(manifest.class_names.index(seen) for seen in joining.config["seen"])
     longer = (*manifest.clients, ClientInfo(index, joining.id, tuple(labels)))
@@ -98,19 +98,21 @@ def add_client(bundle: Path, client: Path, *, name: str | None = None) -> Member
     pixels = member_check.check_images(manifest)
     tokens = _tokens(opened)
     with staged(bundle) as folder:
-        text = _write_longer(opened, folder, manifest, joining, tokens)
+        text = _write_longer(opened, folder, manifest, tensors, tokens)
         errors = [
-            member_check.adapter_error(
-                folder / file, TOWER_OF[file], items, index, joining.tensors, manifest
-            )
+            check(folder / file, TOWER_OF[file], items, index, tensors, manifest)
             for file, items in ((names.VISION_MODEL, pixels), (names.TEXT_MODEL, tokens))
+            for check in (member_check.adapter_error, member_check.row_error)
         ]
         same = {old: old for old in range(index)}
         _require_unchanged(opened, folder, pixels, tokens, same)
         _save_text(folder, np.concatenate([opened.text_embeds(), text[None]]))
         added = {
             **manifest.parity.get("added", {}),
-            joining.id: {"method": member_check.METHOD, "max_relative_error": max(errors)},
+            joining.id: {
+                "method": member_check.how(manifest),
+                "max_relative_error": max(errors),
+            },
         }
         parity = {**manifest.parity, "added": added}
         sizes = seal(folder, bundle.resolve().name, manifest, parity)
@@ -157,7 +159,7 @@ def _write_longer(
     opened: Bundle,
     folder: Path,
     manifest: Manifest,
-    joining: Joining,
+    tensors: Mapping[str, Array],
     tokens: NDArray[np.int64],
 ) -> NDArray[np.float32]:
     """Models with one more row. Returns the client's text features [C, D], by its text tower."""
@@ -167,7 +169,7 @@ def _write_longer(
         row = None
         if file == names.CLASSIFIER_MODEL:
             row = (manifest.logit_scale * text).T
-        append_row(model, tower, manifest.adapter["blocks"][tower], joining.tensors, row)
+        append_row(model, tower, adapted(manifest, tower), tensors, row)
 
     _change_models(opened, folder, manifest, longer, only=(names.TEXT_MODEL,))
     session = open_session(folder / names.TEXT_MODEL, "cpu")
@@ -213,7 +215,7 @@ def _require_unchanged(
 
 
 def _tokens(opened: Bundle) -> NDArray[np.int64]:
-    """Token ids of the class prompts, [C, context]."""
+    """Token ids of the class prompts as the clients read them, [C, context]."""
     manifest = opened.manifest
     tokenizer = Tokenizer(opened.file(names.TOKENIZER), manifest.context_length)
-    return tokenizer(build_prompts(manifest.class_names, manifest.prompt))
+    return tokenizer(build_prompts(manifest.class_names, manifest.prompt_of(1)))

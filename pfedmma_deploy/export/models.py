@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,25 +16,70 @@ from torch import Tensor, nn
 
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import describe
-from pfedmma_deploy.export.clients import AdapterBanks
+from pfedmma_deploy.export.banks import client_banks, is_bank
+from pfedmma_deploy.export.clients import (
+    AdapterBanks,
+    ExportClient,
+    adapted_blocks,
+    stack_banks,
+)
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.export.fusion import TowerShape, fuse
 from pfedmma_deploy.export.graph import ClassifierGraph, ImageGraph, TextGraph
 from pfedmma_deploy.export.onnx_file import to_bytes, to_onnx
+from pfedmma_deploy.export.parts import stack_parts
 from pfedmma_deploy.export.precision import halve_weights, to_half, to_int8
 from pfedmma_deploy.runtime import bundle as names
 from pfedmma_deploy.runtime.manifest import Manifest
 from pfedmma_deploy.store.files import write_bytes
-from pfedmma_deploy.types import Tower
+from pfedmma_deploy.types import TOWERS, Tower
 
 if TYPE_CHECKING:
     import onnx
 
     from pfedmma_deploy.backbone.clip import Backbone
 
-__all__ = ["build_graphs", "portable_model", "reduced_model", "write_fp32", "write_reduced"]
+__all__ = [
+    "Banks",
+    "build_graphs",
+    "portable_model",
+    "reduced_model",
+    "require_flavour",
+    "stack",
+    "write_fp32",
+    "write_reduced",
+]
 
-Banks = Mapping[Tower, Mapping[int, AdapterBanks]]
+
+@dataclass(frozen=True)
+class Banks:
+    """What all clients change, by tower."""
+
+    beside: Mapping[Tower, Mapping[int, AdapterBanks]]
+    """pFedMMA's adapter, by block."""
+    parts: Mapping[Tower, Mapping[str, Tensor]]
+    """Everything else, by bank."""
+
+
+def require_flavour(form: Form, adapter: Mapping[str, Any]) -> None:
+    """Raises `ExportError` where the clients' changes keep attention from being fused."""
+    if form.flavour == "ort" and adapter["kind"] == "low-rank":
+        raise ExportError(
+            "--flavour ort fuses queries, keys and values into one operator, and clients of "
+            f"{adapter['method']} change queries and values each on their own: add --flavour "
+            "portable, which every precision has."
+        )
+
+
+def stack(
+    clients: Sequence[ExportClient], backbone: Backbone, adapter: Mapping[str, Any]
+) -> tuple[Banks, dict[str, Any]]:
+    """The banks of all clients, and what the manifest says of them."""
+    parts = stack_parts(clients)
+    if "bottleneck_dim" not in adapter:
+        return Banks({tower: {} for tower in TOWERS}, parts), dict(adapter)
+    beside = stack_banks(clients, backbone, adapter["bottleneck_dim"])
+    return Banks(beside, parts), {**adapter, "blocks": adapted_blocks(clients[0].tensors)}
 
 
 def build_graphs(
@@ -45,10 +91,10 @@ def build_graphs(
     logit_scale: float,
 ) -> dict[str, nn.Module]:
     """The modules to export by file name; with `text_embeds` [clients, C, D] the classifier too."""
-    image = ImageGraph(backbone, banks["image"], scale)
+    image = ImageGraph(backbone, banks.beside["image"], scale, banks.parts["image"])
     graphs: dict[str, nn.Module] = {
         names.VISION_MODEL: image,
-        names.TEXT_MODEL: TextGraph(backbone, banks["text"], scale),
+        names.TEXT_MODEL: TextGraph(backbone, banks.beside["text"], scale, banks.parts["text"]),
     }
     if text_embeds is not None:
         graphs[names.CLASSIFIER_MODEL] = ClassifierGraph(image, text_embeds, logit_scale)
@@ -71,7 +117,7 @@ def portable_model(
             strict=True,
         )
     )
-    banks = {key: value for key, value in graph.named_buffers() if ".adapter." in key}
+    banks = {key: value for key, value in graph.named_buffers() if is_bank(key)}
     with _told_apart(banks.values()):
         model = to_onnx(graph.eval(), example, signature.output, signature.axis)
     _fill_banks(model, banks)
@@ -113,7 +159,7 @@ def write_fp32(
 ) -> None:
     """Write a portable model under `name`, fused first where the manifest says so."""
     if manifest.flavour == "ort":
-        model = fuse(model, _shape(backbone, name, manifest))
+        model = fuse(model, _shape(backbone, name, len(client_banks(model))))
     data = to_bytes(model, describe.metadata(manifest, name))
     write_bytes(folder / name, data)
 
@@ -137,7 +183,7 @@ def reduced_model(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     return halve_weights(model) if form.weights == "fp16" else model
 
 
-def _shape(backbone: Backbone, name: str, manifest: Manifest) -> TowerShape:
+def _shape(backbone: Backbone, name: str, banks: int) -> TowerShape:
     tower: Tower = "text" if name == names.TEXT_MODEL else "image"
     blocks = backbone.blocks(tower)
     return TowerShape(
@@ -146,5 +192,5 @@ def _shape(backbone: Backbone, name: str, manifest: Manifest) -> TowerShape:
         heads=int(blocks[0].attn.num_heads),
         quick_gelu=backbone.activation == "quick_gelu",
         is_causal=tower == "text",
-        adapted=len(manifest.adapter["blocks"][tower]),
+        banks=banks,
     )

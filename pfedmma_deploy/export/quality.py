@@ -8,7 +8,7 @@ ones of the known classes are exact, so plain prediction is no worse than what i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +114,11 @@ class Quality:
 
 
 def measure_quality(
-    exact: Path, reduced: Path, manifest: Manifest, tokens: NDArray[np.int64], images: Evaluation
+    exact: Path,
+    reduced: Path,
+    manifest: Manifest,
+    tokens: Sequence[NDArray[np.int64]],
+    images: Evaluation,
 ) -> Quality:
     """Compare the two towers in folder `reduced` with those in `exact`.
 
@@ -122,7 +126,7 @@ def measure_quality(
         exact: folder of the fp32 models, found equal to the trained one.
         reduced: folder of the models to judge. They run on CUDA where it works, else on the CPU.
         manifest: clients, labels and logit scale.
-        tokens: token ids of the class prompts, [C, context].
+        tokens: token ids of the class prompts by client index, [C, context] each.
         images: what to judge on.
     """
     before = _Towers(exact, "cpu")
@@ -131,8 +135,9 @@ def measure_quality(
     for client in manifest.clients:
         parts = _parts(images, client, len(manifest.clients))
         rows = np.unique(np.concatenate(list(parts.values())))
-        old = before.features(images.pixels[rows], tokens, client.index)
-        new = after.features(images.pixels[rows], tokens, client.index)
+        own = tokens[client.index]
+        old = before.features(images.pixels[rows], own, client.index)
+        new = after.features(images.pixels[rows], own, client.index)
         tally.add_features(old, new, manifest.logit_scale)
         for name, chosen in parts.items():
             of = np.searchsorted(rows, chosen)

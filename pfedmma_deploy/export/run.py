@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pfedmma_deploy.adapters.graph_form import GraphForm
 from pfedmma_deploy.config import nearest
 from pfedmma_deploy.data.checks import class_key
 from pfedmma_deploy.errors import ExportError, UsageError
@@ -19,7 +21,7 @@ from pfedmma_deploy.export.clients import ExportClient
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.export.history import measure, run_history
 from pfedmma_deploy.export.quality import Evaluation
-from pfedmma_deploy.methods.base import Method
+from pfedmma_deploy.methods.base import Method, Tensors
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.store.workspace import (
@@ -68,7 +70,7 @@ def export_run(
     run.require_complete()
     chosen = chosen_clients(run, clients)
     workspace = workspace or open_run_workspace(run)
-    _require_exportable(workspace.method)
+    graph = _require_exportable(workspace.method)
     shared = run.load_shared()
     stored = [run.load_client(client) for client in chosen]
     names: list[str] = list(run.manifest["class_names"])
@@ -77,15 +79,15 @@ def export_run(
     for name in (name for client in stored for name in client.config["seen"]):
         if label_of.setdefault(class_key(name), len(names)) == len(names):
             names.append(name)
-    members = []
+    parameters, members = workspace.method.configure(run.config.parameters), []
     for one in stored:
         adapter = workspace.build_adapter()
         load_client_adapter(workspace.method, adapter, one, shared)
         seen = [label_of[class_key(name)] for name in one.config["seen"]]
         tensors = load_client_tensors(workspace.method, one, shared)
-        members.append(ExportClient(one.id, tensors, seen, hook=adapter.hook))
+        taken = graph(tensors, parameters)
+        members.append(ExportClient(one.id, taken.tensors, seen, trained=adapter))
     config, form = run.config, form or Form()
-    parameters = workspace.method.configure(config.parameters)
     novel = [names.index(name) for name in run.manifest["novel"]]
     # Where a domain was left out, novel may be the classes that were trained on, looking otherwise.
     unseen = set(run.manifest["novel"]) - set(run.manifest["base"])
@@ -98,8 +100,7 @@ def export_run(
         prompt=config.prompt,
         base=[label for label, name in enumerate(names) if name not in unseen],
         novel=novel,
-        bottleneck_dim=parameters.bottleneck_dim,
-        scale=parameters.scale,
+        adapter={"method": workspace.method.name, **taken.settings},
         logit_scale=workspace.logit_scale,
         parity_images=workspace.pixels.load(parity_examples(workspace)),
         provenance={
@@ -109,7 +110,6 @@ def export_run(
             "rounds": config.rounds,
             "personalized": [c.id for c in stored if c.config["personalized"] is not None],
         },
-        method=workspace.method.name,
         classifier=classifier,
         form=form,
         evaluation=None if form.is_exact else _evaluation(workspace),
@@ -128,10 +128,11 @@ def chosen_clients(run: Run, clients: Sequence[str] | None) -> list[str]:
     return chosen
 
 
-def _require_exportable(method: Method) -> None:
-    """Raises `ExportError` with the method's own reason."""
-    if not method.exportable:
+def _require_exportable(method: Method) -> Callable[[Tensors, Any], GraphForm]:
+    """What makes a client of the method fit a graph; raises `ExportError` with its reason."""
+    if method.graph is None:
         raise ExportError(f"The clients of {method.name} cannot be exported: {method.obstacle}.")
+    return method.graph
 
 
 def _evaluation(workspace: Workspace) -> Evaluation:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.adapters.frozen import Frozen
+from pfedmma_deploy.backbone.texts import class_texts
+from pfedmma_deploy.data.prompts import build_prompts
 from pfedmma_deploy.errors import ExportError
+from pfedmma_deploy.export.clients import Equation
 from pfedmma_deploy.export.describe import SIGNATURES
 from pfedmma_deploy.export.parity import (
     TOLERANCE,
@@ -31,10 +36,10 @@ from pfedmma_deploy.runtime.manifest import Manifest
 if TYPE_CHECKING:
     import onnxruntime
 
-    from pfedmma_deploy.backbone.blocks import BlockHook
     from pfedmma_deploy.backbone.clip import Backbone
+    from pfedmma_deploy.export.clients import ExportClient
 
-__all__ = ["Trained", "verify_models"]
+__all__ = ["Trained", "trained_side", "verify_models"]
 
 Features = NDArray[np.float32]
 BATCH = 64
@@ -45,14 +50,34 @@ class Trained:
     """The trained side, which an export is compared with."""
 
     backbone: Backbone
-    hooks: Sequence[BlockHook | None]
-    """Its adapters by client index; None for zero-shot."""
-    tokens: Tensor
-    """Token ids of the class prompts, [C, context]."""
+    models: Sequence[Adapter]
+    """Its adapters by client index; the first adds nothing."""
+    tokens: Sequence[Tensor]
+    """Token ids of the class prompts by client index, [C, context] each."""
     text: Features
     """Its text features, [clients, C, D]."""
     images: NDArray[np.uint8]
     """What to compare on, uint8 [N, H, W, 3]."""
+
+
+@torch.inference_mode()
+def trained_side(
+    backbone: Backbone,
+    clients: Sequence[ExportClient],
+    adapter: Mapping[str, Any],
+    class_names: Sequence[str],
+    prompt: str,
+    images: NDArray[np.uint8],
+) -> Trained:
+    """The trained side: every client's own encoders, prompts and text features."""
+    scale = float(adapter.get("scale", 1))
+    models: list[Adapter] = [Frozen()]
+    models += [client.trained or Equation(client.tensors, scale) for client in clients]
+    texts = class_texts(backbone, class_names, prompt)
+    own = backbone.tokenize(build_prompts(class_names, adapter.get("prompt", prompt)))
+    features = [model.encode_text(backbone, texts).float().cpu().numpy() for model in models]
+    tokens = [texts.prompts, *[own] * len(clients)]
+    return Trained(backbone, models, tokens, np.stack(features), images)
 
 
 def verify_models(
@@ -69,17 +94,17 @@ def verify_models(
     Raises:
         ExportError: a model is invalid or differs from the trained one; with the figures.
     """
-    images, hooks, text = trained.images, trained.hooks, trained.text
-    share = sampled(len(images), len(hooks))
+    images, models, text = trained.images, trained.models, trained.text
+    share = sampled(len(images), len(models))
     with torch.inference_mode():
         each = [
-            _encode_images(trained.backbone, images[own], hook)
-            for own, hook in zip(share, hooks, strict=True)
+            _encode_images(trained.backbone, images[own], model)
+            for own, model in zip(share, models, strict=True)
         ]
     # One call per client, then all clients interleaved: they must not influence each other.
     rows = np.concatenate([share.ravel(), share.T.ravel()])
-    alone = np.repeat(np.arange(len(hooks)), share.shape[1])
-    mixed = np.tile(np.arange(len(hooks)), share.shape[1])
+    alone = np.repeat(np.arange(len(models)), share.shape[1])
+    mixed = np.tile(np.arange(len(models)), share.shape[1])
     clients = np.concatenate([alone, mixed])
     wanted = np.concatenate([*each, np.stack(each, axis=1).reshape(-1, manifest.embed_dim)])
 
@@ -99,12 +124,15 @@ def verify_models(
     return parity
 
 
-def _text_error(folder: Path, manifest: Manifest, tokens: Tensor, text: Features) -> float:
+def _text_error(
+    folder: Path, manifest: Manifest, tokens: Sequence[Tensor], text: Features
+) -> float:
     """Largest difference between the text towers, for every client, all clients in every batch."""
-    share = sampled(len(tokens), len(text))
+    share = sampled(text.shape[1], len(text))
     prompts = share.T.ravel()
     owners = np.tile(np.arange(len(text)), share.shape[1])
-    found = run_clients(_open(folder / TEXT_MODEL, manifest), tokens.cpu().numpy()[prompts], owners)
+    read = torch.stack([tokens[own][row] for own, row in zip(owners, prompts, strict=True)])
+    found = run_clients(_open(folder / TEXT_MODEL, manifest), read.cpu().numpy(), owners)
     return largest_difference(found, text[owners, prompts])
 
 
@@ -119,11 +147,9 @@ def require_scores(scores: Features, wanted: Features, tolerance: float) -> None
         )
 
 
-def _encode_images(
-    backbone: Backbone, images: NDArray[np.uint8], hook: BlockHook | None
-) -> Features:
+def _encode_images(backbone: Backbone, images: NDArray[np.uint8], model: Adapter) -> Features:
     parts = [
-        backbone.encode_image(chunk, hook).float().cpu()
+        model.encode_image(backbone, chunk).float().cpu()
         for chunk in torch.split(torch.from_numpy(images), BATCH)
     ]
     features: Features = torch.cat(parts).numpy()

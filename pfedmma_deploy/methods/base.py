@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.adapters.graph_form import GraphForm
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.config import Scalar, nearest
 from pfedmma_deploy.errors import UsageError
@@ -126,8 +127,10 @@ class Method:
     Attributes:
         trained, shared: what a client trains, and what of it travels; for people.
         folds: whether a client's model is plain CLIP with other weights, exactly.
-        exportable: whether `pfedmma export` can write its clients as ONNX.
-        obstacle: why not, as a sentence, where it cannot.
+        graph: (all of a client's tensors, parameters) -> what of them an exported graph takes; it
+            raises `KeyError` with the name of a tensor that is missing. None where `pfedmma export`
+            cannot write the clients as ONNX.
+        obstacle: why not, as a sentence.
         parameters: frozen dataclass of hyper-parameters, fields mapped to the paper's symbols; it
             raises `UsageError` on a value out of range.
         build: (backbone, parameters, generator) -> the adapter in its initial state, the same for
@@ -153,7 +156,7 @@ class Method:
     parameters: type[Any]
     build: Callable[[Backbone, Any, torch.Generator], Adapter]
     folds: bool = False
-    exportable: bool = True
+    graph: Callable[[Tensors, Any], GraphForm] | None = None
     obstacle: str = ""
     loss: Loss = clip_loss
     local: Callable[[ClientRun], float] = train_epochs
@@ -165,6 +168,11 @@ class Method:
     distribute: Callable[[Tensors, str], Tensors] = send_all
     download: Callable[[Tensors, Adapter, ClientData], Tensors] = take_all
     defaults: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def exportable(self) -> bool:
+        """Whether `pfedmma export` can write its clients as ONNX."""
+        return self.graph is not None
 
     def configure(self, given: Mapping[str, Scalar]) -> Any:
         """This method's hyper-parameters: `given` ones over the defaults.

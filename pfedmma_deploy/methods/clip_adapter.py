@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import torch
 
 from pfedmma_deploy.adapters.features import FeatureBottleneck
+from pfedmma_deploy.adapters.graph_form import GraphForm
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.base import Method
+from pfedmma_deploy.methods.base import Method, Tensors
 from pfedmma_deploy.methods.ranges import at_least, one_of
 from pfedmma_deploy.types import Scope
 
@@ -51,13 +52,22 @@ def build(
     )
 
 
+def graph(tensors: Tensors, parameters: CLIPAdapterParameters) -> GraphForm:
+    """The bottleneck on the image feature."""
+    layers = {
+        f"image.head.{layer}_weight": tensors[f"{layer}.weight"].T.contiguous()
+        for layer in ("down", "up")
+    }
+    ratio = {"image.head.ratio": torch.tensor([parameters.ratio])}
+    return GraphForm({**layers, **ratio}, {"kind": "bottleneck"})
+
+
 CLIP_ADAPTER = Method(
     name="clip-adapter",
     paper="CLIP-Adapter, arXiv 2110.04544",
     trained="a bottleneck on the image feature",
     shared="all of it, or nothing (share=none)",
-    exportable=False,
-    obstacle="its bottleneck is not part of the exported graphs",
     parameters=CLIPAdapterParameters,
     build=build,
+    graph=graph,
 )

@@ -17,8 +17,9 @@ from types import MappingProxyType
 import torch
 
 from pfedmma_deploy.adapters.features import FeatureGate
+from pfedmma_deploy.adapters.graph_form import GraphForm
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.methods.base import Method, uniform_mean
+from pfedmma_deploy.methods.base import Method, Tensors, uniform_mean
 from pfedmma_deploy.types import Scope
 
 
@@ -34,15 +35,23 @@ def build(
     return FeatureGate(backbone.embed_dim, generator, Scope.SHARED)
 
 
+def graph(tensors: Tensors, parameters: FedCLIPParameters) -> GraphForm:
+    """The gate on the image feature."""
+    found: Tensors = {}
+    for layer in ("first", "second"):
+        found[f"image.head.{layer}_weight"] = tensors[f"{layer}.weight"].T.contiguous()
+        found[f"image.head.{layer}_bias"] = tensors[f"{layer}.bias"]
+    return GraphForm(found, {"kind": "gate"})
+
+
 FEDCLIP = Method(
     name="fedclip",
     paper="FedCLIP, arXiv 2302.13485",
     trained="an attention gate on the image feature",
     shared="all of it",
-    exportable=False,
-    obstacle="its gate is not part of the exported graphs",
     parameters=FedCLIPParameters,
     build=build,
+    graph=graph,
     aggregate=uniform_mean,
     defaults=MappingProxyType({"optimizer": "adam", "lr": 5e-5}),
 )

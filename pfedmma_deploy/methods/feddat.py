@@ -24,8 +24,9 @@ from torch.nn import functional as F
 
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.adapters.dual import DualAdapter
+from pfedmma_deploy.adapters.graph_form import GraphForm, multimodal_form
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.methods.base import Batch, ClientRun, Method
+from pfedmma_deploy.methods.base import Batch, ClientRun, Method, Tensors
 from pfedmma_deploy.methods.distill import divergence, hooked_logits
 from pfedmma_deploy.methods.ranges import at_least
 from pfedmma_deploy.types import TOWERS
@@ -75,15 +76,43 @@ def train(run: ClientRun) -> float:
     return run.fit()
 
 
+def graph(tensors: Tensors, parameters: FedDATParameters) -> GraphForm:
+    """Both bottlenecks of a block as one of pFedMMA's adapters, s = 1/2.
+
+    The bottlenecks stand side by side, the projection between down and up is the identity (what has
+    passed one ReLU passes another as it is), and the narrower tower is filled up with zeros.
+    """
+    down = [name for name in tensors if name.startswith("shared.") and "down.bias" in name]
+    layers = [name.split(".")[1:3] for name in down]
+    if not layers:
+        raise KeyError("shared.image.0.down.weight")
+    width = 2 * max(len(tensors[name]) for name in down)
+    found: Tensors = {}
+    for tower, block in layers:
+        layer = f"{tower}.{block}"
+        for name in ("down.weight", "down.bias", "up.weight"):
+            sides = [tensors[f"{side}.{layer}.{name}"] for side in ("shared", "local")]
+            dim = int(name == "up.weight")
+            joined = torch.cat(sides, dim=dim)
+            fill = [*joined.shape]
+            fill[dim] = width - joined.shape[dim]
+            found[f"{layer}.{name}"] = torch.cat([joined, joined.new_zeros(fill)], dim=dim)
+        sides = [tensors[f"{side}.{layer}.up.bias"] for side in ("shared", "local")]
+        found[f"{layer}.up.bias"] = sides[0] + sides[1]
+    for pair in range(1 + max(int(block) for _, block in layers)):
+        found[f"pair.{pair}.weight"] = torch.eye(width)
+        found[f"pair.{pair}.bias"] = torch.zeros(width)
+    return multimodal_form(found, width, 0.5)
+
+
 FEDDAT = Method(
     name="feddat",
     paper="FedDAT, arXiv 2308.12305",
     trained="two parallel adapters in every block of both towers",
     shared="one of the two",
-    exportable=False,
-    obstacle="its two adapters per block are not part of the exported graphs",
     parameters=FedDATParameters,
     build=build,
+    graph=graph,
     loss=loss,
     local=train,
     personalize=train,

@@ -46,8 +46,8 @@ FEDMAPLE = Method(
     paper="MaPLe, arXiv 2210.03117 (CVPR 2023), averaged",
     trained="coupled prompts in the first blocks of both towers",
     shared="the prompts and their couplings",
-    exportable=False,
-    obstacle="the models of a bundle read images and written prompts, not learned vectors",
+    obstacle="a client's image tower reads more tokens than that of zero-shot CLIP, and all of a "
+    "bundle share one graph",
     parameters=FedMaPLeParameters,
     build=build,
 )

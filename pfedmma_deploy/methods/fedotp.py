@@ -58,7 +58,6 @@ FEDOTP = Method(
     paper="FedOTP, arXiv 2403.00041 (CVPR 2024)",
     trained="a global and a local context",
     shared="the global context",
-    exportable=False,
     obstacle="a class score is an optimal transport over the image's patches, not the cosine of "
     "two features that a bundle computes",
     parameters=FedOTPParameters,

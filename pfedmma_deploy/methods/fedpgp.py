@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.adapters.graph_form import GraphForm, context_form
 from pfedmma_deploy.adapters.low_rank_prompt import LowRankPrompt
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.methods.base import Batch, Method
+from pfedmma_deploy.methods.base import Batch, Method, Tensors
 from pfedmma_deploy.methods.ranges import above, at_least, one_of
 
 ANCHORS = ("personal", "global")
@@ -86,14 +87,18 @@ def loss(backbone: Backbone, adapter: Adapter, batch: Batch) -> Tensor:
     return value + adapter.contrastive_weight * term
 
 
+def graph(tensors: Tensors, parameters: FedPGPParameters) -> GraphForm:
+    """The personal context, sigma + u v."""
+    return context_form(tensors["sigma"] + tensors["u"] @ tensors["v"])
+
+
 FEDPGP = Method(
     name="fedpgp",
     paper="FedPGP, arXiv 2405.09771 (ICML 2024)",
     trained="a global context and a low-rank personal part of it",
     shared="the global context",
-    exportable=False,
-    obstacle="the text model of a bundle reads written prompts, not learned vectors",
     parameters=FedPGPParameters,
     build=build,
+    graph=graph,
     loss=loss,
 )

@@ -43,8 +43,8 @@ FEDTPG = Method(
     paper="FedTPG, arXiv 2310.06123 (ICLR 2024)",
     trained="a network that makes a context from the class names",
     shared="the network",
-    exportable=False,
-    obstacle="the text model of a bundle reads written prompts, not learned vectors",
+    obstacle="a network makes its context anew from all class names of a task together, and the "
+    "text model of a bundle reads one name at a time",
     parameters=FedTPGParameters,
     build=build,
     aggregate=uniform_mean,

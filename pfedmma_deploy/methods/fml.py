@@ -21,13 +21,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.adapters.graph_form import GraphForm, below
 from pfedmma_deploy.adapters.mma import PARTS
 from pfedmma_deploy.adapters.mutual import MutualAdapters
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.base import Batch, Method
+from pfedmma_deploy.methods.base import Batch, Method, Tensors
 from pfedmma_deploy.methods.distill import divergence, hooked_logits
 from pfedmma_deploy.methods.pfedmma import AdapterParameters, build_adapter
+from pfedmma_deploy.methods.pfedmma import graph as private_graph
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,18 @@ def mutual_loss(
     )
 
 
+def graph(tensors: Tensors, parameters: FMLParameters) -> GraphForm:
+    """The private model, which is what a client predicts with."""
+    return private_graph(below(tensors, "private."), parameters)
+
+
 FML = Method(
     name="fml",
     paper="FML, arXiv 2006.16765",
     trained="two of pFedMMA's adapters, a shared and a private one",
     shared="the shared one",
-    exportable=False,
-    obstacle="its clients hold two adapters, and the exported graphs know one",
     parameters=FMLParameters,
     build=build,
+    graph=graph,
     loss=loss,
 )

@@ -11,7 +11,7 @@ import torch
 from pfedmma_deploy.adapters.mma import MultiModalAdapter
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.methods.base import Method
-from pfedmma_deploy.methods.pfedmma import AdapterParameters, build_adapter
+from pfedmma_deploy.methods.pfedmma import AdapterParameters, build_adapter, graph
 
 
 def build(
@@ -28,4 +28,5 @@ LOCAL = Method(
     shared="nothing",
     parameters=AdapterParameters,
     build=build,
+    graph=graph,
 )

@@ -18,9 +18,10 @@ from typing import Final
 
 import torch
 
+from pfedmma_deploy.adapters.graph_form import GraphForm, multimodal_form
 from pfedmma_deploy.adapters.mma import PARTS, MultiModalAdapter, Part
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.methods.base import Method
+from pfedmma_deploy.methods.base import Method, Tensors
 from pfedmma_deploy.methods.ranges import above, at_least, one_of
 from pfedmma_deploy.types import TOWERS, Tower
 
@@ -93,6 +94,11 @@ def build_adapter(
     )
 
 
+def graph(tensors: Tensors, parameters: AdapterParameters) -> GraphForm:
+    """The adapter as it is."""
+    return multimodal_form(tensors, parameters.bottleneck_dim, parameters.scale)
+
+
 PFEDMMA = Method(
     name="pfedmma",
     paper="pFedMMA, arXiv 2507.05394 (ICLR 2026)",
@@ -100,4 +106,5 @@ PFEDMMA = Method(
     shared="the projections",
     parameters=PFedMMAParameters,
     build=build,
+    graph=graph,
 )

@@ -112,7 +112,6 @@ PFEDMOAP = Method(
     paper="pFedMoAP, arXiv 2410.10114 (ICLR 2025)",
     trained="a local context and a gate between it and other clients' contexts",
     shared="every client's context, as an expert for the others",
-    exportable=False,
     obstacle="a class score mixes text features by attention from the image, and is not the cosine "
     "of two features that a bundle computes",
     parameters=PFedMoAPParameters,

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 
 import torch
 
-from pfedmma_deploy.adapters.frame import FramedAdapter
+from pfedmma_deploy.adapters.frame import SIDES, FramedAdapter, picture
+from pfedmma_deploy.adapters.graph_form import GraphForm, below
 from pfedmma_deploy.adapters.mma import PARTS
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.base import ClientRun, Method
+from pfedmma_deploy.methods.base import ClientRun, Method, Tensors
 from pfedmma_deploy.methods.pfedmma import AdapterParameters, build_adapter
+from pfedmma_deploy.methods.pfedmma import graph as adapter_graph
 from pfedmma_deploy.methods.ranges import above, at_least
 from pfedmma_deploy.types import Scope
 
@@ -79,15 +81,22 @@ def train(run: ClientRun) -> float:
     return loss
 
 
+def graph(tensors: Tensors, parameters: PFedPTParameters) -> GraphForm:
+    """The adapter, and the frame as a picture."""
+    form = adapter_graph(below(tensors, "adapter."), parameters)
+    frame = picture({side: tensors[f"frame.{side}"] for side in SIDES})
+    pixels = {"image.frame.pixels": frame.permute(2, 0, 1).contiguous()}
+    return GraphForm({**form.tensors, **pixels}, {**form.settings, "kind": "framed"})
+
+
 PFEDPT = Method(
     name="pfedpt",
     paper="pFedPT, arXiv 2303.08678",
     trained="a frame around the images, and pFedMMA's adapter",
     shared="the adapter",
-    exportable=False,
-    obstacle="its frame is not part of the exported graphs",
     parameters=PFedPTParameters,
     build=build,
+    graph=graph,
     local=train,
     personalize=train,
 )

@@ -22,10 +22,11 @@ from typing import Final
 
 import torch
 
+from pfedmma_deploy.adapters.graph_form import GraphForm, low_rank_form
 from pfedmma_deploy.adapters.lora import LoRA
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.base import ClientRun, Method
+from pfedmma_deploy.methods.base import ClientRun, Method, Tensors
 from pfedmma_deploy.methods.ranges import above, at_least, one_of
 from pfedmma_deploy.types import TOWERS, Scope
 
@@ -84,16 +85,24 @@ def train(run: ClientRun) -> float:
     return loss
 
 
+def graph(tensors: Tensors, parameters: PLoRAParameters) -> GraphForm:
+    """The products beside the queries and the values."""
+    names = [name.removesuffix(".A") for name in tensors if name.endswith(".A")]
+    if not names:
+        raise KeyError("image.0.q.A")
+    products = {name: [(tensors[f"{name}.A"], tensors[f"{name}.B"])] for name in names}
+    return low_rank_form(products, parameters.alpha / parameters.rank)
+
+
 PLORA = Method(
     name="plora",
     paper="FedVLM (pLoRA), arXiv 2507.17088",
     trained="low-rank matrices A and B on queries and values of both towers",
     shared="B",
     folds=True,
-    exportable=False,
-    obstacle="it folds into plain CLIP weights: use `pfedmma export --format open_clip`",
     parameters=PLoRAParameters,
     build=build,
+    graph=graph,
     local=train,
     defaults=MappingProxyType({"optimizer": "adamw", "lr": 3e-4}),
 )

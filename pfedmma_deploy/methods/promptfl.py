@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.adapters.graph_form import GraphForm, context_form
 from pfedmma_deploy.adapters.prompts import LearnedContext
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.methods.base import Batch, Method, clip_loss
+from pfedmma_deploy.methods.base import Batch, Method, Tensors, clip_loss
 from pfedmma_deploy.methods.ranges import at_least
 
 
@@ -56,14 +57,18 @@ def loss(backbone: Backbone, adapter: Adapter, batch: Batch) -> Tensor:
     return value
 
 
+def graph(tensors: Tensors, parameters: PromptFLParameters) -> GraphForm:
+    """The context."""
+    return context_form(tensors["ctx"])
+
+
 PROMPTFL = Method(
     name="promptfl",
     paper="PromptFL, arXiv 2208.11625",
     trained="one context before the class names",
     shared="the context",
-    exportable=False,
-    obstacle="the text model of a bundle reads written prompts, not learned vectors",
     parameters=PromptFLParameters,
     build=build,
+    graph=graph,
     loss=loss,
 )

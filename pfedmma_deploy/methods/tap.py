@@ -26,9 +26,11 @@ from collections.abc import Sequence
 from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.adapters.components import COMPONENTS
+from pfedmma_deploy.adapters.components import COMPONENTS, SHARED_PART, TASKS
+from pfedmma_deploy.adapters.graph_form import GraphForm, below, low_rank_form
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.methods.base import Method, Tensors, Update, weighted_mean
 from pfedmma_deploy.methods.tap_client import (
@@ -81,16 +83,36 @@ def aggregate(updates: Sequence[Update], server: Tensors) -> Tensors:
     return state
 
 
+def graph(tensors: Tensors, parameters: TAPParameters) -> GraphForm:
+    """The personal model for `classify` (or the only task of a client that knows another).
+
+    Its two components side by side; one that the client does not hold is zero.
+    """
+    flags = tensors["holds"].tolist()
+    held = {one for one, flag in zip(COMPONENTS, flags, strict=True) if flag}
+    known = [task for task in TASKS if any(part == task for _, part in held)]
+    products: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for part in (SHARED_PART, (known or TASKS)[0]):
+        for tower in TOWERS:
+            own = below(tensors, f"personal.{tower}.{part}.")
+            if not own:
+                raise KeyError(f"personal.{tower}.{part}.0.q.A")
+            for name in [name.removesuffix(".A") for name in own if name.endswith(".A")]:
+                a, b = own[f"{name}.A"], own[f"{name}.B"]
+                pair = a, b if (tower, part) in held else torch.zeros_like(b)
+                products.setdefault(f"{tower}.{name}", []).append(pair)
+    return low_rank_form(products, parameters.alpha / parameters.rank / 2)
+
+
 TAP = Method(
     name="tap",
     paper="TAP, arXiv 2509.26524",
     trained="two models of low-rank components per tower and task",
     shared="the components that a client holds, of one of the models",
     folds=True,
-    exportable=False,
-    obstacle="it folds into plain CLIP weights: use `pfedmma export --format open_clip`",
     parameters=TAPParameters,
     build=build,
+    graph=graph,
     loss=personal_loss,
     local=train,
     personalize=distil,

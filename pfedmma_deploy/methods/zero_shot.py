@@ -30,7 +30,6 @@ ZERO_SHOT = Method(
     trained="nothing",
     shared="nothing",
     folds=True,
-    exportable=False,
     obstacle="every bundle has zero-shot CLIP as its client 0 already",
     parameters=ZeroShotParameters,
     build=build,

@@ -93,6 +93,11 @@ class Manifest:
     history: History | None = None
     """What training did and what it brought; None where the bundle was made without a run."""
 
+    def prompt_of(self, index: int) -> str:
+        """The prompt that a client reads class names in: its own where it learned one."""
+        own: str = self.adapter.get("prompt", self.prompt) if index else self.prompt
+        return own
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, format and version first."""
         return {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
@@ -194,8 +199,10 @@ def _require_consistent(manifest: Manifest) -> None:
         manifest.history.require_fitting(
             [client.id for client in manifest.clients], len(manifest.class_names)
         )
-    if "{}" not in manifest.prompt:
-        raise BundleError(
-            f"The manifest's prompt {manifest.prompt!r} has no {{}} for the class name: "
-            "export the bundle again."
-        )
+    prompts: tuple[Any, ...] = (manifest.prompt, manifest.prompt_of(1))
+    for prompt in prompts:
+        if not isinstance(prompt, str) or "{}" not in prompt:
+            raise BundleError(
+                f"The manifest's prompt {prompt!r} has no {{}} for the class name: "
+                "export the bundle again."
+            )

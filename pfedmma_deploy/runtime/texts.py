@@ -52,14 +52,14 @@ class TextFeatures:
         return features
 
     def typed(self, index: int, classes: tuple[str, ...]) -> Features:
-        """Features [C, D] of typed class names, in the bundle's prompt."""
+        """Features [C, D] of typed class names, in the client's prompt."""
         key = index, classes
         with self._keeping:
             if key in self._typed:
                 self._typed.move_to_end(key)
                 return self._typed[key]
         # Encoded outside the lock: two threads may do it twice, none waits for the other.
-        features = self.embed(build_prompts(classes, self._bundle.manifest.prompt), index)
+        features = self.embed(build_prompts(classes, self._bundle.manifest.prompt_of(index)), index)
         with self._keeping:
             self._typed[key] = features
             while len(self._typed) > CACHED_LISTS:

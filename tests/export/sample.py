@@ -22,6 +22,12 @@ BOTTLENECK_DIM = 4
 SCALE = 0.5
 CLASS_NAMES = ("cat", "dog", "fire_truck", "owl")
 PROMPT = "a photo of a {}."
+ADAPTER = {
+    "method": "pfedmma",
+    "kind": "multimodal",
+    "bottleneck_dim": BOTTLENECK_DIM,
+    "scale": SCALE,
+}
 WIDTHS = {"image": 64, "text": 48}
 
 
@@ -97,8 +103,7 @@ def export_sample(out: Path, backbone: Backbone | None = None, **changes: Any) -
         "prompt": PROMPT,
         "base": (0, 1),
         "novel": (2, 3),
-        "bottleneck_dim": BOTTLENECK_DIM,
-        "scale": SCALE,
+        "adapter": ADAPTER,
         "parity_images": images(),
         "provenance": {"run": "test"},
         **changes,

@@ -17,7 +17,7 @@ import torch
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import ExportReport, publish
-from pfedmma_deploy.export.clients import ExportClient, adapter_hook
+from pfedmma_deploy.export.clients import Equation, ExportClient
 from pfedmma_deploy.runtime.bundle import Bundle
 from pfedmma_deploy.runtime.manifest import Manifest
 from tests.export.sample import (
@@ -214,7 +214,7 @@ def test_the_trained_adapters_own_forward_is_what_counts(
     """A client's hook that computes something else than its tensors say is noticed."""
     reuse(monkeypatch)
     north, other = CLIENTS
-    wrong = ExportClient("north", north.tensors, hook=adapter_hook(north.tensors, scale=0.6))
+    wrong = ExportClient("north", north.tensors, trained=Equation(north.tensors, scale=0.6))
     with pytest.raises(ExportError, match="not the trained one"):
         export_sample(tmp_path / "wrong", clients=[wrong, other])
 
@@ -240,7 +240,7 @@ BAD_CLIENTS = [
         "'north' has NaN or infinity in text.2.down.bias",
     ),
     ([random_client("deep", 1, blocks=(2, 3))], "image block 3, but tiny-test has 3 image blocks"),
-    ([ExportClient("none", {})], "0 image and 0 text layers, expected the same number"),
+    ([ExportClient("none", {})], "has no layers in either tower"),
 ]
 
 

@@ -20,8 +20,8 @@ from tests.export.sample import export_sample, images, random_client, tiny_backb
 
 pytest_plugins = ["tests.export.fixtures"]
 
-IMAGE = TowerShape(depth=3, width=64, heads=2, quick_gelu=False, is_causal=False, adapted=2)
-TEXT = TowerShape(depth=3, width=48, heads=2, quick_gelu=False, is_causal=True, adapted=2)
+IMAGE = TowerShape(depth=3, width=64, heads=2, quick_gelu=False, is_causal=False, banks=12)
+TEXT = TowerShape(depth=3, width=48, heads=2, quick_gelu=False, is_causal=True, banks=12)
 TOWERS = pytest.mark.parametrize(
     ("name", "shape"), [("vision_model.onnx", IMAGE), ("text_model.onnx", TEXT)]
 )

@@ -1,0 +1,56 @@
+"""Two clients of any method on a tiny backbone, trained by chance, as an export takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pfedmma_deploy.adapters.components import ComponentAdapter
+from pfedmma_deploy.export import ExportClient, ExportReport, export_bundle
+from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.methods.registry import METHODS, get_method
+from tests.methods import inputs
+from tests.tinyclip import tiny_backbone
+
+EXPORTABLE = tuple(name for name, method in METHODS.items() if method.exportable)
+
+
+def clients_of(name: str, **parameters: Any) -> tuple[list[ExportClient], Mapping[str, Any]]:
+    """The clients "a" and "b", and what they have in common (`adapter` of a manifest)."""
+    method = get_method(name)
+    chosen = method.configure(parameters)
+    assert method.graph is not None
+    clients = []
+    for seed, client in enumerate("ab", start=1):
+        adapter = inputs.build(method, **parameters)
+        generator = torch.Generator().manual_seed(seed)
+        for value in adapter.parameters():
+            if value.requires_grad:
+                # Fresh adapters add nothing, and equal ones could be mixed up.
+                value.data.add_(torch.randn(value.shape, generator=generator) * 0.3)
+        if isinstance(adapter, ComponentAdapter):
+            held = [("image", "shared"), ("image", "classify"), ("text", "shared")]
+            adapter.hold(held[: 4 - seed])
+        form = method.graph(adapter.tensors(*set(adapter.scopes().values())), chosen)
+        clients.append(ExportClient(client, form.tensors, (0,), trained=adapter.eval()))
+    return clients, {"method": name, **form.settings}
+
+
+def export_kind(out: Path, name: str, form: Form | None = None, **changes: Any) -> ExportReport:
+    """The bundle of those clients."""
+    clients, adapter = clients_of(name)
+    arguments: dict[str, Any] = {
+        "class_names": inputs.NAMES,
+        "prompt": inputs.TEMPLATE,
+        "base": (0, 1),
+        "novel": (2,),
+        "adapter": adapter,
+        "parity_images": inputs.pixels().numpy(),
+        "provenance": {"run": "test"},
+        "form": form or Form(flavour="portable"),
+        **changes,
+    }
+    return export_bundle(tiny_backbone(), clients, out, **arguments)
