@@ -27,8 +27,8 @@ COMMANDS = [
     "methods",
 ]
 
-GROUPS = {"data": ["list", "info", "fetch"]}
-"""Commands of commands; `pfedmma data --help` shows at least these."""
+GROUPS = {"data": ["list", "info", "fetch", "check", "partition"], "cache": ["info", "clear"]}
+"""Commands of commands; `pfedmma data --help` shows at least these, and so on."""
 IN_GROUPS = [f"{group} {command}" for group, commands in GROUPS.items() for command in commands]
 
 
