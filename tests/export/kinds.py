@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pfedmma_deploy.adapters.components import ComponentAdapter
+from pfedmma_deploy.adapters.components import Component, ComponentAdapter
 from pfedmma_deploy.export import ExportClient, ExportReport, export_bundle
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.methods.registry import METHODS, get_method
@@ -32,7 +32,7 @@ def clients_of(name: str, **parameters: Any) -> tuple[list[ExportClient], Mappin
                 # Fresh adapters add nothing, and equal ones could be mixed up.
                 value.data.add_(torch.randn(value.shape, generator=generator) * 0.3)
         if isinstance(adapter, ComponentAdapter):
-            held = [("image", "shared"), ("image", "classify"), ("text", "shared")]
+            held: list[Component] = [("image", "shared"), ("image", "classify"), ("text", "shared")]
             adapter.hold(held[: 4 - seed])
         form = method.graph(adapter.tensors(*set(adapter.scopes().values())), chosen)
         clients.append(ExportClient(client, form.tensors, (0,), trained=adapter.eval()))
