@@ -70,6 +70,7 @@ def fuse(model: onnx.ModelProto, shape: TowerShape) -> onnx.ModelProto:
     if shape.is_causal:
         _drop_causal_mask(model.graph, shape.depth)
     producer = model.producer_name, model.producer_version
+    inputs = list(model.graph.input)
     model.producer_name = ""  # it warns of any producer but torch's older exporter
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -80,6 +81,9 @@ def fuse(model: onnx.ModelProto, shape: TowerShape) -> onnx.ModelProto:
     finally:
         logging.disable(disabled)
     fused.producer_name, fused.producer_version = producer
+    # It drops `client` from a tower in which clients change nothing.
+    del fused.graph.input[:]
+    fused.graph.input.extend(inputs)
     if all(entry.domain != DOMAIN for entry in fused.opset_import):
         fused.opset_import.add(domain=DOMAIN, version=1)
     if shape.is_causal:
