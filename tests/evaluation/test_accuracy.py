@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.backbone.blocks import BlockHook
+from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.evaluation.accuracy import (
     Accuracy,
@@ -15,7 +16,6 @@ from pfedmma_deploy.evaluation.accuracy import (
     harmonic_mean,
     mean_accuracy,
 )
-from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.types import ClientData, Federation, Scope, Tower
 from tests.images import MemoryDataset
 from tests.tinyclip import tiny_backbone
