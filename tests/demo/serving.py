@@ -19,7 +19,10 @@ ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "exports" / "quickstart"
 
 PROGRAM = """
-import runpy, socket, sys
+import runpy, signal, socket, sys
+
+# A job in the background of a script, as CI may be, is started with Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
