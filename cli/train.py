@@ -211,10 +211,13 @@ def _train(config: TrainConfig, folder: Path, resume: bool, output: Output) -> N
     from pfedmma_deploy.federated.train import train as train_federation
 
     result = train_federation(config, folder, resume=resume, progress=output.progress)
-    sent = result.bytes_up_per_client_round
+    sent, received = result.bytes_up_per_client_round, result.bytes_down_per_client_round
+    traffic = (
+        f"{sent:,} bytes each way" if sent == received else f"{sent:,} bytes up, {received:,} down"
+    )
     output.say(
         f"Trained {len(result.run.client_ids)} clients for {config.rounds} rounds "
-        f"in {result.seconds:.1f} s; {sent:,} bytes each way per client and round."
+        f"in {result.seconds:.1f} s; {traffic} per client and round."
     )
     output.say(f"Run: {result.run.folder}")
     output.note("Next: pfedmma evaluate, pfedmma personalize --client ID, pfedmma export")
@@ -224,7 +227,7 @@ def _train(config: TrainConfig, folder: Path, resume: bool, output: Output) -> N
             "clients": result.run.client_ids,
             "rounds": config.rounds,
             "bytes_up_per_client_round": sent,
-            "bytes_down_per_client_round": result.bytes_down_per_client_round,
+            "bytes_down_per_client_round": received,
             "seconds": result.seconds,
         }
     )

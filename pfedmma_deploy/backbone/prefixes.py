@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import uuid
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pfedmma_deploy.backbone.clip import Backbone, Prefix, autocast
+from pfedmma_deploy.errors import UsageError
 
 KIND = "prefixes"
 LIMIT_VARIABLE = "PFEDMMA_PREFIX_GB"
@@ -144,12 +146,21 @@ def key_of(pixels: Pixels) -> str:
 
 
 def limit_bytes() -> int:
-    """The bound on the cache, from the environment or the default."""
-    text = os.environ.get(LIMIT_VARIABLE, "")
+    """The bound on the cache, from the environment or the default.
+
+    Raises:
+        UsageError: the variable is not a number of gigabytes.
+    """
+    text = os.environ.get(LIMIT_VARIABLE, "") or str(DEFAULT_LIMIT_GB)
     try:
-        return int(float(text) * 1e9) if text else int(DEFAULT_LIMIT_GB * 1e9)
+        limit = float(text)
     except ValueError:
-        return int(DEFAULT_LIMIT_GB * 1e9)
+        limit = math.nan
+    if not 0 <= limit < math.inf:
+        raise UsageError(
+            f"{LIMIT_VARIABLE} should be a number of gigabytes, such as 8, found {text!r}."
+        )
+    return int(limit * 1e9)
 
 
 def folder_size(folder: Path) -> int:

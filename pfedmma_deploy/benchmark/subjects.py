@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +17,7 @@ from torch import Tensor, nn
 from pfedmma_deploy.backbone.flops import image_flop
 from pfedmma_deploy.benchmark.cold import spread_clients
 from pfedmma_deploy.export.onnx_file import to_bytes, to_onnx
+from pfedmma_deploy.export.precision import quiet_libraries
 from pfedmma_deploy.runtime.bundle import VISION_MODEL, Bundle
 from pfedmma_deploy.runtime.providers import open_session
 
@@ -151,7 +149,7 @@ def compiled_torch(backbone: Backbone, device: Device, precision: str = "fp32") 
     def prepare(batch: int) -> Call:
         call = _run_torch(tower, _pixels(backbone, batch, device, precision))
         try:
-            with _quiet():
+            with quiet_libraries():
                 call()
         except Exception as error:  # the compiler's exceptions have no common base
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -227,19 +225,6 @@ def _pixels(backbone: Backbone, batch: int, device: Device, precision: str) -> T
     size = backbone.image_size
     pixels = torch.randn(batch, 3, size, size, generator=generator)
     return pixels.to(device, DTYPES[precision])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the compiler's remarks about the machine."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def written_flop(backbone: Backbone) -> int:

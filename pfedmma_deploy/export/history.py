@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.evaluation.run import RunEvaluation, evaluate_run
 from pfedmma_deploy.progress import Progress
 from pfedmma_deploy.runtime.history import ClientHistory, Figures, History
-from pfedmma_deploy.store.run import ROUNDS_FILE, Run
+from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.store.workspace import Workspace
 from pfedmma_deploy.types import ClientData, Federation
 
@@ -53,9 +52,7 @@ def run_history(
         class_count: of the bundle; its first classes are the run's.
         measured: accuracies of the run's clients; None leaves them out.
     """
-    path = run.folder / ROUNDS_FILE
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    rounds = [json.loads(line) for line in lines]
+    rounds = run.rounds
     traffic = run.manifest["bytes_per_round"]
     held = {client.id: client for client in federation.clients}
     return History(

@@ -85,7 +85,7 @@ def to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
 
     _name_nodes(model.graph)
     head = [node.name for node in _after_head(model.graph, with_head=True)]
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet_libraries():
         out = Path(folder) / "int8.onnx"
         quantize_dynamic(
             model,
@@ -186,7 +186,7 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Without the libraries' advice, which is about models of another kind."""
     import warnings
 

@@ -19,8 +19,10 @@ from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.adapters.mma import MultiModalAdapter
 from pfedmma_deploy.adapters.stacked import StackedAdapter
 from pfedmma_deploy.backbone.clip import Backbone, Images, Prefix
+from pfedmma_deploy.backbone.flops import image_tokens
 from pfedmma_deploy.methods.base import Method, clip_loss, train_epochs
 from pfedmma_deploy.methods.client_run import Batch, ClientRun, LocalTraining, Tensors
+from pfedmma_deploy.types import Tower
 
 CPU_IMAGES = 64
 """Images in one pass on a CPU: with more, activations leave the caches."""
@@ -47,14 +49,14 @@ def cohort_size(backbone: Backbone, adapter: Adapter, options: LocalTraining, cl
     """How many clients train together on this machine; at least 1."""
     if backbone.device.type == "cpu":
         return max(1, CPU_IMAGES // options.batch_size)
-    patches = (backbone.image_size // int(backbone.visual.conv1.kernel_size[0])) ** 2
+    tokens: dict[Tower, int] = {
+        "image": options.batch_size * image_tokens(backbone),
+        "text": classes * backbone.context_length,
+    }
     numbers = 0
-    for tower, tokens, items in (
-        ("image", patches + 1, options.batch_size),
-        ("text", backbone.context_length, classes),
-    ):
-        blocks = backbone.depth(tower) - adapter.first_block(backbone, tower)  # type: ignore[arg-type]  # both are towers
-        numbers += items * tokens * backbone.width(tower) * blocks * KEPT_PER_TOKEN  # type: ignore[arg-type]
+    for tower, count in tokens.items():
+        blocks = backbone.depth(tower) - adapter.first_block(backbone, tower)
+        numbers += count * backbone.width(tower) * blocks * KEPT_PER_TOKEN
     memory = torch.cuda.get_device_properties(backbone.device).total_memory
     return max(1, int(GPU_SHARE * memory / (4 * numbers)))
 

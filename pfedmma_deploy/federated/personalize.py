@@ -150,6 +150,11 @@ def fine_tune(
     _require_trainable(adapter, workspace.method.name, train_shared)
     scopes = {Scope.LOCAL, Scope.SHARED} if train_shared else {Scope.LOCAL}
     changes = {"epochs": epochs, "scopes": frozenset(scopes)} | ({"lr": lr} if lr else {})
+    workspace.images.keep(
+        chosen.train,
+        adapter.first_block(workspace.backbone, "image"),
+        is_random=workspace.config.transform == "random",
+    )
     work = ClientRun(
         backbone=workspace.backbone,
         adapter=adapter,

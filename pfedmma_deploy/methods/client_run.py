@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,10 +15,10 @@ from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.backbone.clip import Backbone, Images, autocast
 from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.backbone.texts import ClassTexts
+from pfedmma_deploy.config import Optimizer
 from pfedmma_deploy.types import ClientData, Example, Scope
 
 Tensors = dict[str, Tensor]
-OptimizerName = Literal["sgd", "adam", "adamw"]
 
 OPTIMIZERS: Final[dict[str, tuple[type[torch.optim.Optimizer], tuple[str, ...]]]] = {
     "sgd": (torch.optim.SGD, ("momentum_buffer",)),
@@ -39,7 +39,7 @@ class LocalTraining:
     weight_decay: float
     random_transform: bool
     logit_scale: float
-    optimizer: OptimizerName = "sgd"
+    optimizer: Optimizer = "sgd"
     autocast: str = "none"
     scopes: frozenset[Scope] = frozenset({Scope.LOCAL, Scope.SHARED})
     """Scopes that are trained; the others keep their values."""
@@ -114,7 +114,7 @@ class ClientRun:
         epochs: int | None = None,
         steps: int | None = None,
         lr: float | None = None,
-        optimizer: OptimizerName | None = None,
+        optimizer: Optimizer | None = None,
         accumulate: int = 1,
     ) -> float:
         """Minimise a loss over the client's training images; returns its mean over the steps.

@@ -15,6 +15,7 @@ from pfedmma_deploy.backbone.clip import Prefix
 from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.backbone.prefixes import PrefixStore, folder_size, key_of, limit_bytes
 from pfedmma_deploy.data.pixels import PixelLoader
+from pfedmma_deploy.errors import UsageError
 from tests.images import MemoryDataset
 from tests.tinyclip import tiny_backbone
 
@@ -126,6 +127,9 @@ def test_no_folder_keeps_nothing() -> None:
 def test_the_limit_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PFEDMMA_PREFIX_GB", "0.5")
     assert limit_bytes() == 500_000_000
+    monkeypatch.setenv("PFEDMMA_PREFIX_GB", "much")
+    with pytest.raises(UsageError, match="a number of gigabytes, such as 8, found 'much'"):
+        limit_bytes()
 
 
 def test_views_are_drawn_once(tmp_path: Path) -> None:
