@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Run:
     (tmp_path / "rounds.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in ROUNDS))
     parameters = {"shared": 25, "local": 100, "frozen": 875}
     manifest = {"bytes_per_round": {"up": 100, "down": 60}, "parameters": parameters}
-    return cast("Run", SimpleNamespace(folder=tmp_path, manifest=manifest))
+    return Run(tmp_path, manifest)
 
 
 def federation() -> Federation:
