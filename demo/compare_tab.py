@@ -182,5 +182,9 @@ def compare_tab(model: DemoModel, first: str) -> None:
         [client, other],
         [image, truth, class_set, typed, result],
         scroll_to_output=False,
-        **quiet,
+        # Every click counts, and one answer after the other: Gradio's other modes drop a click, or
+        # what was clicked, while an answer is on its way.
+        trigger_mode="multiple",
+        api_visibility="private",
+        concurrency_limit=1,
     )
