@@ -6,6 +6,7 @@
      |   +- ImageError      one image that cannot be read
      +- BackboneError       a model that is absent, not adaptable or not the expected one
      +- StoreError          run folders: missing, damaged, of another version
+     +- TrainingError       training whose numbers stopped being finite
      +- ExportError         a bundle that could not be made or did not pass its checks
      +- BundleError         an exported bundle that is missing, damaged or of another version
      +- DeviceError         a device or execution provider that cannot be used
@@ -24,6 +25,7 @@ __all__ = [
     "ImageError",
     "PfedmmaError",
     "StoreError",
+    "TrainingError",
     "UsageError",
 ]
 
@@ -50,6 +52,10 @@ class BackboneError(PfedmmaError):
 
 class StoreError(PfedmmaError):
     """A run folder that is missing, damaged or of another format version."""
+
+
+class TrainingError(PfedmmaError):
+    """A training whose loss or weights stopped being finite numbers."""
 
 
 class ExportError(PfedmmaError):

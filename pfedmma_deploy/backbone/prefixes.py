@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pfedmma_deploy.backbone.clip import Backbone, Prefix, autocast
+from pfedmma_deploy.backbone.clip import Backbone, Prefix
 from pfedmma_deploy.errors import UsageError
 
 KIND = "prefixes"
@@ -45,19 +45,15 @@ class PrefixStore:
     """Prefixes of one backbone, by the pixels of an image.
 
     Args:
-        backbone: frozen; its fingerprint is part of every name.
+        backbone: frozen; its fingerprint and precision are part of every name.
         folder: `cache_folder("prefixes")`; None keeps nothing.
         limit: bytes of the whole folder, other models' included.
-        variant: precision that they are computed in, as `autocast` names it.
     """
 
-    def __init__(
-        self, backbone: Backbone, folder: Path | None, limit: int, variant: str = "none"
-    ) -> None:
+    def __init__(self, backbone: Backbone, folder: Path | None, limit: int) -> None:
         self.backbone = backbone
         self.root = folder
         self.limit = limit
-        self.variant = variant
         self._rows: dict[int, dict[str, Row]] = {}
 
     def load(self, keys: Sequence[str], start: int, decode: Decode) -> Prefix:
@@ -93,11 +89,10 @@ class PrefixStore:
 
     @torch.no_grad()
     def _compute(self, pixels: Pixels, start: int) -> Tensor:
-        with autocast(self.backbone, self.variant):
-            parts = [
-                self.backbone.image_prefix(torch.from_numpy(pixels[i : i + BATCH]), start).tokens
-                for i in range(0, len(pixels), BATCH)
-            ]
+        parts = [
+            self.backbone.image_prefix(torch.from_numpy(pixels[i : i + BATCH]), start).tokens
+            for i in range(0, len(pixels), BATCH)
+        ]
         return torch.cat(parts).float().cpu()
 
     def _known(self, start: int) -> dict[str, Row]:
@@ -125,7 +120,8 @@ class PrefixStore:
     def _folder(self, start: int) -> Path | None:
         if self.root is None:
             return None
-        return self.root / f"{self.backbone.fingerprint[:16]}-{self.variant}-{start}"
+        backbone = self.backbone
+        return self.root / f"{backbone.fingerprint[:16]}-{backbone.precision}-{start}"
 
     def _make_room(self, needed: int) -> None:
         """Remove the shards that were opened longest ago until `needed` bytes fit."""

@@ -118,15 +118,18 @@ def time_subject(task: TrainingTask, name: str, threads: int) -> TrainingSeconds
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     is_straight = name == STRAIGHT
-    precision = "bf16" if name == OURS_BF16 else "none"
     pretrained = None if task.backbone == "pfedmma-tiny" else "random"
-    backbone = replace(load_backbone(task.backbone, pretrained), shortcuts=not is_straight)
+    backbone = replace(
+        load_backbone(task.backbone, pretrained),
+        shortcuts=not is_straight,
+        precision="bf16" if name == OURS_BF16 else "none",
+    )
     federation = noise_federation(task, backbone.image_size)
     pixels = PixelLoader(federation.dataset, backbone.image_size)
     with tempfile.TemporaryDirectory() as folder:
         store = None
         if not is_straight:
-            store = PrefixStore(backbone, Path(folder) / "prefixes", 1 << 36, precision)
+            store = PrefixStore(backbone, Path(folder) / "prefixes", 1 << 36)
         images = ImageInputs(pixels, store)
         adapter = PFEDMMA.build(backbone, PFEDMMA.parameters(), torch.Generator().manual_seed(0))
         options = LocalTraining(
@@ -137,7 +140,6 @@ def time_subject(task: TrainingTask, name: str, threads: int) -> TrainingSeconds
             weight_decay=5e-4,
             random_transform=False,
             logit_scale=backbone.logit_scale,
-            autocast=precision,
         )
         names = federation.names(federation.base)
         texts = class_texts(backbone, names, TEMPLATE)
@@ -155,7 +157,7 @@ def time_subject(task: TrainingTask, name: str, threads: int) -> TrainingSeconds
             seed=0,
             together=not is_straight,
         )
-        scorer = Scorer(backbone, federation, images, TEMPLATE, backbone.logit_scale, precision)
+        scorer = Scorer(backbone, federation, images, TEMPLATE, backbone.logit_scale)
         return _run(task, name, engine, scorer)
 
 

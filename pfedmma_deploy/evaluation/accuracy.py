@@ -16,7 +16,7 @@ import torch
 
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.adapters.frozen import Frozen
-from pfedmma_deploy.backbone.clip import Backbone, autocast
+from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.backbone.texts import ClassTexts, class_texts, with_prefix
 from pfedmma_deploy.types import ClientData, Example, Federation
@@ -93,14 +93,12 @@ class Scorer:
         images: ImageInputs,
         template: str,
         logit_scale: float,
-        precision: str = "none",
     ) -> None:
         self.backbone = backbone
         self.federation = federation
         self.images = images
         self.template = template
         self.logit_scale = logit_scale
-        self.precision = precision
         self._frozen: dict[tuple[tuple[int, ...], int], ClassTexts] = {}
 
     def score(self, adapter: Adapter | None, clients: Sequence[ClientData]) -> list[Accuracy]:
@@ -133,15 +131,13 @@ class Scorer:
         """Whether each example's own class is chosen among `labels`, by key."""
         if not examples:
             return {}
-        with autocast(self.backbone, self.precision):
-            texts = adapter.encode_text(self.backbone, self._texts(adapter, tuple(labels)))
+        texts = adapter.encode_text(self.backbone, self._texts(adapter, tuple(labels)))
         start = adapter.first_block(self.backbone, "image")
         self.images.keep(examples, start)
         right = {}
         for first in range(0, len(examples), BATCH):
             chosen = examples[first : first + BATCH]
-            with autocast(self.backbone, self.precision):
-                images = adapter.encode_image(self.backbone, self.images.load(chosen, start))
+            images = adapter.encode_image(self.backbone, self.images.load(chosen, start))
             scores = adapter.logits(images, texts, self.logit_scale)
             for example, row in zip(chosen, scores.argmax(dim=1).tolist(), strict=True):
                 right[example.key] = labels[row] == example.label

@@ -97,7 +97,6 @@ def open_scorer(workspace: Workspace) -> Scorer:
         workspace.images,
         workspace.config.prompt,
         workspace.logit_scale,
-        workspace.config.autocast,
     )
 
 

@@ -99,21 +99,20 @@ def _losses(
     backbone, clients = run.backbone, len(active)
     hook = stack.rows(active)
     size = max(len(batch.labels) for batch in batches)
-    with run.autocast():
-        images = backbone.encode_image(_joined([b.pixels for b in batches], size), hook)
-        texts = batches[0].texts
-        prefix = texts.prefix
-        if prefix is not None:
-            prefix = replace(prefix, tokens=torch.cat([prefix.tokens] * clients))
-        tokens = texts.prompts.repeat(clients, 1)
-        features = backbone.encode_text(tokens, hook, prefix)
-        names = features.view(clients, len(texts.names), -1)
-        scores = batches[0].logit_scale * images.view(clients, size, -1) @ names.mT
+    images = backbone.encode_image(_joined([b.pixels for b in batches], size), hook)
+    texts = batches[0].texts
+    prefix = texts.prefix
+    if prefix is not None:
+        prefix = replace(prefix, tokens=torch.cat([prefix.tokens] * clients))
+    tokens = texts.prompts.repeat(clients, 1)
+    features = backbone.encode_text(tokens, hook, prefix)
+    names = features.view(clients, len(texts.names), -1)
+    scores = batches[0].logit_scale * images.view(clients, size, -1) @ names.mT
     labels = torch.stack(
         [F.pad(b.labels, (0, size - len(b.labels)), value=PADDED) for b in batches]
     )
     each = F.cross_entropy(
-        scores.to(torch.promote_types(scores.dtype, torch.float32)).flatten(0, 1),
+        scores.flatten(0, 1),
         labels.to(scores.device).flatten(),
         reduction="none",
         ignore_index=PADDED,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pfedmma_deploy.adapters.base import KEPT, Adapter
-from pfedmma_deploy.backbone.clip import Backbone, autocast
+from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.federated.cohort import cohort_size, is_stackable, train_cohort
 from pfedmma_deploy.federated.ledger import Ledger
@@ -143,6 +143,7 @@ class InProcessEngine:
     def _report(self, run: ClientRun, loss: float) -> ClientReport:
         """Stage the state that `adapter` holds after training, and say what goes to the server."""
         assert run.round is not None
+        run.require_finite(loss)
         data = run.client
         new = ClientState(own=self.adapter.tensors(*KEPT), optimizer=run.optimizer)
         self.ledger.count(run)
@@ -168,9 +169,8 @@ class InProcessEngine:
             return None
         rows = torch.tensor([self.prompts.row[example.label] for example in data.val])
         start = self.adapter.first_block(self.backbone, "image")
-        with autocast(self.backbone, self.options.autocast):
-            texts = self.adapter.encode_text(self.backbone, self.prompts.texts)
-            images = self.adapter.encode_image(self.backbone, self.images.load(data.val, start))
+        texts = self.adapter.encode_text(self.backbone, self.prompts.texts)
+        images = self.adapter.encode_image(self.backbone, self.images.load(data.val, start))
         scores = self.adapter.logits(images, texts, self.options.logit_scale)
         return float(scores.argmax(dim=1).eq(rows.to(scores.device)).double().mean() * 100)
 

@@ -136,6 +136,7 @@ def fine_tune(
 
     Raises:
         UsageError: an unknown client without data, or options out of range.
+        TrainingError: the loss or a weight is no longer a finite number; nothing is stored.
         PfedmmaError: anything in the run or the images that does not fit.
     """
     is_new = _require_options(run, client, data, epochs, lr)
@@ -170,6 +171,7 @@ def fine_tune(
     )
     started = time.perf_counter()
     loss = workspace.method.personalize(work)
+    work.require_finite(loss)
     seconds = time.perf_counter() - started
     provenance = {
         "epochs": epochs,

@@ -108,7 +108,6 @@ def local_training(workspace: Workspace, **changes: Any) -> LocalTraining:
         "epochs": config.local_epochs,
         "batch_size": config.batch_size,
         "optimizer": config.optimizer,
-        "autocast": config.autocast,
         "lr": config.lr,
         "momentum": config.momentum,
         "weight_decay": config.weight_decay,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.backbone.clip import Backbone, Images, autocast
+from pfedmma_deploy.backbone.clip import Backbone, Images
 from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.backbone.texts import ClassTexts
 from pfedmma_deploy.config import Optimizer
+from pfedmma_deploy.errors import TrainingError
 from pfedmma_deploy.types import ClientData, Example, Scope
 
 Tensors = dict[str, Tensor]
@@ -40,7 +41,6 @@ class LocalTraining:
     random_transform: bool
     logit_scale: float
     optimizer: Optimizer = "sgd"
-    autocast: str = "none"
     scopes: frozenset[Scope] = frozenset({Scope.LOCAL, Scope.SHARED})
     """Scopes that are trained; the others keep their values."""
 
@@ -136,8 +136,7 @@ class ClientRun:
         self.adapter.train()
         total, count = 0.0, 0
         for batch in self.batches(epochs, steps):
-            with self.autocast():
-                value = (loss or self.loss)(self.backbone, self.adapter, batch)
+            value = (loss or self.loss)(self.backbone, self.adapter, batch)
             (value / accumulate).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
             total, count = total + value.item(), count + 1
             if count % accumulate == 0:
@@ -158,10 +157,23 @@ class ClientRun:
         total = 0.0
         for start in range(0, len(examples), self.options.batch_size):
             chosen = examples[start : start + self.options.batch_size]
-            with self.autocast():
-                value = (loss or self.loss)(self.backbone, self.adapter, self.batch(chosen))
+            value = (loss or self.loss)(self.backbone, self.adapter, self.batch(chosen))
             total += float(value) * len(chosen)
         return total / len(examples)
+
+    def require_finite(self, loss: float) -> None:
+        """Raises `TrainingError` where the loss or a weight is no longer a finite number."""
+        values = (value.detach().isfinite().all() for value in self.adapter.parameters())
+        if math.isfinite(loss) and all(values):
+            return
+        where = "in its personalization" if self.round is None else f"in round {self.round + 1}"
+        lr = self.options.lr
+        precision = ", or without --autocast fp16" if self.backbone.precision == "fp16" else ""
+        raise TrainingError(
+            f"The training of client {self.client.id} diverged {where}: its loss came to {loss:g}. "
+            f"The learning rate {lr:g} is probably too high: start again with a smaller one, such "
+            f"as --lr {lr / 10:g}{precision}. What was stored before is as it was."
+        )
 
     def batch(self, chosen: Sequence[Example], *, is_training: bool = False) -> Batch:
         """Some of the client's images; in training with its random transform."""
@@ -196,10 +208,6 @@ class ClientRun:
             epochs -= 1
             if steps is None and epochs == 0:
                 return
-
-    def autocast(self) -> AbstractContextManager[None]:
-        """The precision that the option asks for."""
-        return autocast(self.backbone, self.options.autocast)
 
     def _require_grad(self, only: Collection[str] | None) -> dict[str, torch.nn.Parameter]:
         scopes = self.adapter.scopes()

@@ -176,8 +176,10 @@ def _finished(trials: Sequence[Trial], jobs: int) -> Iterator[tuple[Trial, Resul
 
 def _line(trial: Trial, result: Result) -> str:
     name = f"{result.method}, seed {result.seed}"
-    if result.accuracy is None:
-        return f"{name}, lr {result.lr:.3g}: validation {result.validation:.1f} %"
+    if trial.is_tuning:
+        found = "diverged" if result.validation is None else f"validation {result.validation:.1f} %"
+        return f"{name}, lr {result.lr:.3g}: {found}"
+    assert result.accuracy is not None
     figures = result.accuracy.to_dict()
     shown = ", ".join(
         f"{key} {figures[key]:.1f}"

@@ -156,7 +156,10 @@ def markdown(values: dict[str, Any]) -> str:
             [
                 [
                     name,
-                    ", ".join(f"{lr:.3g}: {v:.1f}" for lr, v in one["grid"]),
+                    ", ".join(
+                        f"{lr:.3g}: {'diverged' if v is None else f'{v:.1f}'}"
+                        for lr, v in one["grid"]
+                    ),
                     f"{one['chosen']:.3g}",
                 ]
                 for name, one in values["tuning"].items()
@@ -182,10 +185,6 @@ def _cell(figure: dict[str, float | None] | None) -> str:
     if figure["interval"] is None:
         return text
     return f"{text} ± {figure['interval']:.1f} ({figure['deviation']:.1f})"
-
-
-def _rate(tuned: dict[str, Any]) -> str:
-    return f"{tuned['chosen']:.3g}"
 
 
 def _plain(value: float | None) -> str:

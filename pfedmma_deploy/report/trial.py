@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pfedmma_deploy.config import TrainConfig, config_from_mapping
-from pfedmma_deploy.errors import StoreError, UsageError
+from pfedmma_deploy.errors import StoreError, TrainingError, UsageError
 from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.evaluation.run import evaluate_run, validate_run
 from pfedmma_deploy.federated.personalize import fine_tune
@@ -41,7 +41,8 @@ class Result:
     seed: int
     lr: float
     validation: float | None
-    """Mean over clients on their own validation images; only while tuning."""
+    """Mean over clients on their own validation images; only while tuning, and None where training
+    diverged."""
     zero_shot: Accuracy | None
     """Means over clients of the frozen backbone on the same images."""
     accuracy: Accuracy | None
@@ -107,8 +108,14 @@ def run_trial(trial: Trial, threads: int | None = None) -> Result:
         return stored
     folder = trial.folder / "run"
     started = (folder / "manifest.json").exists()
-    run = train(trial.config, folder, resume=started).run
-    result = _score(run, trial)
+    try:
+        run = train(trial.config, folder, resume=started).run
+        result = _score(run, trial)
+    except TrainingError:
+        if not trial.is_tuning:
+            raise
+        # A rate at which the method diverges is a finding of the search, not the end of it.
+        result = _result(Run.open(folder), trial.config, seconds=0.0)
     values = {"config": trial.config.to_dict(), "result": result.to_dict()}
     write_bytes(trial.folder / RESULT, json_bytes(values))
     return result
@@ -125,8 +132,29 @@ def _score(run: Run, trial: Trial) -> Result:
             fine_tune(run, client.id, workspace=workspace).seconds
             for client in workspace.federation.clients
         )
-    config, parameters = trial.config, run.manifest["parameters"]
-    blank = Result(
+    result = _result(run, trial.config, seconds)
+    if trial.is_tuning:
+        return replace(result, validation=validate_run(run, workspace))
+    found = evaluate_run(run, workspace=workspace)
+    local = [one.local for one in found.personalized.values() if one.local is not None]
+    return replace(
+        result,
+        zero_shot=found.zero_shot_mean,
+        accuracy=found.personalized_mean,
+        worst_local=min(local, default=None),
+        clients=found.personalized,
+    )
+
+
+def _result(run: Run, config: TrainConfig, seconds: float) -> Result:
+    """What is known of a trial before it is scored."""
+    parameters, rounds = run.manifest["parameters"], run.rounds
+
+    def mean(key: str) -> int:
+        total: int = sum(record[key] for record in rounds)
+        return round(total / max(1, len(rounds)))
+
+    return Result(
         method=config.method,
         seed=config.seed,
         lr=config.lr,
@@ -137,18 +165,7 @@ def _score(run: Run, trial: Trial) -> Result:
         clients={},
         trained=parameters["shared"] + parameters["local"],
         shared=parameters["shared"],
-        bytes_up=round(sum(r["bytes_up_per_client"] for r in rounds) / len(rounds)),
-        bytes_down=round(sum(r["bytes_down_per_client"] for r in rounds) / len(rounds)),
+        bytes_up=mean("bytes_up_per_client"),
+        bytes_down=mean("bytes_down_per_client"),
         seconds=seconds,
-    )
-    if trial.is_tuning:
-        return replace(blank, validation=validate_run(run, workspace))
-    found = evaluate_run(run, workspace=workspace)
-    local = [one.local for one in found.personalized.values() if one.local is not None]
-    return replace(
-        blank,
-        zero_shot=found.zero_shot_mean,
-        accuracy=found.personalized_mean,
-        worst_local=min(local, default=None),
-        clients=found.personalized,
     )

@@ -129,14 +129,14 @@ def image_inputs(config: TrainConfig, backbone: Backbone, pixels: PixelLoader) -
     store = None
     if config.cache:
         folder = cache_folder(KIND)
-        store = PrefixStore(backbone, folder, limit_bytes(), variant=config.autocast)
+        store = PrefixStore(backbone, folder, limit_bytes())
     return ImageInputs(pixels, store, views=config.views, seed=config.seed)
 
 
 def _workspace(config: TrainConfig, method: Method, federation: Federation) -> Workspace:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(config.backbone, config.pretrained, device=device)
-    backbone = replace(backbone, shortcuts=config.cache)
+    backbone = replace(backbone, shortcuts=config.cache, precision=config.autocast)
     if config.compile:
         backbone = replace(backbone, run_block=torch.compile(backbone.run_block))
     pixels = PixelLoader(

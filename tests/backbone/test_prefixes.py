@@ -76,7 +76,8 @@ def test_models_and_precisions_do_not_mix(tmp_path: Path) -> None:
     images.decoded = 0
     changed = replace(tiny_backbone(), fingerprint="0" * 64)
     PrefixStore(changed, tmp_path, 1 << 20).load(images.keys, 1, images.decode)
-    PrefixStore(tiny_backbone(), tmp_path, 1 << 20, "bf16").load(images.keys, 1, images.decode)
+    half = replace(tiny_backbone(), precision="bf16")
+    PrefixStore(half, tmp_path, 1 << 20).load(images.keys, 1, images.decode)
     PrefixStore(tiny_backbone(), tmp_path, 1 << 20).load(images.keys, 2, images.decode)
     assert images.decoded == 3 * 2
 

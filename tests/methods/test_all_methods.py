@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -270,3 +270,29 @@ def test_variants_run_and_keep_what_is_frozen(
             assert torch.equal(own[n], value)
     trained = {**adapter.tensors(Scope.LOCAL), **adapter.tensors(Scope.SHARED)}
     assert any(not torch.equal(({**own, **shared})[n], value) for n, value in trained.items())
+
+
+@METHOD
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_nearly_the_same(
+    name: str,
+    precision: Literal["bf16", "fp16"],
+    sites: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Products in half precision; what is stored is fp32 and moved nearly as without."""
+    ends = []
+    plain = replace(options(name, sites), rounds=1)
+    for config in (plain, replace(plain, autocast=precision)):
+        run = train(config, tmp_path / config.autocast).run
+        assert evaluate_run(run).personalized_mean.base is not None
+        ends.append({**run.load_shared(), **run.load_client("clinic").tensors})
+    start = values(adapter_of(name))
+    moved = off = 0.0
+    for n, value in ends[0].items():
+        assert ends[1][n].dtype == torch.float32
+        moved += float((value - start.get(n, value)).square().sum())
+        off += float((ends[1][n] - value).square().sum())
+    share = 0.2 if precision == "bf16" else 0.04
+    assert moved > 0 or name == "zero-shot"
+    assert off <= share**2 * moved

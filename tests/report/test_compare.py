@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pfedmma_deploy.config import TrainConfig
-from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.errors import TrainingError, UsageError
 from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.report import compare as module
 from pfedmma_deploy.report.compare import Comparison, best_rate, compare
@@ -107,6 +107,7 @@ def comparison(folder: Path) -> Comparison:
         "promptfl": [result("promptfl", s, accuracy=Accuracy(70.0, 50.0, None)) for s in range(3)],
     }
     tuning = {"pfedmma": [result(lr=0.01, validation=71.0), result(lr=0.1, validation=72.5)]}
+    tuning["pfedmma"].append(result(lr=1.0, validation=None))
     first = options("pfedmma", 0)
     return Comparison(folder, first, ("pfedmma", "promptfl"), (0, 1, 2), results, tuning)
 
@@ -123,7 +124,7 @@ def test_the_files(tmp_path: Path) -> None:
     # 80, 81, 82: mean 81, deviation 1, interval 4.303 / sqrt(3).
     assert "| pfedmma | 81.0 ± 2.5 (1.0) | 60.0 ± 0.0 (0.0) |" in text
     assert "| promptfl | 70.0 ± 0.0 (0.0) | 50.0 ± 0.0 (0.0) | - | - | - |" in text
-    assert "0.01: 71.0, 0.1: 72.5 | 0.1 |" in text
+    assert "0.01: 71.0, 0.1: 72.5, 1: diverged | 0.1 |" in text
     rows = list(csv.DictReader(io.StringIO((tmp_path / "compare.csv").read_text("utf-8"))))
     assert [row["method"] for row in rows] == ["pfedmma", "promptfl"]
     assert (rows[0]["local_mean"], rows[1]["novel_mean"]) == ("81.0", "")
@@ -164,6 +165,16 @@ def test_tuning_looks_at_validation_images_only(tmp_path: Path, config: TrainCon
     found = run_trial(Trial(tmp_path / "one", config, is_tuning=True))
     assert found.validation is not None
     assert found.accuracy is None
+
+
+def test_a_rate_that_diverges_is_a_finding(tmp_path: Path, config: TrainConfig) -> None:
+    wild = Trial(tmp_path / "wild", replace(config, lr=1e30), is_tuning=True)
+    found = run_trial(wild)
+    assert found.validation is None
+    assert run_trial(wild) == found, "it is remembered"
+    assert best_rate([found, result(lr=0.01, validation=30.0)]) == 0.01
+    with pytest.raises(TrainingError, match="diverged in round 1"):
+        run_trial(Trial(tmp_path / "scored", wild.config))
 
 
 @pytest.mark.slow
