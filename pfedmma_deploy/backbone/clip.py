@@ -170,9 +170,12 @@ class Backbone:
             return Prefix(self.encode_text(tokens), start)
         return Prefix(self.run_blocks("text", self._embed_text(tokens), stop=start), start)
 
+    def prompt_length(self, tokens: Tensor) -> int:
+        """How many of the tokens [N, T] of prompts are computed: up to the last end token."""
+        return int(tokens.argmax(dim=-1).max()) + 1 if self.shortcuts else tokens.shape[1]
+
     def _embed_text(self, tokens: Tensor) -> Tensor:
-        length = int(tokens.argmax(dim=-1).max()) + 1 if self.shortcuts else tokens.shape[1]
-        return self.add_positions(self.embed_tokens(tokens[:, :length]))
+        return self.add_positions(self.embed_tokens(tokens[:, : self.prompt_length(tokens)]))
 
     def embed_image(self, pixels: Tensor) -> Tensor:
         """What the first image block reads of uint8 pixels [B, H, W, 3]: [B, 1 + patches, d]."""

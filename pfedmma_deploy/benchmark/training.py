@@ -214,7 +214,6 @@ def count_round(task: TrainingTask, backbone: Backbone) -> RoundFlop:
     adapter = PFEDMMA.build(backbone, PFEDMMA.parameters(), torch.Generator().manual_seed(0))
     names = [f"class {i}" for i in range(2 * task.classes)]
     prompts = class_texts(backbone, names, TEMPLATE).prompts
-    length = int(prompts.argmax(dim=-1).max()) + 1
     share = task.classes * task.shots // task.clients
     steps = task.participants * -(-share // task.batch_size)
     trained = task.participants * share
@@ -233,7 +232,7 @@ def count_round(task: TrainingTask, backbone: Backbone) -> RoundFlop:
         text = tower_flop(
             own,
             "text",
-            own.context_length if is_straight else length,
+            own.prompt_length(prompts),
             start=0 if is_straight else first["text"],
             adapted=first["text"],
         )

@@ -80,8 +80,8 @@ class InProcessEngine:
         self._initial = ClientState(own=adapter.tensors(*KEPT))
         self._together = 1
         if together and is_stackable(method, adapter, options):
-            classes = len(prompts.texts.names)
-            self._together = cohort_size(backbone, adapter, options, classes)
+            most = min(options.batch_size, max(len(client.train) for client in clients))
+            self._together = cohort_size(backbone, adapter, most, prompts.texts)
         self._common = adapter.tensors(Scope.SHARED)
         self.ledger = Ledger()
 

@@ -44,11 +44,10 @@ class Ledger:
             adapted=image_first,
         )
         texts = run.prompts.texts
-        length = int(texts.prompts.argmax(dim=-1).max()) + 1
         text = tower_flop(
             backbone,
             "text",
-            length if backbone.shortcuts else backbone.context_length,
+            backbone.prompt_length(texts.prompts),
             start=text_first if texts.prefix is not None else 0,
             adapted=text_first,
         )

@@ -161,8 +161,11 @@ def test_what_can_be_stacked() -> None:
     assert not is_stackable(own_loss, adapter, OPTIONS)
 
 
-def test_cohorts_on_a_cpu_hold_sixty_four_images() -> None:
+def test_cohorts_on_a_cpu_stay_in_its_caches() -> None:
+    """5 tokens of width 32 an image, 4 x as wide in the MLP, 4 bytes each: 2,560 bytes an image."""
     backbone = tiny_backbone()
     adapter = PFEDMMA.build(backbone, PFEDMMA.parameters(), torch.Generator().manual_seed(0))
-    assert cohort_size(backbone, adapter, replace(OPTIONS, batch_size=16), 3) == 4
-    assert cohort_size(backbone, adapter, replace(OPTIONS, batch_size=128), 3) == 1
+    texts = class_texts(backbone, ["cat", "dog", "ship"], "a photo of a {}.")
+    assert cohort_size(backbone, adapter, 1000, texts) == 7
+    assert cohort_size(backbone, adapter, 4000, texts) == 1
+    assert cohort_size(backbone, adapter, 100_000, texts) == 1, "one client trains in any case"
