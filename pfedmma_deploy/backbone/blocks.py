@@ -9,6 +9,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pfedmma_deploy.backbone.products import Linear
 from pfedmma_deploy.types import Tower
 
 BlockHook = Callable[[Tower, int, Tensor], Tensor | None]
@@ -28,10 +29,12 @@ def run_block(
     index: int,
     in_proj_weight: Tensor | None = None,
     read: Tensor | None = None,
+    linear: Linear = F.linear,
 ) -> Tensor:
     """One pre-norm block, x [B, T, d] -> [B, T, d], plus what the hook adds to its output.
 
-    With `read` [B], only that token of each row is computed: [B, 1, d].
+    With `read` [B], only that token of each row is computed: [B, 1, d]. `linear` computes the
+    products with the block's own weights.
     """
     h = block.ln_1(x)
     wanted = h
@@ -40,8 +43,10 @@ def run_block(
         x, wanted = x[rows, read].unsqueeze(1), h[rows, read].unsqueeze(1)
         # [B, 1, 1, T]: each row's own line of the mask, for every head.
         mask = None if mask is None else mask[read][:, None, None]
-    x = x + block.ls_1(attend(block.attn, h, mask, in_proj_weight, wanted))
-    x = x + block.ls_2(block.mlp(block.ln_2(x)))
+    x = x + block.ls_1(attend(block.attn, h, mask, in_proj_weight, wanted, linear))
+    wide = linear(block.ln_2(x), block.mlp.c_fc.weight, block.mlp.c_fc.bias)
+    out = linear(block.mlp.gelu(wide), block.mlp.c_proj.weight, block.mlp.c_proj.bias)
+    x = x + block.ls_2(out)
     added = hook(tower, index, wanted) if hook is not None else None
     return x if added is None else x + added
 
@@ -52,6 +57,7 @@ def attend(
     mask: Tensor | None,
     in_proj_weight: Tensor | None = None,
     wanted: Tensor | None = None,
+    linear: Linear = F.linear,
 ) -> Tensor:
     """Self-attention with the weights of torch's fused module, h [B, T, d] -> [B, T, d].
 
@@ -63,14 +69,14 @@ def attend(
     weight = attention.in_proj_weight if in_proj_weight is None else in_proj_weight
     bias = attention.in_proj_bias
     if wanted is None or wanted is h:
-        qkv = F.linear(h, weight, bias).view(batch, length, 3, heads, size)
+        qkv = linear(h, weight, bias).view(batch, length, 3, heads, size)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         asking = length
     else:
         asking = wanted.shape[1]
-        q = F.linear(wanted, weight[:width], bias[:width])
+        q = linear(wanted, weight[:width], bias[:width])
         q = q.view(batch, asking, heads, size).transpose(1, 2)
-        kv = F.linear(h, weight[width:], bias[width:]).view(batch, length, 2, heads, size)
+        kv = linear(h, weight[width:], bias[width:]).view(batch, length, 2, heads, size)
         k, v = kv.permute(2, 0, 3, 1, 4)
     if h.is_cuda:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -80,4 +86,4 @@ def attend(
         scores = (q * size**-0.5) @ k.transpose(-2, -1)
         out = (scores if mask is None else scores + mask).softmax(dim=-1) @ v
     out = out.transpose(1, 2).reshape(batch, asking, width)
-    return F.linear(out, attention.out_proj.weight, attention.out_proj.bias)
+    return linear(out, attention.out_proj.weight, attention.out_proj.bias)

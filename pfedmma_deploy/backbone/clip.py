@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma_deploy.backbone.blocks import BlockHook, TokenHook, WeightHook, run_block
+from pfedmma_deploy.backbone.products import Linear, fast_linear
 from pfedmma_deploy.config import Autocast
 from pfedmma_deploy.data.preprocess import Interpolation, ResizeMode
 from pfedmma_deploy.types import Tower
@@ -71,6 +72,8 @@ class Backbone:
     The residual stream, features, scores and losses are fp32 in any case: a cosine times a logit
     scale of 100 has steps of 0.5 in bf16, and fp16 gradients then need no scaling (they differ by
     0.1 % from fp32 on pfedmma-tiny, with a loss scale of 1 as with one of 16,384)."""
+    linear: Linear = field(default=fast_linear, repr=False)
+    """What computes the products with the blocks' own weights: `fast_linear`, or torch's own."""
     run_block: Callable[..., Tensor] = field(default=run_block, repr=False)
     """What computes a block: `blocks.run_block`, or the same compiled."""
 
@@ -232,7 +235,7 @@ class Backbone:
                 weight = attention(tower, index, block.attn.in_proj_weight)
             only = read if index == len(blocks) - 1 else None
             with self._autocast():
-                x = self.run_block(block, x, mask, hook, tower, index, weight, only)
+                x = self.run_block(block, x, mask, hook, tower, index, weight, only, self.linear)
         return x
 
     def _autocast(self) -> AbstractContextManager[None]:

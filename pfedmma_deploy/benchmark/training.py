@@ -3,7 +3,8 @@
 Straight: client by client, every image through all blocks at every step, all prompts at their full
 77 tokens at every step, every client's evaluation from pixels. Ours: frozen prefixes kept, prompts
 cut, the last block computed for the token that is read, clients in cohorts, prefixes shared in
-evaluation; and the same in bf16. Both start from the same weights and end, in fp32, at the same.
+evaluation, products by the faster library (`backbone.products`); and the same in bf16. Both start
+from the same weights and end, in fp32, at the same.
 
 Images are noise and weights are random: neither changes how long a step takes. Each subject runs in
 a fresh process, whose peak memory is its own.
@@ -23,12 +24,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.nn import functional as F
 
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.backbone.flops import image_tokens, tower_flop
 from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.backbone.loading import load_backbone
 from pfedmma_deploy.backbone.prefixes import PrefixStore
+from pfedmma_deploy.backbone.products import fast_linear
 from pfedmma_deploy.backbone.texts import class_texts, with_prefix
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.evaluation.accuracy import Scorer
@@ -41,6 +44,8 @@ from pfedmma_deploy.store.checkpoint import Checkpoint
 from pfedmma_deploy.types import TOWERS, ClientData, Example, Federation, Scope, Skipped
 
 STRAIGHT = "straight, fp32"
+SAME_PRODUCTS = "ours, fp32, torch's products"
+"""Ours with the library that torch multiplies with by default, as the straight reading."""
 OURS = "ours, fp32"
 OURS_BF16 = "ours, bf16"
 TEMPLATE = "a photo of a {}."
@@ -122,6 +127,7 @@ def time_subject(task: TrainingTask, name: str, threads: int) -> TrainingSeconds
     backbone = replace(
         load_backbone(task.backbone, pretrained),
         shortcuts=not is_straight,
+        linear=F.linear if name in (STRAIGHT, SAME_PRODUCTS) else fast_linear,
         precision="bf16" if name == OURS_BF16 else "none",
     )
     federation = noise_federation(task, backbone.image_size)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pfedmma_deploy.backbone.loading import load_backbone
+from pfedmma_deploy.backbone.products import mkl_is_slow
 from pfedmma_deploy.benchmark.report import Section
 from pfedmma_deploy.benchmark.scale import bench_scale
 from pfedmma_deploy.benchmark.training import (
     OURS,
     OURS_BF16,
+    SAME_PRODUCTS,
     STRAIGHT,
     TrainingTask,
     bench_training,
@@ -60,7 +62,12 @@ def bench_rounds(
     backbones: Sequence[str], rounds: int, threads: int, progress: Progress
 ) -> tuple[list[dict[str, Any]], list[Section]]:
     """Time a round of each backbone with few and many classes, and count what it should cost."""
-    subjects = [STRAIGHT, OURS, *([OURS_BF16] if has_bf16() else [])]
+    subjects = [
+        STRAIGHT,
+        *([SAME_PRODUCTS] if mkl_is_slow() else []),
+        OURS,
+        *([OURS_BF16] if has_bf16() else []),
+    ]
     timed, curves = [], []
     for name in backbones:
         shapes = load_backbone(name, None if name == "pfedmma-tiny" else "random")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.backbone.clip import Backbone
@@ -137,6 +138,8 @@ def _workspace(config: TrainConfig, method: Method, federation: Federation) -> W
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(config.backbone, config.pretrained, device=device)
     backbone = replace(backbone, shortcuts=config.cache, precision=config.autocast)
+    if not config.cache:
+        backbone = replace(backbone, linear=F.linear)
     if config.compile:
         backbone = replace(backbone, run_block=torch.compile(backbone.run_block))
     pixels = PixelLoader(

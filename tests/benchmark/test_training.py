@@ -10,6 +10,7 @@ import pytest
 from pfedmma_deploy.backbone.flops import block_flop, image_tokens, tower_flop
 from pfedmma_deploy.benchmark.training import (
     OURS,
+    SAME_PRODUCTS,
     STRAIGHT,
     RoundFlop,
     TrainingSeconds,
@@ -68,4 +69,11 @@ def test_ratios_are_to_the_straight_reading() -> None:
     assert second["weight_difference"] == 0.5
     cells = round_section([timed]).cells
     assert [row[11:14] for row in cells] == [["-", "2.00", "-"], ["1.50", "2.00", "75%"]]
+    faster = Timed(
+        TASK,
+        RoundFlop(200, 100),
+        [took(STRAIGHT, 6.0, 1.0), took(SAME_PRODUCTS, 4.0, 1.0), took(OURS, 2.0, 1.0)],
+    )
+    shares = [row["share_of_bound"] for row in faster.to_rows()]
+    assert shares == [None, pytest.approx(0.75), None], "of the one with the same products only"
     assert curve_section([(TASK, RoundFlop(4 * 10**12, 10**12))]).cells[0][-1] == "4.00"

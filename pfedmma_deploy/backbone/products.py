@@ -1,0 +1,53 @@
+"""x W^T + b with frozen weights, by whichever of torch's libraries is fast on this processor.
+
+Torch gives fp32 products to MKL, which has AVX-512 kernels for Intel's processors only: on an AMD
+EPYC with AVX-512 it reaches half the rate. Torch gives convolutions to oneDNN, which asks what the
+processor can do and not who made it. A 1x1 convolution over one pixel per token is the same
+product: 2.0 to 2.2 times as fast there, forward and backward, to the last bits of fp32.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""x [..., K], weight [N, K], bias [N] or None -> [..., N]."""
+FEW_ROWS = 64
+"""Products of fewer rows are left alone: bringing the weights into oneDNN's order costs more."""
+
+
+def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear`, through oneDNN where that is the faster library."""
+    rows = x.shape[:-1].numel()
+    is_plain = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if x.device.type != "cpu" or not is_plain or rows < FEW_ROWS or not mkl_is_slow():
+        return F.linear(x, weight, bias)
+    # [1, K, rows, 1] with the channels last: the same numbers in the same order, not moved.
+    pixels = x.reshape(1, rows, 1, x.shape[-1]).permute(0, 3, 1, 2)
+    out = F.conv2d(pixels, weight[:, :, None, None], bias)
+    return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+
+
+@cache
+def mkl_is_slow() -> bool:
+    """Whether torch's fp32 products use half of what this processor can."""
+    libraries = torch.backends.mkl, torch.backends.mkldnn
+    if not all(one.is_available() for one in libraries):
+        return False
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return wide and "AuthenticAMD" in _processor()
+
+
+def _processor() -> str:
+    """What the system says of its first processor; on Windows and Linux its maker is in it."""
+    linux = Path("/proc/cpuinfo")
+    if linux.exists():
+        return linux.read_text("utf-8").partition("\n\n")[0]
+    return platform.processor()

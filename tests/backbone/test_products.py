@@ -1,0 +1,94 @@
+"""The faster way to multiply: the same numbers, both ways, and only where it is meant."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pfedmma_deploy.backbone import products
+from pfedmma_deploy.backbone.products import FEW_ROWS, fast_linear, mkl_is_slow
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each product that goes to oneDNN, on a machine where it should."""
+    seen: list[int] = []
+    plain = F.conv2d
+
+    def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        seen.append(x.shape[2])
+        return plain(x, weight, bias)
+
+    monkeypatch.setattr(products, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(F, "conv2d", conv2d)
+    return seen
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=dtype)
+
+
+@pytest.mark.parametrize("shape", [(64, 24), (8, 10, 24), (2, 3, 20, 24)])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_products_and_gradients_are_the_same(
+    calls: list[int], shape: tuple[int, ...], has_bias: bool
+) -> None:
+    bias = draw(40) if has_bias else None
+    found = []
+    for linear in (fast_linear, F.linear):
+        # A weight with a gradient as well: low-rank methods change the blocks' own.
+        x, weight = draw(*shape).requires_grad_(), draw(40, 24).requires_grad_()
+        out = linear(x, weight, bias)
+        (out * draw(*shape[:-1], 40)).sum().backward()  # type: ignore[no-untyped-call]
+        found.append((out.detach(), x.grad, weight.grad))
+    assert calls == [x.numel() // 24 for x in [draw(*shape)]]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
+
+
+def test_views_are_read_as_they_lie(calls: list[int]) -> None:
+    """Tokens and weights that are parts of something else, as in attention."""
+    x, weight = draw(30, 4, 48).transpose(0, 1)[..., ::2], draw(72, 24)[24:]
+    torch.testing.assert_close(
+        fast_linear(x, weight, None), F.linear(x, weight), atol=1e-5, rtol=1e-5
+    )
+    assert calls == [120]
+
+
+def test_everything_else_is_left_to_torch(calls: list[int]) -> None:
+    few, weight = draw(FEW_ROWS - 1, 24), draw(40, 24)
+    assert torch.equal(fast_linear(few, weight, None), F.linear(few, weight))
+    double = draw(100, 24, dtype=torch.float64)
+    assert fast_linear(double, weight.double(), None).dtype == torch.float64
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fast_linear(draw(100, 24), weight, None).dtype == torch.bfloat16
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "processor", "expected"),
+    [
+        ("AVX512", "vendor_id : AuthenticAMD", True),
+        ("AVX512", "vendor_id : GenuineIntel", False),
+        ("AVX2", "AMD64 Family 25 Model 33 Stepping 0, AuthenticAMD", False),
+        ("DEFAULT", "arm", False),
+    ],
+)
+def test_whose_processor_needs_it(
+    monkeypatch: pytest.MonkeyPatch, capability: str, processor: str, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(products, "_processor", lambda: processor)
+    mkl_is_slow.cache_clear()
+    try:
+        assert mkl_is_slow() is expected
+    finally:
+        mkl_is_slow.cache_clear()
+
+
+def test_the_processor_is_named() -> None:
+    assert products._processor()
