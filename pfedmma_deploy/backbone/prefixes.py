@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pfedmma_deploy.backbone.clip import Backbone, Prefix
+from pfedmma_deploy.backbone.flops import image_tokens
 from pfedmma_deploy.errors import UsageError
 
 KIND = "prefixes"
@@ -77,7 +78,7 @@ class PrefixStore:
         if self.root is None or not wanted:
             return
         chosen = list(wanted.values())
-        each = self._compute(decode(chosen[:1]), start)[0].numel() * 4
+        each = 4 * self._numbers(start)
         per_shard = max(1, SHARD // each)
         self._make_room(min(len(chosen) * each, self.limit))
         for first in range(0, len(chosen), per_shard):
@@ -94,6 +95,13 @@ class PrefixStore:
             for i in range(0, len(pixels), BATCH)
         ]
         return torch.cat(parts).float().cpu()
+
+    def _numbers(self, start: int) -> int:
+        """Numbers of one image's prefix: its tokens, or its feature where no block is left."""
+        backbone = self.backbone
+        if start == backbone.depth("image"):
+            return backbone.embed_dim
+        return image_tokens(backbone) * backbone.width("image")
 
     def _known(self, start: int) -> dict[str, Row]:
         if start not in self._rows:

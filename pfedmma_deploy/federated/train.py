@@ -27,7 +27,7 @@ from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.checkpoint import Checkpoint
 from pfedmma_deploy.store.clients import StoredClient
 from pfedmma_deploy.store.run import Run
-from pfedmma_deploy.store.workspace import Workspace, open_run_workspace, open_workspace
+from pfedmma_deploy.store.workspace import Workspace, open_run_workspace, open_workspace, path_from
 from pfedmma_deploy.types import ClientData, Scope
 
 RECORDED_LIBRARIES = ("pfedmma-deploy", "torch", "open_clip_torch", "numpy", "pillow")
@@ -63,7 +63,7 @@ def train(
     run = Run.open(out) if resume else None
     if run is None:
         workspace = open_workspace(config, progress)
-        run = Run.create(out, _manifest(workspace), federation_to_dict(workspace.federation))
+        run = Run.create(out, _manifest(workspace, out), federation_to_dict(workspace.federation))
     else:
         require_same_config(run, config)
         workspace = open_run_workspace(run)
@@ -201,7 +201,7 @@ def _results(
         yield StoredClient(client.id, tensors, config)
 
 
-def _manifest(workspace: Workspace) -> dict[str, Any]:
+def _manifest(workspace: Workspace, out: Path) -> dict[str, Any]:
     federation = workspace.federation
     adapter = workspace.build_adapter()
     counts = {
@@ -213,6 +213,7 @@ def _manifest(workspace: Workspace) -> dict[str, Any]:
         "status": "training",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": workspace.config.to_dict(),
+        "data_path": path_from(out, workspace.config.data),
         "method": workspace.method.name,
         "backbone": backbone_entry(workspace),
         "logit_scale": workspace.logit_scale,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from pfedmma_deploy.data.clients_file import load_federation
 from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.data.federation import build_federation, federation_from_dict
 from pfedmma_deploy.data.pixels import PixelLoader
+from pfedmma_deploy.data.samples import SAMPLE_NAMES
 from pfedmma_deploy.errors import BackboneError, StoreError
 from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.methods.registry import get_method
@@ -73,11 +75,33 @@ def open_run_workspace(run: Run) -> Workspace:
     """
     config = run.config
     # The record names verified images only, so nothing has to be read to its end again.
-    dataset = load_dataset(config.data, verify=False)
+    dataset = load_dataset(_data_of(run), verify=False)
     federation = federation_from_dict(dataset, run.splits)
     workspace = _workspace(config, get_method(config.method), federation)
     require_fingerprint(workspace.backbone, run.manifest["backbone"], f"The run {run.folder}")
     return workspace
+
+
+def path_from(folder: Path, data: str) -> str | None:
+    """The way from a run's folder to its data; None for data that are not a path."""
+    if data in SAMPLE_NAMES or not Path(data).expanduser().exists():
+        return None
+    target = Path(data).expanduser().resolve()
+    try:
+        return os.path.relpath(target, folder.resolve())
+    except ValueError:  # another drive
+        return str(target)
+
+
+def _data_of(run: Run) -> str:
+    """The run's data: where they lie from its folder, else as `--data` was given.
+
+    So a command may be given from anywhere, and both may be moved together.
+    """
+    way: str | None = run.manifest.get("data_path")
+    if way is not None and (run.folder / way).exists():
+        return str(run.folder / way)
+    return run.config.data
 
 
 def require_fingerprint(backbone: Backbone, recorded: Mapping[str, Any], owner: str) -> None:
