@@ -23,7 +23,12 @@ from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.clients import StoredClient
 from pfedmma_deploy.store.files import json_bytes, tensor_bytes, write_bytes
 from pfedmma_deploy.store.run import Run
-from pfedmma_deploy.store.workspace import Workspace, load_client_adapter, open_run_workspace
+from pfedmma_deploy.store.workspace import (
+    Workspace,
+    full_precision,
+    load_client_adapter,
+    open_run_workspace,
+)
 from pfedmma_deploy.types import TOWERS, Tower
 
 __all__ = ["FoldReport", "export_open_clip", "fold", "refuse_open_clip"]
@@ -124,7 +129,7 @@ def export_open_clip(
     """
     run.require_complete()
     ids = chosen_clients(run, clients)
-    workspace = workspace or open_run_workspace(run)
+    workspace = full_precision(workspace or open_run_workspace(run))
     if not workspace.method.folds:
         refuse_open_clip(workspace.method)
     shared, adapter = run.load_shared(), workspace.build_adapter().eval()

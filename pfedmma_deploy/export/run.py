@@ -26,6 +26,7 @@ from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.store.workspace import (
     Workspace,
+    full_precision,
     load_client_adapter,
     load_client_tensors,
     open_run_workspace,
@@ -69,7 +70,7 @@ def export_run(
     """
     run.require_complete()
     chosen = chosen_clients(run, clients)
-    workspace = workspace or open_run_workspace(run)
+    workspace = full_precision(workspace or open_run_workspace(run))
     graph = _require_exportable(workspace.method)
     shared = run.load_shared()
     stored = [run.load_client(client) for client in chosen]

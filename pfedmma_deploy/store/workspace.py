@@ -82,6 +82,13 @@ def open_run_workspace(run: Run) -> Workspace:
     return workspace
 
 
+def full_precision(workspace: Workspace) -> Workspace:
+    """The same in fp32: what a model is without the `--autocast` that it was trained with."""
+    backbone = replace(workspace.backbone, precision="none")
+    images = image_inputs(workspace.config, backbone, workspace.pixels)
+    return replace(workspace, backbone=backbone, images=images)
+
+
 def path_from(folder: Path, data: str) -> str | None:
     """The way from a run's folder to its data; None for data that are not a path."""
     if data in SAMPLE_NAMES or not Path(data).expanduser().exists():

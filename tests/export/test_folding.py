@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.errors import ExportError, UsageError
 from pfedmma_deploy.export import folding
 from pfedmma_deploy.export.folding import export_open_clip, fold
+from pfedmma_deploy.export.run import export_run
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.methods.plora import PLORA
 from pfedmma_deploy.methods.registry import METHODS, get_method
@@ -124,6 +126,16 @@ def test_open_clip_alone_gives_the_clients_features(run: Run, tmp_path: Path) ->
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(texts, expected_texts, atol=1e-5, rtol=0)
     assert (found - backbone.encode_image(pixels)).abs().max() > 1e-3
+
+
+def test_trained_in_half_precision_and_exported_in_full(
+    sites: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    config = replace(options("plora", sites), autocast="bf16")
+    half = train(config, tmp_path / "run").run
+    assert export_open_clip(half, tmp_path / "weights").max_abs_error == 0
+    assert export_run(half, tmp_path / "bundle").parity.max_abs_error < 1e-5
 
 
 def test_a_file_that_differs_is_not_kept(
