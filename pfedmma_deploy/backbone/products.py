@@ -8,14 +8,14 @@ product: 2.0 to 2.2 times as fast there, forward and backward, to the last bits 
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from pfedmma_deploy.processor import is_amd
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """x [..., K], weight [N, K], bias [N] or None -> [..., N]."""
@@ -42,12 +42,4 @@ def mkl_is_slow() -> bool:
     if not all(one.is_available() for one in libraries):
         return False
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return wide and "AuthenticAMD" in _processor()
-
-
-def _processor() -> str:
-    """What the system says of its first processor; on Windows and Linux its maker is in it."""
-    linux = Path("/proc/cpuinfo")
-    if linux.exists():
-        return linux.read_text("utf-8").partition("\n\n")[0]
-    return platform.processor()
+    return wide and is_amd()

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
+
+from pfedmma_deploy.processor import describe_processor, processor_features
 
 __all__ = [
     "Environment",
@@ -62,11 +63,10 @@ def describe_environment(
     threads: int, *, gpu: str | None = None, packages: Sequence[str] = PACKAGES
 ) -> Environment:
     """This machine, now; `gpu` is the name of the GPU that is measured."""
-    info = _cpu_info()
-    flags = set(info.get("flags", info.get("Features", "")).split())
+    flags = processor_features()
     found = {name: _version(name) for name in packages}
     return Environment(
-        cpu=info.get("model name") or platform.processor() or platform.machine(),
+        cpu=describe_processor().get("model name") or platform.processor() or platform.machine(),
         instructions=tuple(name for name in _INSTRUCTIONS if name in flags),
         cores=available_cores(),
         threads=threads,
@@ -85,16 +85,6 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _cpu_info() -> dict[str, str]:
-    """The first processor's entries of `/proc/cpuinfo`; empty elsewhere."""
-    file = Path("/proc/cpuinfo")
-    if not file.exists():
-        return {}
-    first = file.read_text(encoding="utf-8").split("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _memory() -> int | None:

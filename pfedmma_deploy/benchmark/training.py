@@ -26,8 +26,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.backbone.flops import image_tokens, tower_flop
 from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.backbone.loading import load_backbone
 from pfedmma_deploy.backbone.prefixes import PrefixStore
@@ -41,7 +39,7 @@ from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
 from pfedmma_deploy.methods.pfedmma import PFEDMMA
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.checkpoint import Checkpoint
-from pfedmma_deploy.types import TOWERS, ClientData, Example, Federation, Scope, Skipped
+from pfedmma_deploy.types import ClientData, Example, Federation, Scope, Skipped
 
 STRAIGHT = "straight, fp32"
 SAME_PRODUCTS = "ours, fp32, torch's products"
@@ -202,55 +200,6 @@ def _run(task: TrainingTask, name: str, engine: InProcessEngine, scorer: Scorer)
     )
 
 
-@dataclass(frozen=True)
-class RoundFlop:
-    """Operations of one round, straight and with what can be left out left out."""
-
-    straight: int
-    ours: int
-
-    @property
-    def bound(self) -> float:
-        """The most that leaving out can win."""
-        return self.straight / self.ours
-
-
-def count_round(task: TrainingTask, backbone: Backbone) -> RoundFlop:
-    """Count a round of a task: training and evaluation of its participants."""
-    adapter = PFEDMMA.build(backbone, PFEDMMA.parameters(), torch.Generator().manual_seed(0))
-    names = [f"class {i}" for i in range(2 * task.classes)]
-    prompts = class_texts(backbone, names, TEMPLATE).prompts
-    share = task.classes * task.shots // task.clients
-    steps = task.participants * -(-share // task.batch_size)
-    trained = task.participants * share
-    tested = task.participants * 2 * task.classes * task.tests
-    found = []
-    for is_straight in (True, False):
-        own = replace(backbone, shortcuts=not is_straight)
-        first = {tower: adapter.first_block(own, tower) for tower in TOWERS}
-        image = tower_flop(
-            own,
-            "image",
-            image_tokens(own),
-            start=0 if is_straight else first["image"],
-            adapted=first["image"],
-        )
-        text = tower_flop(
-            own,
-            "text",
-            own.prompt_length(prompts),
-            start=0 if is_straight else first["text"],
-            adapted=first["text"],
-        )
-        found.append(
-            trained * image.total
-            + steps * task.classes * text.total
-            + tested * image.forward
-            + task.participants * 2 * task.classes * text.forward
-        )
-    return RoundFlop(*found)
-
-
 def noise_federation(task: TrainingTask, size: int) -> Federation:
     """Clients of equal size whose images are noise; every class is on every client it fits on."""
     base = tuple(range(task.classes))
@@ -291,11 +240,3 @@ class _Noise:
         """The image of an example."""
         rng = np.random.default_rng(self._seeds[example.key])
         return Image.fromarray(rng.integers(0, 256, (self._size, self._size, 3), dtype=np.uint8))
-
-
-def has_bf16() -> bool:
-    """Whether this processor multiplies bf16 numbers itself."""
-    capability: str = torch.backends.cpu.get_cpu_capability()
-    flags = Path("/proc/cpuinfo")
-    text = flags.read_text("utf-8") if flags.exists() else ""
-    return capability.startswith("AVX512") and ("avx512_bf16" in text or "amx_bf16" in text)

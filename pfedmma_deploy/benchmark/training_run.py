@@ -9,9 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pfedmma_deploy.backbone.loading import load_backbone
 from pfedmma_deploy.backbone.products import mkl_is_slow
 from pfedmma_deploy.benchmark.report import Section
+from pfedmma_deploy.benchmark.round_flop import count_round
 from pfedmma_deploy.benchmark.scale import bench_scale
 from pfedmma_deploy.benchmark.training import (
     OURS,
@@ -20,8 +23,6 @@ from pfedmma_deploy.benchmark.training import (
     STRAIGHT,
     TrainingTask,
     bench_training,
-    count_round,
-    has_bf16,
 )
 from pfedmma_deploy.benchmark.training_tables import (
     Timed,
@@ -33,6 +34,7 @@ from pfedmma_deploy.benchmark.training_tables import (
 from pfedmma_deploy.config import TrainConfig, read_options
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.methods.resolve import resolve_run
+from pfedmma_deploy.processor import processor_features
 from pfedmma_deploy.progress import Progress
 
 CLASSES = (10, 100)
@@ -80,6 +82,12 @@ def bench_rounds(
         curves += [(task, count_round(task, shapes)) for task in tasks]
     rows = [row for one in timed for row in one.to_rows()]
     return rows, [round_section(timed), curve_section(curves)]
+
+
+def has_bf16() -> bool:
+    """Whether this processor multiplies bf16 numbers itself."""
+    is_wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return is_wide and bool(processor_features() & {"avx512_bf16", "amx_bf16"})
 
 
 def bench_many_clients(

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pfedmma_deploy.benchmark.report import Section
+from pfedmma_deploy.benchmark.round_flop import RoundFlop
 from pfedmma_deploy.benchmark.scale import ScaleResult
 from pfedmma_deploy.benchmark.training import (
     OURS,
     SAME_PRODUCTS,
     STRAIGHT,
-    RoundFlop,
     TrainingSeconds,
     TrainingTask,
     weight_difference,

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from pfedmma_deploy.backbone.flops import block_flop, image_tokens, tower_flop
+from pfedmma_deploy.benchmark.round_flop import RoundFlop, count_round
 from pfedmma_deploy.benchmark.training import (
     OURS,
     SAME_PRODUCTS,
     STRAIGHT,
-    RoundFlop,
     TrainingSeconds,
     TrainingTask,
-    count_round,
     noise_federation,
     time_subject,
     weight_difference,
