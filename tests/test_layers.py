@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "pfedmma_deploy"
 LAYERS = (
-    {"types", "errors", "config", "progress", "caches", "memory", "processor"},
+    {"types", "errors", "config", "progress", "caches", "memory", "processor", "processes"},
     {"backbone", "adapters", "data"},
     {"methods", "store"},
     {"federated", "evaluation", "runtime"},

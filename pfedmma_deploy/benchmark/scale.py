@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from PIL import Image
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.memory import peak_memory
+from pfedmma_deploy.processes import process_pool
 from pfedmma_deploy.progress import Item, Progress, Silent
 
 FRACTION = 0.01
@@ -50,10 +49,9 @@ def bench_scale(
     clients: Sequence[int], threads: int, progress: Progress | None = None
 ) -> list[ScaleResult]:
     """Train federations of so many clients, each in a process of its own."""
-    context = multiprocessing.get_context("spawn")
     found = []
     for count in (progress or Silent()).track(clients, "federations", len(clients)):
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
+        with process_pool(1) as pool:
             found.append(pool.submit(time_scale, count, threads).result())
     return found
 

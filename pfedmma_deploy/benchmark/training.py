@@ -12,11 +12,9 @@ a fresh process, whose peak memory is its own.
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +35,7 @@ from pfedmma_deploy.federated.engine import InProcessEngine
 from pfedmma_deploy.memory import peak_memory
 from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
 from pfedmma_deploy.methods.pfedmma import PFEDMMA
+from pfedmma_deploy.processes import process_pool
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.checkpoint import Checkpoint
 from pfedmma_deploy.types import ClientData, Example, Federation, Scope, Skipped
@@ -103,10 +102,9 @@ def bench_training(
 ) -> list[TrainingSeconds]:
     """Time the subjects one after the other, each in a process of its own."""
     found = []
-    context = multiprocessing.get_context("spawn")
     label = f"ways to train {task.backbone}, {task.classes} classes"
     for name in (progress or Silent()).track(subjects, label, len(subjects)):
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
+        with process_pool(1) as pool:
             found.append(pool.submit(time_subject, task, name, threads).result())
     return found
 

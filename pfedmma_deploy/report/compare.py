@@ -10,16 +10,16 @@ A trial that has its result is not run again; one that was cut off is continued.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.methods.registry import get_method
+from pfedmma_deploy.processes import process_pool
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.report.trial import Result, Trial, read_result, run_trial
 
@@ -162,9 +162,7 @@ def _finished(trials: Sequence[Trial], jobs: int) -> Iterator[tuple[Trial, Resul
             yield trial, run_trial(trial)
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    # Spawned, because a fork of a process that has run torch may hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    with process_pool(jobs) as pool:
         waiting = {pool.submit(run_trial, trial, threads): trial for trial in trials}
         try:
             for future in as_completed(waiting):
