@@ -56,6 +56,8 @@ def test_this_machine_without_names_and_paths() -> None:
 def test_memory_grows_with_what_is_held() -> None:
     """In a fresh process: this one may hold freed memory that is used again."""
     program = """
+import numpy as np
+from pfedmma_deploy.memory import peak_memory, resident_memory
 before = resident_memory()
 held = np.ones(8_000_000)
 print(before, resident_memory(), peak_memory(), held.nbytes)
