@@ -12,7 +12,7 @@ its own names; everything else is named `{tower}.{bank}`, laid out as the graph 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +95,7 @@ def low_rank_form(
         # A sum of products is one product of the factors side by side.
         tensors[f"{bank}_down"] = torch.cat([a for a, _ in pairs]).T.contiguous()
         tensors[f"{bank}_up"] = torch.cat([b for _, b in pairs], dim=1).T.contiguous()
-    rank = _width(value for name, value in tensors.items() if name.endswith("_down"))
+    rank = next(value.shape[1] for name, value in tensors.items() if name.endswith("_down"))
     return GraphForm(tensors, {"kind": "low-rank", "rank": rank, "scale": scale})
 
 
@@ -105,8 +105,3 @@ def context_form(context: Tensor) -> GraphForm:
     prompt = " ".join([*[PLACEHOLDER] * vectors, "{}."])
     settings = {"kind": "context", "vectors": vectors, "prompt": prompt}
     return GraphForm({"text.context.vectors": context}, settings)
-
-
-def _width(values: Iterable[Tensor]) -> int:
-    """Last dimension of the first."""
-    return int(next(iter(values)).shape[-1])

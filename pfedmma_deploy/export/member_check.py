@@ -98,8 +98,7 @@ def adapter_error(
     worst = 0.0
     for port, h, added in zip(found, values[::2], values[1::2], strict=True):
         expected = _equation(h, tower, port.block, blocks.index(port.block), tensors, manifest)
-        largest = float(np.abs(expected).max()) or 1.0
-        worst = float(np.max([worst, np.abs(added - expected).max() / largest]))
+        worst = float(np.max([worst, _share(added, expected)]))
     accepted = HALF if manifest.precision == "fp16" else EXACT
     if manifest.weights == "fp16":
         accepted = max(accepted, HALVED)
@@ -132,17 +131,20 @@ def row_error(
     for entry in onnx.load(file).graph.initializer:
         name = tensor_name(tower, entry.name, adapted(manifest, tower))
         if name is not None and is_part(name):
-            row, expected = numpy_helper.to_array(entry)[client], tensors[name]
-            largest = float(np.abs(expected).max()) or 1.0
-            worst = float(
-                np.max([worst, np.abs(row.astype(np.float64) - expected).max() / largest])
-            )
+            row = numpy_helper.to_array(entry)[client]
+            worst = float(np.max([worst, _share(row, tensors[name])]))
     if not worst <= (HALVED if manifest.weights == "fp16" else 0.0):
         raise ExportError(
             f"{file.name} does not hold the added client: a row of it differs by {worst:.1e}. "
             "Nothing was written; please report this."
         )
     return worst
+
+
+def _share(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Largest difference as a share of the largest number expected; NaN where one is NaN."""
+    largest = float(np.abs(expected).max()) or 1.0
+    return float(np.abs(found.astype(np.float64) - expected).max() / largest)
 
 
 def _equation(
