@@ -15,7 +15,7 @@ from .output import Output, Row, open_output
 from .tables import compare, each_client
 
 if TYPE_CHECKING:
-    from pfedmma_deploy.evaluation.run import RunEvaluation
+    from pfedmma_deploy.federated.evaluate import RunEvaluation
 
 
 def evaluate(
@@ -66,7 +66,7 @@ def evaluate(
 
 def _evaluate_run(folder: Path | None, output: Output) -> None:
     run = open_run(folder)
-    from pfedmma_deploy.evaluation.run import evaluate_run
+    from pfedmma_deploy.federated.evaluate import evaluate_run
 
     started = time.perf_counter()
     values = evaluation_values(evaluate_run(run, progress=output.progress))
@@ -101,7 +101,7 @@ def _evaluate_zero_shot(
 
     dataset = load_dataset(data, progress=output.progress)
     from pfedmma_deploy.backbone.loading import load_backbone
-    from pfedmma_deploy.evaluation.run import evaluate_zero_shot
+    from pfedmma_deploy.federated.evaluate import evaluate_zero_shot
 
     started = time.perf_counter()
     model = load_backbone(backbone, pretrained)

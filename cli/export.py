@@ -123,7 +123,7 @@ def export(
 
 def _fold(run: Run, folder: Path, client: str | None, output: Output) -> None:
     """`--format open_clip`: stock weights."""
-    from pfedmma_deploy.export.folding import export_open_clip
+    from pfedmma_deploy.export.merge import export_open_clip
 
     report = export_open_clip(run, folder, clients=split_names(client), progress=output.progress)
     values: dict[str, Any] = report.to_dict()

@@ -19,7 +19,7 @@ from .tables import compare, each_client
 
 if TYPE_CHECKING:
     from pfedmma_deploy.runtime import Prediction
-    from pfedmma_deploy.store.workspace import Workspace
+    from pfedmma_deploy.federated.session import Workspace
 
 SHOWN = 6
 """Test images whose predictions are shown."""
@@ -55,7 +55,7 @@ def quickstart(
     with open_output(as_json=as_json, quiet=quiet) as output:
         flags = {"data": data, "clients": clients, "seed": seed}
         options = read_options(flags, preset="quickstart")
-        from pfedmma_deploy.methods.resolve import resolve_run
+        from pfedmma_deploy.methods.registry import resolve_run
 
         config = resolve_run(options)
         folder = free_folder(config.data)
@@ -64,17 +64,17 @@ def quickstart(
 
 def _run(config: TrainConfig, folder: Path, output: Output) -> None:
     times = _Times(output)
-    from pfedmma_deploy.evaluation.run import evaluate_run
+    from pfedmma_deploy.federated.evaluate import evaluate_run
     from pfedmma_deploy.export.run import export_run
     from pfedmma_deploy.federated.personalize import fine_tune
     from pfedmma_deploy.federated.train import train
-    from pfedmma_deploy.store.workspace import open_run_workspace
+    from pfedmma_deploy.federated.session import open_run_session
 
     times.start("train", f"Training {config.clients} clients for {config.rounds} rounds")
     trained = train(config, folder, progress=output.progress)
     run = trained.run
     times.start("personalize", "Personalizing every client")
-    workspace = open_run_workspace(run)
+    workspace = open_run_session(run)
     for client in output.progress.track(run.client_ids, "clients", len(run.client_ids)):
         fine_tune(run, client, workspace=workspace)
     times.start("evaluate", "Comparing with zero-shot CLIP")

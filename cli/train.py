@@ -174,7 +174,7 @@ def train(
             resolved = _resumed(folder, flags, config, preset)
         else:
             options = read_options(flags, config, preset)
-            from pfedmma_deploy.methods.resolve import resolve_run
+            from pfedmma_deploy.methods.registry import resolve_run
 
             resolved = resolve_run(options)
             folder = out or free_folder(resolved.data)

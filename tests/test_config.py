@@ -9,7 +9,7 @@ import pytest
 
 from pfedmma_deploy.config import PRESETS, TrainConfig, config_from_mapping, read_options
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.resolve import resolve_run
+from pfedmma_deploy.methods.registry import resolve_run
 
 
 def resolve(

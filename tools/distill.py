@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from pfedmma_deploy.backbone.tiny import MODEL_NAME, register
+from pfedmma_deploy.backbone.loading import MODEL_NAME, register
 from tools import images, phrases, teacher
 from tools.packages import PACKAGES, default_cache
 from tools.towers import (

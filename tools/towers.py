@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from pfedmma_deploy.backbone.tiny import MODEL_NAME
+from pfedmma_deploy.backbone.loading import MODEL_NAME
 
 SEED = 20260501
 PROMPT_SCALE = 20.0

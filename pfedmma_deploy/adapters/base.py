@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pfedmma_deploy.backbone.clip import Backbone, Images
-from pfedmma_deploy.backbone.texts import ClassTexts
+from pfedmma_deploy.backbone.clip import Backbone, ClassTexts, Images
 from pfedmma_deploy.types import TOWERS, Scope, Tower
+
+Array = NDArray[np.float64]
 
 
 class Adapter(nn.Module, ABC):
     """Trainable parameters around a frozen backbone, and what both towers compute with them.
 
     Most adapters only add to the output of blocks and implement `hook`, or only change the weight
-    of its attention: `attention`; those fold exactly into plain CLIP. Others replace how an image
+    of its attention: `attention`; those merge exactly into plain CLIP. Others replace how an image
     or a text is encoded, or how both are compared: `encode_image`, `encode_text`, `logits`.
     """
 
     adapts: frozenset[Tower] = frozenset(TOWERS)
     """Towers whose features differ from the frozen backbone's."""
     task: str = "classify"
-    """What it is asked to encode for, where it knows more than one task."""
+    """The task to encode for, where the adapter has several."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -40,8 +48,8 @@ class Adapter(nn.Module, ABC):
     def first_block(self, backbone: Backbone, tower: Tower) -> int:
         """The first block that this adapter takes part in; the tower's depth where it does in none.
 
-        What that block reads is the frozen backbone's own and need not be computed twice: an
-        adapter that names a block above 0 is given the `Prefix` up to there.
+        The input of that block is the frozen backbone's own and need not be computed twice: an
+        adapter that names a block above 0 is given the `Activations` up to there.
         """
         return 0 if tower in self.adapts else backbone.depth(tower)
 
@@ -52,7 +60,7 @@ class Adapter(nn.Module, ABC):
     def encode_text(self, backbone: Backbone, texts: ClassTexts) -> Tensor:
         """Features of class names, [C, D], L2-normalised."""
         return backbone.encode_text(
-            texts.prompts, self.hook, texts.prefix, attention=self.attention
+            texts.prompts, self.hook, texts.activations, attention=self.attention
         )
 
     def logits(self, images: Tensor, texts: Tensor, logit_scale: float) -> Tensor:
@@ -67,28 +75,36 @@ class Adapter(nn.Module, ABC):
         client keeps them with the local ones, unless the server sends them.
         """
 
+    def export_banks(self, backbone: Backbone) -> Sequence[ExportBanks]:
+        """What an exported graph takes of this client's trained adapter; see `ExportBanks`."""
+        return ()
+
+    def export_settings(self) -> dict[str, Any]:
+        """What the clients of a bundle have in common, for its manifest: `kind` and numbers."""
+        return {}
+
     def tensors(self, *scopes: Scope) -> dict[str, Tensor]:
-        """Copies of the parameters of some scopes, detached, by name."""
+        """Copies of the parameters of some scopes, detached, by name; all scopes if none given."""
         scope_of = self.scopes()
         return {
             name: value.detach().clone()
             for name, value in self.named_parameters()
-            if scope_of[name] in scopes
+            if not scopes or scope_of[name] in scopes
         }
 
-    def load(self, *parts: dict[str, Tensor]) -> None:
-        """Set every parameter from the parts together.
+    def load(self, *groups: Mapping[str, Tensor]) -> None:
+        """Set every parameter from the groups together.
 
         Raises:
             ValueError: a parameter is missing or given twice, unknown, or of another shape; the
                 message names it.
         """
         merged: dict[str, Tensor] = {}
-        for part in parts:
-            twice = sorted(merged.keys() & part.keys())
+        for group in groups:
+            twice = sorted(merged.keys() & group.keys())
             if twice:
                 raise ValueError(f"parameter {twice[0]} is given twice")
-            merged.update(part)
+            merged.update(group)
         own = dict(self.named_parameters())
         for name in sorted(own.keys() ^ merged.keys()):
             raise ValueError(
@@ -105,3 +121,68 @@ class Adapter(nn.Module, ABC):
 
 KEPT = (Scope.LOCAL, Scope.FROZEN)
 """What a client keeps for itself."""
+
+
+class Frozen(Adapter):
+    """No adapter at all: zero-shot CLIP. It adds nothing and has no parameters."""
+
+    adapts: frozenset[Tower] = frozenset()
+
+    def scopes(self) -> dict[str, Scope]:
+        """Nothing to name."""
+        return {}
+
+
+@dataclass(frozen=True)
+class ExportBanks:
+    """Tensors of one client in one place of an exported graph, and the module that reads them.
+
+    The graph holds one bank per tensor: an initializer `{place}.{name}` [clients + 1, ...] with a
+    row for each client, row 0 (zero-shot) all zeros. `build` makes the module from the banks, as
+    buffers of their names; it picks the rows of the items' clients by `index_select`.
+    """
+
+    tower: Tower
+    place: str
+    """`blocks.{b}.adapter`: module(h [B, T, d], client) is added to the block's output.
+    `blocks.{b}.low_rank`: its `queries` and `values` (h, client) are added to those of attention.
+    `context`: module(x, input_ids, client) changes the token embeddings x [N, T, d].
+    `frame`: module(x, client) changes the normalised pixels x [B, 3, S, S].
+    `head`: module(f, client) changes the projected feature f [B, D]."""
+    rows: Mapping[str, Tensor]
+    """One client's row of each bank, fp32, laid out as the module takes it."""
+    build: Callable[[Mapping[str, Tensor]], nn.Module]
+    reference: Callable[[Mapping[str, Array], Array], Array] | None = None
+    """The module once more in numpy: (rows, h) -> its output, both float64. An independent check
+    of a client that is added to a finished graph; None where reading its rows back is enough."""
+
+
+class BankModule(nn.Module):
+    """Buffers of the banks' names, and the rows of the items' clients in them.
+
+    Args:
+        banks: [clients + 1, ...] each.
+    """
+
+    def __init__(self, banks: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, value in banks.items():
+            self.register_buffer(name, value)
+
+    def rows(self, name: str, client: Tensor) -> Tensor:
+        """Rows of a bank for client [B]: [B, ...]. One Gather on the named initializer."""
+        return self.get_buffer(name).index_select(0, client)
+
+
+def new_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A linear layer started as torch starts one, uniform within 1/sqrt(inputs)."""
+    layer = nn.Linear(inputs, outputs)
+    bound = 1 / math.sqrt(inputs)
+    nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+    nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+    return layer
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin with a prefix, by the rest of their names."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -6,7 +6,7 @@ make the queries and the values:
     W_q' = W_q + (alpha / r) * B_q A_q        W_v' = W_v + (alpha / r) * B_v A_v        W_k' = W_k
 
 with A [r, d] and B [d, r]. The product is added to the weight itself and not to the layer's output:
-a model in training and the same model folded into plain weights are equal to the bit.
+a model in training and the same model merged into plain weights are bit-identical.
 
 Dropout, too, acts on the weight: it zeroes input features of A, for all tokens and images of a step
 alike, and scales the others by 1 / (1 - p). In expectation that is LoRA's own dropout, which draws
@@ -16,13 +16,16 @@ a new mask for every token.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.adapters.base import Adapter, BankModule, ExportBanks
+from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.types import TOWERS, Scope, Tower
 
 
@@ -70,6 +73,58 @@ def tower_blocks(
     return {str(block): LowRankBlock(width, rank, generator) for block in range(depth)}
 
 
+def low_rank_banks(
+    tower: Tower,
+    block: int,
+    pairs: Mapping[str, Sequence[tuple[Tensor, Tensor]]],
+    scale: float,
+) -> ExportBanks:
+    """Low-rank changes of one block's queries and values as an exported graph takes them.
+
+    Args:
+        tower: the tower.
+        block: index of the block in it.
+        pairs: `q` and `v` -> pairs A [r, d], B [d, r], whose products are summed.
+        scale: factor on the sum.
+    """
+    rows: dict[str, Tensor] = {}
+    for name, factors in pairs.items():
+        # A sum of products is one product of the factors side by side.
+        rows[f"{name}_down"] = torch.cat([a.detach() for a, _ in factors]).T
+        rows[f"{name}_up"] = torch.cat([b.detach() for _, b in factors], dim=1).T
+    return ExportBanks(
+        tower, f"blocks.{block}.low_rank", rows, build=partial(LowRankBanks, scale=scale)
+    )
+
+
+class LowRankBanks(BankModule):
+    """What is added to the queries and the values of one block, a row of factors per client.
+
+    Training adds the product of the factors to the weight; a graph that serves many clients at
+    once adds the product with the tokens. Both are the same up to rounding.
+
+    Args:
+        banks: `q_down` and `v_down` [clients + 1, d, r], `q_up` and `v_up` [clients + 1, r, d].
+        scale: factor on the products, kept apart from them for half precision.
+    """
+
+    def __init__(self, banks: Mapping[str, Tensor], scale: float) -> None:
+        super().__init__(banks)
+        self.scale = scale
+
+    def queries(self, h: Tensor, client: Tensor) -> Tensor:
+        """h [B, T, d] -> [B, T, d]."""
+        return self._added("q", h, client)
+
+    def values(self, h: Tensor, client: Tensor) -> Tensor:
+        """h [B, T, d] -> [B, T, d]."""
+        return self._added("v", h, client)
+
+    def _added(self, which: str, h: Tensor, client: Tensor) -> Tensor:
+        inner = h @ self.rows(f"{which}_down", client)
+        return inner @ self.rows(f"{which}_up", client) * self.scale
+
+
 class LoRA(Adapter):
     """LoRA on queries and values of every block of both towers.
 
@@ -98,6 +153,7 @@ class LoRA(Adapter):
         scope_b: Scope,
     ) -> None:
         super().__init__()
+        self.rank = rank
         self.scale = alpha / rank
         self.dropout = dropout
         self._scope_of = (("A", scope_a), ("B", scope_b))
@@ -112,6 +168,21 @@ class LoRA(Adapter):
         lora = self.get_submodule(f"{tower}.{block}")
         assert isinstance(lora, LowRankBlock)
         return lora.change(weight, self.scale, self.dropout)
+
+    def export_banks(self, backbone: Backbone) -> list[ExportBanks]:
+        """The low-rank changes of every block."""
+        found = []
+        for tower in TOWERS:
+            for block in range(backbone.depth(tower)):
+                lora = self.get_submodule(f"{tower}.{block}")
+                assert isinstance(lora, LowRankBlock)
+                pairs = {"q": [(lora.q.A, lora.q.B)], "v": [(lora.v.A, lora.v.B)]}
+                found.append(low_rank_banks(tower, block, pairs, self.scale))
+        return found
+
+    def export_settings(self) -> dict[str, Any]:
+        """Rank and scale."""
+        return {"kind": "low-rank", "rank": self.rank, "scale": self.scale}
 
     def scopes(self) -> dict[str, Scope]:
         """All A have one scope and all B have one."""

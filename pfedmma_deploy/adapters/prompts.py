@@ -1,4 +1,4 @@
-"""Learned context vectors before a class name, and the adapter that is one such context.
+"""Learned context vectors before a class name, and what adapters that learn them share.
 
 CoOp (arXiv 2109.01134) replaces the words around a class name by M vectors in the space of token
 embeddings, the class token at the end: [SOT][v_1 .. v_M][name .][EOT]. They get the positions of
@@ -8,15 +8,19 @@ the mask is causal and the feature is read at the end token.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.adapters.base import Adapter, BankModule, ExportBanks
 from pfedmma_deploy.backbone.blocks import TokenHook
-from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.backbone.texts import ClassTexts
+from pfedmma_deploy.backbone.clip import Backbone, ClassTexts
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.types import Scope, Tower
+from pfedmma_deploy.types import Tower
 
 DEVIATION = 0.02
 """Of the normal distribution that context vectors start from (CoOp, section 3.1)."""
@@ -47,7 +51,7 @@ def encode_contexts(
         backbone: the frozen backbone.
         texts: C class names.
         contexts: [P, M, d], d the width of the text tower.
-        before: replaces what a block reads (see `Backbone.run_blocks`).
+        before: replaces the input of a block (see `Backbone.run_blocks`).
 
     Returns:
         [C, P, D]
@@ -84,34 +88,57 @@ def encode_context(
     return encode_contexts(backbone, texts, context.unsqueeze(0), before)[:, 0]
 
 
-class LearnedContext(Adapter):
-    """One context `ctx` [M, d] for all classes, shared by all clients.
+PLACEHOLDER = "*"
+"""Stands in a prompt where a learned vector takes the place of a word; one token of CLIP's."""
 
-    Args:
-        backbone: tells the width d and the number of tokens.
-        vectors: M.
-        generator: drives the initialisation.
-        proximal_weight: mu of FedProx, for the loss that wants it.
-    """
+
+class PromptAdapter(Adapter):
+    """An adapter that is a context [M, d] before every class name; the image tower is frozen."""
 
     adapts: frozenset[Tower] = frozenset({"text"})
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        vectors: int,
-        generator: torch.Generator,
-        proximal_weight: float = 0.0,
-    ) -> None:
-        super().__init__()
-        require_room(backbone, vectors)
-        self.proximal_weight = proximal_weight
-        self.ctx = new_vectors(vectors, backbone.width("text"), generator=generator)
+    @property
+    @abstractmethod
+    def context(self) -> Tensor:
+        """The client's own context, [M, d]."""
 
     def encode_text(self, backbone: Backbone, texts: ClassTexts) -> Tensor:
         """Features of class names behind the context, [C, D], L2-normalised."""
-        return encode_context(backbone, texts, self.ctx)
+        return encode_context(backbone, texts, self.context)
 
-    def scopes(self) -> dict[str, Scope]:
-        """The context is shared."""
-        return {"ctx": Scope.SHARED}
+    def export_banks(self, backbone: Backbone) -> list[ExportBanks]:
+        """The context's vectors."""
+        placeholder = int(backbone.tokenize([PLACEHOLDER])[0, 1])
+        build = partial(ContextBank, placeholder=placeholder)
+        return [ExportBanks("text", "context", {"vectors": self.context.detach()}, build)]
+
+    def export_settings(self) -> dict[str, Any]:
+        """The number of vectors, and the prompt in which placeholders stand for them."""
+        vectors = len(self.context)
+        prompt = " ".join([*[PLACEHOLDER] * vectors, "{}."])
+        return {"kind": "context", "vectors": vectors, "prompt": prompt}
+
+
+class ContextBank(BankModule):
+    """Puts a client's vectors in the place of the words that stand for them.
+
+    Only of clients, and only where the prompt has the placeholder: the words of client 0, and any
+    text that is written out, are read as they are.
+
+    Args:
+        banks: `vectors` [clients + 1, M, d]; the m-th belongs to position 1 + m.
+        placeholder: token id of the word that stands for a vector.
+    """
+
+    def __init__(self, banks: Mapping[str, Tensor], placeholder: int) -> None:
+        super().__init__(banks)
+        self.placeholder = placeholder
+        self.end = 1 + banks["vectors"].shape[1]
+
+    def forward(self, x: Tensor, input_ids: Tensor, client: Tensor) -> Tensor:
+        """Embeddings [N, context, d] of token ids [N, context], without positions yet."""
+        end = self.end
+        learned = (input_ids[:, 1:end] == self.placeholder) & (client > 0).unsqueeze(1)
+        own = self.rows("vectors", client)
+        words = torch.where(learned.unsqueeze(-1), own, x[:, 1:end])
+        return torch.cat([x[:, :1], words, x[:, end:]], dim=1)

@@ -1,10 +1,14 @@
-"""A frozen open_clip CLIP with two transformer towers whose blocks can be adapted."""
+"""A frozen open_clip CLIP with two transformer towers whose blocks can be adapted.
+
+`Backbone` is the model, `Activations` are what its frozen lower blocks computed of some inputs (so
+that it need not be computed again), `ClassTexts` are class names as it reads them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from open_clip.model import CLIP
@@ -13,32 +17,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma_deploy.backbone.blocks import BlockHook, TokenHook, WeightHook, run_block
-from pfedmma_deploy.backbone.products import Linear, fast_linear
+from pfedmma_deploy.backbone.linear import Linear, fast_linear
 from pfedmma_deploy.config import Autocast
 from pfedmma_deploy.data.preprocess import Interpolation, ResizeMode
+from pfedmma_deploy.data.prompts import build_prompts
 from pfedmma_deploy.types import Tower
 
 
 @dataclass(frozen=True)
-class Prefix:
-    """What the frozen lower blocks of a tower made of some inputs, so that it is not made again."""
+class Activations:
+    """Output of a tower's frozen lower blocks for some inputs, cached or about to be."""
 
     tokens: Tensor
-    """[B, T, d], what block `start` reads; features [B, D] where `start` is the tower's depth."""
+    """[B, T, d], the input of block `start`; features [B, D] where `start` is the tower's depth."""
     start: int
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
-Images = Tensor | Prefix
-"""uint8 pixels [B, H, W, 3], or what the frozen lower blocks made of them."""
+Images = Tensor | Activations
+"""uint8 pixels [B, H, W, 3], or the activations of the frozen lower blocks."""
 
 
 def pixels_of(images: Images) -> Tensor:
-    """`images`, known to be pixels: for what takes part in the tower from its first block on."""
-    if isinstance(images, Prefix):
-        raise TypeError(f"pixels are needed here, not a prefix of {images.start} blocks")
+    """`images`, known to be pixels: for adapters that take part from the first block on."""
+    if isinstance(images, Activations):
+        raise TypeError(f"pixels are needed here, not activations of block {images.start}")
     return images
 
 
@@ -63,19 +68,19 @@ class Backbone:
     """"gelu" or "quick_gelu": part of a checkpoint's identity."""
     tokenize: Callable[[Sequence[str]], Tensor] = field(repr=False)
     """Texts -> token ids, int64 [N, context_length]."""
-    shortcuts: bool = True
-    """Leave out what cannot change a feature: tokens behind the end of a prompt, and in the last
-    block all tokens but the one that is read. False is the plain reading, for comparison."""
+    token_shortcuts: bool = True
+    """Compute no token that cannot change a feature: those behind the end of a prompt, and in the
+    last block all but the one that is read. False is the naive baseline."""
     precision: Autocast = "none"
-    """Of the matrix products in blocks and in what adapters add to them: fp32, `bf16` or `fp16`.
+    """Of the matmuls in blocks and adapters: fp32, `bf16` or `fp16`.
 
     The residual stream, features, scores and losses are fp32 in any case: a cosine times a logit
     scale of 100 has steps of 0.5 in bf16, and fp16 gradients then need no scaling (they differ by
     0.1 % from fp32 on pfedmma-tiny, with a loss scale of 1 as with one of 16,384)."""
     linear: Linear = field(default=fast_linear, repr=False)
-    """What computes the products with the blocks' own weights: `fast_linear`, or torch's own."""
+    """Applies the blocks' own weights: `fast_linear`, or torch's `F.linear`."""
     run_block: Callable[..., Tensor] = field(default=run_block, repr=False)
-    """What computes a block: `blocks.run_block`, or the same compiled."""
+    """`blocks.run_block`, or the same compiled."""
 
     @property
     def device(self) -> torch.device:
@@ -123,14 +128,14 @@ class Backbone:
         *,
         attention: WeightHook | None = None,
     ) -> Tensor:
-        """Image features of uint8 pixels [B, H, W, 3] or of their prefix: [B, D], L2-normalised."""
-        if isinstance(images, Prefix):
+        """Image features of uint8 pixels [B, H, W, 3] or of activations: [B, D], L2-normalised."""
+        if isinstance(images, Activations):
             x, start = images.tokens.to(self.device), images.start
             if start == self.depth("image"):
                 return x
         else:
             x, start = self.embed_image(images), 0
-        read = x.new_zeros(len(x), dtype=torch.long) if self.shortcuts else None
+        read = x.new_zeros(len(x), dtype=torch.long) if self.token_shortcuts else None
         x = self.run_blocks("image", x, hook, attention=attention, start=start, read=read)
         return self.pool_image(x)
 
@@ -138,50 +143,50 @@ class Backbone:
         self,
         tokens: Tensor,
         hook: BlockHook | None = None,
-        prefix: Prefix | None = None,
+        activations: Activations | None = None,
         *,
         attention: WeightHook | None = None,
     ) -> Tensor:
         """Text features of token ids [N, <= context_length]: [N, D], L2-normalised.
 
         Prompts are cut to the longest one: exact, because the mask is causal and the feature is
-        read at the end token, which carries the highest id. `prefix` is what `text_prefix` gave.
+        read at the end token, which carries the highest id.
         """
         ends = tokens.argmax(dim=-1).to(self.device)
-        if prefix is not None and prefix.start == self.depth("text"):
-            return prefix.tokens
-        start = 0 if prefix is None else prefix.start
-        x = self._embed_text(tokens) if prefix is None else prefix.tokens
-        if not self.shortcuts:
+        if activations is not None and activations.start == self.depth("text"):
+            return activations.tokens
+        start = 0 if activations is None else activations.start
+        x = self._embed_text(tokens) if activations is None else activations.tokens
+        if not self.token_shortcuts:
             x = self.run_blocks("text", x, hook, attention=attention, start=start)
             return self.pool_text(x, ends)
         x = self.run_blocks("text", x, hook, attention=attention, start=start, read=ends)
         return self.pool_text(x, torch.zeros_like(ends))
 
     @torch.no_grad()
-    def image_prefix(self, pixels: Tensor, start: int) -> Prefix:
-        """What block `start` reads of uint8 pixels [B, H, W, 3]; past the last, the features."""
+    def image_activations(self, pixels: Tensor, start: int) -> Activations:
+        """Input of block `start` for uint8 pixels [B, H, W, 3]; past the last, the features."""
         if start == self.depth("image"):
-            return Prefix(self.encode_image(pixels), start)
+            return Activations(self.encode_image(pixels), start)
         x = self.run_blocks("image", self.embed_image(pixels), stop=start)
-        return Prefix(x, start)
+        return Activations(x, start)
 
     @torch.no_grad()
-    def text_prefix(self, tokens: Tensor, start: int) -> Prefix:
-        """What block `start` reads of token ids [N, T]; past the last, the features."""
+    def text_activations(self, tokens: Tensor, start: int) -> Activations:
+        """Input of block `start` for token ids [N, T]; past the last, the features."""
         if start == self.depth("text"):
-            return Prefix(self.encode_text(tokens), start)
-        return Prefix(self.run_blocks("text", self._embed_text(tokens), stop=start), start)
+            return Activations(self.encode_text(tokens), start)
+        return Activations(self.run_blocks("text", self._embed_text(tokens), stop=start), start)
 
     def prompt_length(self, tokens: Tensor) -> int:
         """How many of the tokens [N, T] of prompts are computed: up to the last end token."""
-        return int(tokens.argmax(dim=-1).max()) + 1 if self.shortcuts else tokens.shape[1]
+        return int(tokens.argmax(dim=-1).max()) + 1 if self.token_shortcuts else tokens.shape[1]
 
     def _embed_text(self, tokens: Tensor) -> Tensor:
         return self.add_positions(self.embed_tokens(tokens[:, : self.prompt_length(tokens)]))
 
     def embed_image(self, pixels: Tensor) -> Tensor:
-        """What the first image block reads of uint8 pixels [B, H, W, 3]: [B, 1 + patches, d]."""
+        """Input of the first image block for uint8 pixels [B, H, W, 3]: [B, 1 + patches, d]."""
         dtype = self.visual.proj.dtype
         mean = torch.tensor(self.mean, dtype=dtype, device=self.device) * 255
         std = torch.tensor(self.std, dtype=dtype, device=self.device) * 255
@@ -195,7 +200,7 @@ class Backbone:
         return embedded
 
     def add_positions(self, x: Tensor) -> Tensor:
-        """What the first text block reads of embeddings [N, T, d], T at most context_length."""
+        """Input of the first text block for embeddings [N, T, d], T at most context_length."""
         placed: Tensor = x + self.model.positional_embedding[: x.shape[1]]
         return placed
 
@@ -215,9 +220,9 @@ class Backbone:
 
         Args:
             tower: `image` or `text`, whose mask is causal.
-            x: what the first of them reads.
+            x: input of the first of them.
             hook: adds to the output of a block.
-            before: replaces what a block reads.
+            before: replaces the input of a block.
             attention: replaces a block's fused query-key-value weight.
             start: first block to run.
             stop: block to stop before; default after the last.
@@ -245,11 +250,11 @@ class Backbone:
         return torch.autocast(self.device.type, dtype)
 
     def pool_image(self, x: Tensor) -> Tensor:
-        """Image features of what the last block gave, [B, T, d] -> [B, D], L2-normalised."""
+        """Image features of the last block's output, [B, T, d] -> [B, D], L2-normalised."""
         return F.normalize(self.project_image(x), dim=-1)
 
     def project_image(self, x: Tensor) -> Tensor:
-        """The same before they are normalised, for what was built on CLIP's raw features."""
+        """The same before normalisation, for adapters built on CLIP's raw features."""
         pooled, _ = self.visual._pool(x)
         projected: Tensor = pooled @ self.visual.proj
         return projected
@@ -266,3 +271,36 @@ class Backbone:
         rows = torch.arange(len(x), device=self.device)
         read = self.model.ln_final(x[rows, ends.to(self.device)])
         return F.normalize(read @ self.model.text_projection, dim=-1)
+
+
+BARE = "{}."
+"""Around a class name that a learned context stands before (CoOp, arXiv 2109.01134)."""
+
+
+@dataclass(frozen=True)
+class ClassTexts:
+    """Class names in their order, tokenized in the two ways that methods need."""
+
+    names: tuple[str, ...]
+    prompts: Tensor
+    """int64 [C, context]: the hand-written prompt around each name."""
+    bare: Tensor
+    """int64 [C, context]: each name alone with a full stop."""
+    activations: Activations | None = None
+    """Of `prompts` in the frozen lower text blocks; None: computed each time."""
+
+
+def class_texts(backbone: Backbone, names: Sequence[str], template: str) -> ClassTexts:
+    """`names` tokenized; `template` holds `{}` where the name goes."""
+    return ClassTexts(
+        names=tuple(names),
+        prompts=backbone.tokenize(build_prompts(names, template)),
+        bare=backbone.tokenize(build_prompts(names, BARE)),
+    )
+
+
+def with_activations(backbone: Backbone, texts: ClassTexts, start: int) -> ClassTexts:
+    """`texts` with the input of text block `start` for the prompts."""
+    if start == 0:
+        return texts
+    return replace(texts, activations=backbone.text_activations(texts.prompts, start))

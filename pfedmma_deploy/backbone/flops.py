@@ -26,25 +26,25 @@ class Pass:
         return self.forward + self.backward
 
 
-def block_flop(tokens: int, width: int, mlp_width: int, asking: int | None = None) -> int:
+def block_flop(tokens: int, width: int, mlp_width: int, queries: int | None = None) -> int:
     """Forward operations of one block.
 
     All tokens: `8 T d^2 + 4 T^2 d + 4 T d m` (queries, keys, values and output; scores and mixture;
-    MLP). Of `asking` tokens alone: `4 T d^2 + A (4 d^2 + 4 T d + 4 d m)`.
+    MLP). Of `queries` tokens alone: `4 T d^2 + A (4 d^2 + 4 T d + 4 d m)`.
     """
     t, d, m = tokens, width, mlp_width
-    if asking is None:
+    if queries is None:
         return 8 * t * d**2 + 4 * t**2 * d + 4 * t * d * m
-    return 4 * t * d**2 + asking * (4 * d**2 + 4 * t * d + 4 * d * m)
+    return 4 * t * d**2 + queries * (4 * d**2 + 4 * t * d + 4 * d * m)
 
 
-def backward_flop(tokens: int, width: int, mlp_width: int, asking: int | None = None) -> int:
+def backward_flop(tokens: int, width: int, mlp_width: int, queries: int | None = None) -> int:
     """Operations of a block's gradient with respect to its tokens.
 
     As many as forward, and the attention's two products twice over: each has two factors.
     """
-    attention = 4 * tokens**2 * width if asking is None else 4 * asking * tokens * width
-    return block_flop(tokens, width, mlp_width, asking) + attention
+    attention = 4 * tokens**2 * width if queries is None else 4 * queries * tokens * width
+    return block_flop(tokens, width, mlp_width, queries) + attention
 
 
 def embedding_flop(backbone: Backbone) -> int:
@@ -60,7 +60,7 @@ def tower_flop(
     """Of one image or prompt.
 
     Args:
-        backbone: its `shortcuts` say whether the last block computes one token only.
+        backbone: its `token_shortcuts` say whether the last block computes one token only.
         tower: `image` or `text`.
         tokens: T, the class token or the start and end tokens included.
         start: first block that is computed; the tower's depth computes nothing.
@@ -71,25 +71,25 @@ def tower_flop(
     if start == depth:
         return Pass(0, 0)
     mlp_width = int(backbone.blocks(tower)[0].mlp.c_fc.out_features)
-    last = 1 if backbone.shortcuts else None
+    last = 1 if backbone.token_shortcuts else None
     projection = 2 * width * backbone.embed_dim
     forward = projection + (embedding_flop(backbone) if tower == "image" and start == 0 else 0)
     backward = 0 if adapted is None or adapted == depth else projection
     for block in range(start, depth):
-        asking = last if block == depth - 1 else None
-        forward += block_flop(tokens, width, mlp_width, asking)
+        queries = last if block == depth - 1 else None
+        forward += block_flop(tokens, width, mlp_width, queries)
         if adapted is not None and block > adapted:
-            backward += backward_flop(tokens, width, mlp_width, asking)
+            backward += backward_flop(tokens, width, mlp_width, queries)
     return Pass(forward, backward)
 
 
-def image_flop(backbone: Backbone, *, shortcuts: bool = True) -> int:
+def image_flop(backbone: Backbone, *, token_shortcuts: bool = True) -> int:
     """Forward operations of one image in the frozen tower, as exported or as CLIP is written.
 
-    Exported, the last block computes the class token alone; `shortcuts=False` computes all tokens:
-    8.82 GFLOP on ViT-B/32, 35.1 on ViT-B/16.
+    Exported, the last block computes the class token alone; `token_shortcuts=False` computes all
+    tokens: 8.82 GFLOP on ViT-B/32, 35.1 on ViT-B/16.
     """
-    own = replace(backbone, shortcuts=shortcuts)
+    own = replace(backbone, token_shortcuts=token_shortcuts)
     return tower_flop(own, "image", image_tokens(backbone)).forward
 
 

@@ -1,4 +1,7 @@
-"""Load a backbone by open_clip name: embedded, from a file, or downloaded by open_clip."""
+"""Load a backbone by open_clip name: embedded, from a file, or downloaded by open_clip.
+
+The embedded one, `pfedmma-tiny`, is a stock open_clip model whose weights ship with this package.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,24 @@ from pickle import UnpicklingError
 import open_clip
 import torch
 from open_clip.model import CLIP
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors import SafetensorError
 from torch import nn
 
-from pfedmma_deploy.backbone import tiny
-from pfedmma_deploy.backbone.adaptable import ADAPTABLE, require_adaptable
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import BackboneError
 
+MODEL_NAME = "pfedmma-tiny"
+ASSETS = Path(__file__).parents[1] / "assets" / MODEL_NAME
+CONFIG_FILE = ASSETS / f"{MODEL_NAME}.json"
+WEIGHTS_FILE = ASSETS / "model.safetensors"
 RANDOM = "random"
 """Value of `pretrained` for seeded random weights: for measuring speed, never for accuracy."""
 
+ADAPTABLE = (
+    "a class-token ViT image tower and a causal text transformer of open_clip's own kind, such as "
+    "ViT-B-32, ViT-B-16, ViT-L-14 (OpenAI, LAION, DataComp, MetaCLIP, DFN weights) or pfedmma-tiny"
+)
 
 _UNREADABLE = (
     RuntimeError,
@@ -33,6 +43,12 @@ _UNREADABLE = (
     UnpicklingError,
     SafetensorError,
 )
+
+
+def register() -> None:
+    """Make the embedded model's name known to open_clip; calling it again changes nothing."""
+    if MODEL_NAME not in open_clip.list_models():
+        open_clip.add_model_config(CONFIG_FILE)
 
 
 def load_backbone(name: str, pretrained: str | None = None, *, device: str = "cpu") -> Backbone:
@@ -48,9 +64,9 @@ def load_backbone(name: str, pretrained: str | None = None, *, device: str = "cp
     Raises:
         BackboneError: unknown name or tag, unreadable file, or a model that cannot be adapted.
     """
-    tiny.register()
-    if name == tiny.MODEL_NAME and pretrained is None:
-        pretrained = str(tiny.WEIGHTS_FILE)
+    register()
+    if name == MODEL_NAME and pretrained is None:
+        pretrained = str(WEIGHTS_FILE)
         label = "embedded"
     else:
         label = str(pretrained)
@@ -65,7 +81,7 @@ def backbone_shapes(name: str) -> Backbone:
     Raises:
         BackboneError: unknown name, or a model that cannot be adapted.
     """
-    tiny.register()
+    register()
     _require_known(name, RANDOM)
     logging.getLogger().addFilter(_quiet_random)
     try:
@@ -93,6 +109,41 @@ def _backbone(model: CLIP, name: str, label: str, digest: str) -> Backbone:
         activation="quick_gelu" if activation == "QuickGELU" else "gelu",
         tokenize=open_clip.get_tokenizer(name),
     )
+
+
+def require_adaptable(model: nn.Module, name: str) -> CLIP:
+    """`model` as a CLIP with two plain transformer towers.
+
+    Raises:
+        BackboneError: it is of another kind; the message lists what can be adapted.
+    """
+    reason = _unsupported(model)
+    if reason is not None:
+        raise BackboneError(
+            f"The backbone {name} cannot be adapted: {reason}. Supported: {ADAPTABLE}."
+        )
+    assert isinstance(model, CLIP)
+    return model
+
+
+def _unsupported(model: nn.Module) -> str | None:
+    if not isinstance(model, CLIP):
+        return f"it is a {type(model).__name__}, not a CLIP with a native text transformer"
+    visual = model.visual
+    if not isinstance(visual, VisionTransformer):
+        return f"its image tower is a {type(visual).__name__}, not a vision transformer"
+    if visual.attn_pool is not None or visual.pool_type != "tok" or visual.proj is None:
+        return "its image tower does not read its feature from the class token"
+    if visual.image_size[0] != visual.image_size[1]:
+        return f"its input is {visual.image_size[0]} x {visual.image_size[1]} px, not square"
+    if model.text_pool_type != "argmax" or model.attn_mask is None:
+        return "its text tower is not causal or does not read its feature at the end token"
+    if not isinstance(model.text_projection, nn.Parameter):
+        return "its text projection is not a plain matrix"
+    for block in (*visual.transformer.resblocks, *model.transformer.resblocks):
+        if type(block) is not ResidualAttentionBlock:
+            return f"it has blocks of type {type(block).__name__}"
+    return None
 
 
 def fingerprint(model: nn.Module) -> str:

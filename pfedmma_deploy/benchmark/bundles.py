@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pfedmma_deploy.adapters.mma import pair_count
+from pfedmma_deploy.adapters.multimodal import pair_count
 from pfedmma_deploy.data.prompts import build_prompts
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.export import describe
 from pfedmma_deploy.export.banks import tensor_name
 from pfedmma_deploy.export.card import seal
-from pfedmma_deploy.export.clients import ExportClient, expected_shapes, stack_banks
+from pfedmma_deploy.export.banks import ExportClient, expected_shapes, stack_banks
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.export.graph import ImageGraph
 from pfedmma_deploy.export.models import portable_model, reduced_model, write_fp32

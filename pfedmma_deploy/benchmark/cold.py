@@ -110,9 +110,9 @@ def from_torch(name: str, weights: str, device: str, batch: str) -> Loaded:
     import open_clip
     import torch
 
-    from pfedmma_deploy.backbone import tiny
+    from pfedmma_deploy.backbone.loading import register
 
-    tiny.register()
+    register()
     model = open_clip.create_model(name, pretrained=weights, device=device).eval()
     seconds = time.perf_counter() - before
     with torch.inference_mode():

@@ -8,7 +8,7 @@ import torch
 
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.backbone.flops import image_tokens, tower_flop
-from pfedmma_deploy.backbone.texts import class_texts
+from pfedmma_deploy.backbone.clip import class_texts
 from pfedmma_deploy.benchmark.training import TEMPLATE, TrainingTask
 from pfedmma_deploy.methods.pfedmma import PFEDMMA
 from pfedmma_deploy.types import TOWERS
@@ -38,7 +38,7 @@ def count_round(task: TrainingTask, backbone: Backbone) -> RoundFlop:
     tested = task.participants * 2 * task.classes * task.tests
     found = []
     for is_straight in (True, False):
-        own = replace(backbone, shortcuts=not is_straight)
+        own = replace(backbone, token_shortcuts=not is_straight)
         first = {tower: adapter.first_block(own, tower) for tower in TOWERS}
         image = tower_flop(
             own,

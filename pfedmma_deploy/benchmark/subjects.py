@@ -113,7 +113,7 @@ def plain_onnx(
         return _run(session, [{"pixel_values": pixels}], device)
 
     return Subject(
-        f"onnxruntime {precision}", precision, image_flop(backbone, shortcuts=False), prepare
+        f"onnxruntime {precision}", precision, image_flop(backbone, token_shortcuts=False), prepare
     )
 
 
@@ -135,7 +135,7 @@ def eager_torch(backbone: Backbone, device: Device, precision: str = "fp32") -> 
         return _run_torch(tower, _pixels(backbone, batch, device, precision))
 
     return Subject(
-        f"torch eager {precision}", precision, image_flop(backbone, shortcuts=False), prepare
+        f"torch eager {precision}", precision, image_flop(backbone, token_shortcuts=False), prepare
     )
 
 
@@ -157,7 +157,10 @@ def compiled_torch(backbone: Backbone, device: Device, precision: str = "fp32") 
         return call
 
     return Subject(
-        f"torch.compile {precision}", precision, image_flop(backbone, shortcuts=False), prepare
+        f"torch.compile {precision}",
+        precision,
+        image_flop(backbone, token_shortcuts=False),
+        prepare,
     )
 
 
@@ -229,4 +232,4 @@ def _pixels(backbone: Backbone, batch: int, device: Device, precision: str) -> T
 
 def written_flop(backbone: Backbone) -> int:
     """Operations per image of the tower as CLIP is written, all tokens to the end."""
-    return image_flop(backbone, shortcuts=False)
+    return image_flop(backbone, token_shortcuts=False)

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from pfedmma_deploy.backbone.images import ImageInputs
+from pfedmma_deploy.backbone.activation_cache import ImageInputs
 from pfedmma_deploy.backbone.loading import load_backbone
-from pfedmma_deploy.backbone.prefixes import PrefixStore
-from pfedmma_deploy.backbone.products import fast_linear
-from pfedmma_deploy.backbone.texts import class_texts, with_prefix
+from pfedmma_deploy.backbone.activation_cache import ActivationCache
+from pfedmma_deploy.backbone.linear import fast_linear
+from pfedmma_deploy.backbone.clip import class_texts, with_activations
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.evaluation.accuracy import Scorer
 from pfedmma_deploy.federated.engine import InProcessEngine
@@ -122,7 +122,7 @@ def time_subject(task: TrainingTask, name: str, threads: int) -> TrainingSeconds
     pretrained = None if task.backbone == "pfedmma-tiny" else "random"
     backbone = replace(
         load_backbone(task.backbone, pretrained),
-        shortcuts=not is_straight,
+        token_shortcuts=not is_straight,
         linear=F.linear if name in (STRAIGHT, SAME_PRODUCTS) else fast_linear,
         precision="bf16" if name == OURS_BF16 else "none",
     )
@@ -131,7 +131,7 @@ def time_subject(task: TrainingTask, name: str, threads: int) -> TrainingSeconds
     with tempfile.TemporaryDirectory() as folder:
         store = None
         if not is_straight:
-            store = PrefixStore(backbone, Path(folder) / "prefixes", 1 << 36)
+            store = ActivationCache(backbone, Path(folder) / "prefixes", 1 << 36)
         images = ImageInputs(pixels, store)
         adapter = PFEDMMA.build(backbone, PFEDMMA.parameters(), torch.Generator().manual_seed(0))
         options = LocalTraining(
@@ -146,7 +146,7 @@ def time_subject(task: TrainingTask, name: str, threads: int) -> TrainingSeconds
         names = federation.names(federation.base)
         texts = class_texts(backbone, names, TEMPLATE)
         if store is not None:
-            texts = with_prefix(backbone, texts, adapter.first_block(backbone, "text"))
+            texts = with_activations(backbone, texts, adapter.first_block(backbone, "text"))
         engine = InProcessEngine(
             backbone=backbone,
             method=PFEDMMA,

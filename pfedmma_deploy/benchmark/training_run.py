@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pfedmma_deploy.backbone.loading import load_backbone
-from pfedmma_deploy.backbone.products import mkl_is_slow
+from pfedmma_deploy.backbone.linear import mkl_is_slow
 from pfedmma_deploy.benchmark.report import Section
 from pfedmma_deploy.benchmark.round_flop import count_round
 from pfedmma_deploy.benchmark.scale import bench_scale
@@ -33,7 +33,7 @@ from pfedmma_deploy.benchmark.training_tables import (
 )
 from pfedmma_deploy.config import TrainConfig, read_options
 from pfedmma_deploy.federated.train import train
-from pfedmma_deploy.methods.resolve import resolve_run
+from pfedmma_deploy.methods.registry import resolve_run
 from pfedmma_deploy.processor import processor_features
 from pfedmma_deploy.progress import Progress
 

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.adapters.frozen import Frozen
-from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.backbone.images import ImageInputs
-from pfedmma_deploy.backbone.texts import ClassTexts, class_texts, with_prefix
+from pfedmma_deploy.adapters.base import Adapter, Frozen
+from pfedmma_deploy.backbone.activation_cache import ImageInputs
+from pfedmma_deploy.backbone.clip import Backbone, ClassTexts, class_texts, with_activations
 from pfedmma_deploy.types import ClientData, Example, Federation
 
 BATCH = 64
@@ -82,8 +80,8 @@ def mean_accuracy(accuracies: Iterable[Accuracy]) -> Accuracy:
 class Scorer:
     """Scores any model on the test images of a federation.
 
-    With kept prefixes, clients share what the frozen blocks make of the images, and a method that
-    leaves the image tower alone is scored for the price of its texts.
+    With cached activations, clients share the frozen blocks' work, and a method that leaves the
+    image tower alone is scored for the price of its texts.
     """
 
     def __init__(
@@ -144,11 +142,11 @@ class Scorer:
         return right
 
     def _texts(self, adapter: Adapter, labels: tuple[int, ...]) -> ClassTexts:
-        """Class names, with what the frozen blocks make of them: the same for every client."""
-        start = adapter.first_block(self.backbone, "text") if self.images.prefixes else 0
+        """Class names with the frozen blocks' activations: the same for every client."""
+        start = adapter.first_block(self.backbone, "text") if self.images.cache else 0
         if (labels, start) not in self._frozen:
             texts = class_texts(self.backbone, self.federation.names(labels), self.template)
-            self._frozen[labels, start] = with_prefix(self.backbone, texts, start)
+            self._frozen[labels, start] = with_activations(self.backbone, texts, start)
         return self._frozen[labels, start]
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.backbone.texts import class_texts
+from pfedmma_deploy.backbone.clip import Backbone, class_texts
 from pfedmma_deploy.data.checks import Problem, find_problem
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.evaluation.accuracy import BATCH

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pfedmma_deploy.export.banks import ExportClient as ExportClient
     from pfedmma_deploy.export.bundle import ExportReport as ExportReport
     from pfedmma_deploy.export.bundle import export_bundle as export_bundle
-    from pfedmma_deploy.export.clients import ExportClient as ExportClient
     from pfedmma_deploy.export.run import export_run as export_run
 
 __all__ = ["ExportClient", "ExportReport", "export_bundle", "export_run"]
 
 _MODULES = {
-    "ExportClient": "clients",
+    "ExportClient": "banks",
     "ExportReport": "bundle",
     "export_bundle": "bundle",
     "export_run": "run",

@@ -1,165 +1,165 @@
-"""The adapter banks inside finished ONNX models: rows appended and removed, and where they act."""
+"""The clients' banks: stacked for a graph that is exported, changed in a model that is finished.
+
+A bank is an initializer `[clients + 1, ...]` of which the graph gathers the rows of the items'
+clients. Row 0 is zero, which makes adapters add exactly nothing: client index 0 is the frozen CLIP.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from pfedmma_deploy.adapters.graph_form import BANK, is_part
-from pfedmma_deploy.types import Tower
+from pfedmma_deploy.adapters.base import Adapter, ExportBanks
+from pfedmma_deploy.errors import ExportError
+from pfedmma_deploy.runtime.bundle import CLASSIFIER_MODEL, TEXT_MODEL, VISION_MODEL
+from pfedmma_deploy.runtime.manifest import ZERO_SHOT
+from pfedmma_deploy.types import TOWERS, Tower
 
 if TYPE_CHECKING:
     import onnx
 
-    from pfedmma_deploy.runtime.manifest import Manifest
+    from pfedmma_deploy.backbone.clip import Backbone
 
 __all__ = [
-    "Port",
-    "adapted",
-    "append_row",
-    "bank_row",
-    "bank_shapes",
+    "CLASSIFIER_TEXT",
+    "TOWER_OF",
+    "ExportClient",
     "client_banks",
-    "is_bank",
-    "ports",
-    "remove_row",
-    "tensor_name",
+    "client_rows",
+    "replace_banks",
+    "require_names",
+    "stack_banks",
 ]
 
-_BANK = re.compile(r"(?:image\.)?blocks\.(\d+)\.adapter\.((?:down|pair|up)_(?:weight|bias))")
-CLASSIFIER_TEXT = "text"
-"""Initializer of the classifier: scaled text features, [clients, D, C]."""
 Array = NDArray[Any]
+CLIENT_INPUT = "client"
+CLASSIFIER_TEXT = "text"
+"""The classifier's own bank: scaled text features, [clients + 1, D, C]."""
+TOWER_OF: Mapping[str, Tower] = {
+    VISION_MODEL: "image",
+    TEXT_MODEL: "text",
+    CLASSIFIER_MODEL: "image",
+}
 
 
-def is_bank(name: str) -> bool:
-    """Whether an initializer of this name holds what clients trained, one row for each."""
-    return (_BANK.fullmatch(name) or BANK.fullmatch(name.removeprefix("image."))) is not None
+@dataclass(frozen=True)
+class ExportClient:
+    """One client's own model, as the bundle takes it."""
+
+    id: str
+    adapter: Adapter
+    """Trained, on the bundle's backbone: the graph is made of it and compared with it."""
+    seen: Sequence[int] = ()
+    """Labels that the client trained on."""
+
+
+def require_names(clients: Sequence[ExportClient]) -> None:
+    """Raises `ExportError` where there is no client, two of one name, or one named zero-shot."""
+    ids = [client.id for client in clients]
+    for name in ids:
+        if name == ZERO_SHOT or ids.count(name) > 1:
+            why = "is the name of client 0" if name == ZERO_SHOT else "is there twice"
+            raise ExportError(f"Client {name!r} {why}: every client needs a name of its own.")
+    if not clients:
+        raise ExportError("There is no client to export: train first, or name at least one.")
+
+
+def stack_banks(
+    clients: Sequence[ExportClient], backbone: Backbone
+) -> dict[Tower, dict[str, nn.Module]]:
+    """The modules that the towers' graphs take, by tower and place, with the banks of all clients.
+
+    Raises:
+        ExportError: clients that do not have the same tensors, or a tensor that is not finite.
+    """
+    each = [_by_place(client, backbone) for client in clients]
+    found: dict[Tower, dict[str, nn.Module]] = {tower: {} for tower in TOWERS}
+    for (tower, place), first in each[0].items():
+        banks = {}
+        for name in first.rows:
+            rows = [
+                _row(client, own, (tower, place), name)
+                for client, own in zip(clients, each, strict=True)
+            ]
+            for client, row in zip(clients, rows, strict=True):
+                if row.shape != rows[0].shape:
+                    raise ExportError(
+                        f"The adapter of client {client.id!r} has {place}.{name} of shape "
+                        f"{list(row.shape)}, others {list(rows[0].shape)}: export clients of one "
+                        "run."
+                    )
+            banks[name] = torch.stack([torch.zeros_like(rows[0]), *rows])
+        found[tower][place] = first.build(banks)
+    return found
+
+
+def _by_place(client: ExportClient, backbone: Backbone) -> dict[tuple[Tower, str], ExportBanks]:
+    banks = client.adapter.export_banks(backbone)
+    return {(one.tower, one.place): one for one in banks}
+
+
+def _row(
+    client: ExportClient,
+    own: Mapping[tuple[Tower, str], ExportBanks],
+    where: tuple[Tower, str],
+    name: str,
+) -> Tensor:
+    """A client's row of a bank, fp32 in main memory. Raises `ExportError`."""
+    if where not in own or name not in own[where].rows:
+        raise ExportError(
+            f"The adapter of client {client.id!r} lacks {where[1]}.{name} in the {where[0]} tower: "
+            "all clients of a bundle need the same layers, on the same backbone."
+        )
+    row = own[where].rows[name].detach().to("cpu", torch.float32)
+    if not bool(torch.isfinite(row).all()):
+        raise ExportError(
+            f"The adapter of client {client.id!r} has NaN or infinity in {where[1]}.{name}: "
+            "train the client again, with a lower learning rate."
+        )
+    return row
+
+
+def client_rows(adapter: Adapter, backbone: Backbone) -> dict[Tower, dict[str, Array]]:
+    """One client's row of every bank, fp32, by tower and the bank's name in that tower's model."""
+    found: dict[Tower, dict[str, Array]] = {tower: {} for tower in TOWERS}
+    for banks in adapter.export_banks(backbone):
+        for name, row in banks.rows.items():
+            found[banks.tower][f"{banks.place}.{name}"] = row.float().contiguous().numpy()
+    return found
 
 
 def client_banks(model: onnx.ModelProto) -> list[str]:
-    """Banks of which the graph gathers rows, in the graph's order."""
-    gathered = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
-    names = [entry.name for entry in model.graph.initializer if is_bank(entry.name)]
-    return [name for name in names if name in gathered]
+    """Initializers of which a model gathers rows by client, in the graph's order."""
+    made_by = {name: node for node in model.graph.node for name in node.output}
+
+    def is_client(name: str) -> bool:
+        # The exporter puts a Reshape or a Cast between the input and the Gather.
+        while name in made_by:
+            name = made_by[name].input[0]
+        return name == CLIENT_INPUT
+
+    gathered = {
+        node.input[0]
+        for node in model.graph.node
+        if node.op_type == "Gather" and is_client(node.input[1])
+    }
+    return [entry.name for entry in model.graph.initializer if entry.name in gathered]
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
-    """Names of one block's adapter input h and output a inside a graph."""
-
-    block: int
-    source: str
-    added: str
-
-
-def adapted(manifest: Manifest, tower: Tower) -> Sequence[int]:
-    """Blocks of a tower that have pFedMMA's adapter; none where clients have something else."""
-    blocks: Sequence[int] = manifest.adapter.get("blocks", {}).get(tower, ())
-    return blocks
-
-
-def tensor_name(tower: Tower, bank: str, blocks: Sequence[int]) -> str | None:
-    """The client's tensor that a bank is made of, such as `image.5.down.weight`; None: no bank."""
-    match = _BANK.fullmatch(bank)
-    if match is None:
-        own = bank.removeprefix("image.")
-        return f"{tower}.{own}" if BANK.fullmatch(own) else None
-    block, (layer, kind) = int(match[1]), match[2].split("_")
-    return (
-        f"pair.{blocks.index(block)}.{kind}"
-        if layer == "pair"
-        else f"{tower}.{block}.{layer}.{kind}"
-    )
-
-
-def bank_shapes(
-    model: onnx.ModelProto, tower: Tower, blocks: Sequence[int]
-) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every client's tensor that the banks of a model are made of."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for entry in model.graph.initializer:
-        name = tensor_name(tower, entry.name, blocks)
-        if name is None:
-            continue
-        _, *dims = entry.dims
-        if not is_part(name):
-            dims = dims[::-1] if name.endswith("weight") else dims[1:]
-        shapes[name] = tuple(dims)
-    return shapes
-
-
-def bank_row(name: str, tensor: Array) -> Array:
-    """One client's row [1, ...] of a bank: weights as `h @ weight` takes them."""
-    if is_part(name):
-        return tensor[None]
-    return tensor.T[None] if name.endswith("weight") else tensor[None, None]
-
-
-def append_row(
-    model: onnx.ModelProto,
-    tower: Tower,
-    blocks: Sequence[int],
-    tensors: Mapping[str, Array],
-    text: Array | None = None,
-) -> None:
-    """Append a client to every bank; `text` [D, C] is its row of a classifier's text features."""
-
-    def longer(name: str, values: Array) -> Array | None:
-        source = tensor_name(tower, name, blocks)
-        if source is not None:
-            row = bank_row(source, tensors[source])
-        elif name == CLASSIFIER_TEXT and text is not None:
-            row = text[None]
-        else:
-            return None
-        return np.concatenate([values, row.astype(values.dtype)])
-
-    _change(model, longer)
-
-
-def remove_row(model: onnx.ModelProto, index: int) -> None:
-    """Take one client out of every bank, and out of a classifier's text features."""
-
-    def shorter(name: str, values: Array) -> Array | None:
-        is_text = name == CLASSIFIER_TEXT and values.ndim == 3
-        return np.delete(values, index, 0) if is_bank(name) or is_text else None
-
-    _change(model, shorter)
-
-
-def _change(model: onnx.ModelProto, change: Any) -> None:
+def replace_banks(model: onnx.ModelProto, change: Callable[[str, Array], Array]) -> None:
+    """Put `change(name, values)` in the place of every bank of a finished model."""
     from onnx import numpy_helper
 
+    banks = set(client_banks(model))
     for entry in model.graph.initializer:
-        values = change(entry.name, numpy_helper.to_array(entry))
-        if values is not None:
-            entry.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), entry.name))
+        if entry.name in banks:
+            values = np.ascontiguousarray(change(entry.name, numpy_helper.to_array(entry)))
+            entry.CopyFrom(numpy_helper.from_array(values, entry.name))
     # Shapes of inner values that were noted for the old number of clients.
     del model.graph.value_info[:]
-
-
-def ports(model: onnx.ModelProto) -> list[Port]:
-    """Where each adapter reads and what it adds, found from its banks."""
-    graph = model.graph
-    read = {name: node for node in graph.node for name in node.input}
-    rows: dict[str, str] = {}
-    for node in graph.node:
-        if node.op_type == "Gather" and _BANK.fullmatch(node.input[0]):
-            out = node.output[0]
-            # Halved banks are converted behind the Gather.
-            rows[node.input[0]] = read[out].output[0] if read[out].op_type == "Cast" else out
-    found = []
-    for bank, row in rows.items():
-        match = _BANK.fullmatch(bank)
-        assert match is not None
-        if match[2] == "down_weight":
-            last = rows[bank.replace("down_weight", "up_bias")]
-            scaled = read[read[last].output[0]]
-            found.append(Port(int(match[1]), read[row].input[0], scaled.output[0]))
-    return found

@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import describe
+from pfedmma_deploy.export.banks import ExportClient, require_names
 from pfedmma_deploy.export.card import seal
-from pfedmma_deploy.export.clients import ExportClient, require_names
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.export.models import (
     build_graphs,
     portable_model,
     require_flavour,
-    stack,
     write_fp32,
     write_reduced,
 )
@@ -80,7 +79,7 @@ def export_bundle(
     prompt: str,
     base: Sequence[int],
     novel: Sequence[int],
-    adapter: Mapping[str, Any],
+    method: str,
     parity_images: NDArray[np.uint8],
     provenance: Mapping[str, Any],
     logit_scale: float | None = None,
@@ -100,9 +99,7 @@ def export_bundle(
         prompt: contains `{}`, where the class name goes.
         base: labels that were trained on.
         novel: labels that were not.
-        adapter: what the clients have in common: `method`, which trained them, and the settings
-            of their `GraphForm`; for pFedMMA's adapter `kind` "multimodal", `bottleneck_dim` and
-            `scale`.
+        method: name of the method that trained the clients.
         parity_images: real images, uint8 [N, H, W, 3] at the backbone's size, on which the
             exported model is compared with torch.
         provenance: where the adapters come from; JSON-able, stored as it is.
@@ -128,14 +125,13 @@ def export_bundle(
         )
     require_replaceable(out)
     require_names(clients)
-    require_flavour(form, adapter)
-    banks, adapter = stack(clients, backbone, adapter)
+    require_flavour(form, clients, backbone)
+    adapter = {"method": method, **clients[0].adapter.export_settings()}
     trained = trained_side(backbone, clients, adapter, class_names, prompt, parity_images)
     text, tokens = trained.text, trained.tokens[-1]
     graphs = build_graphs(
+        clients,
         backbone,
-        banks,
-        float(adapter.get("scale", 1)),
         text_embeds=torch.from_numpy(text) if classifier else None,
         logit_scale=factor,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pfedmma_deploy import __version__
-from pfedmma_deploy.export.clients import ExportClient
+from pfedmma_deploy.export.banks import ExportClient
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.export.onnx_file import OPSET
 from pfedmma_deploy.runtime import bundle as names

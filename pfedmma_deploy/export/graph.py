@@ -1,32 +1,32 @@
 """The towers of a CLIP written for export, with all clients' adapters inside.
 
-The same function as `Backbone.encode_image` and `encode_text`, in a form that exports to plain ONNX
-operators and that ONNX Runtime's optimizer recognizes and fuses: queries, keys and values apart,
-batch first, softmax attention spelled out, the class token by concatenation, normalisation by
-`rsqrt`. Weights are the backbone's own (LayerScale folded into the projections).
+The same function as `Backbone.encode_image` and `encode_text`, in operations that export to plain
+ONNX operators and that ONNX Runtime's optimizer recognizes and fuses: queries, keys and values
+apart, batch first, softmax attention spelled out, the class token by concatenation, normalisation
+by `rsqrt`. Weights are the backbone's own (LayerScale merged into the projections). What clients
+add is a module per place (see `adapters.base.ExportBanks`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from pfedmma_deploy.adapters.graph_form import PLACEHOLDER, below
-from pfedmma_deploy.export.block_graph import adaptable_blocks
-from pfedmma_deploy.export.clients import AdapterBanks
-from pfedmma_deploy.export.context_banks import ContextBank
-from pfedmma_deploy.export.feature_banks import FrameBank, feature_head
+from pfedmma_deploy.errors import ExportError
 
 if TYPE_CHECKING:
+    from open_clip.transformer import ResidualAttentionBlock
+
     from pfedmma_deploy.backbone.clip import Backbone
 
-__all__ = ["ClassifierGraph", "ImageGraph", "TextGraph"]
+__all__ = ["ClassifierGraph", "ImageGraph", "TextGraph", "is_quick_gelu"]
 
-NONE: Mapping[str, Tensor] = MappingProxyType({})
+Places = Mapping[str, nn.Module]
+"""The clients' modules in one tower, by place."""
 
 
 class ImageGraph(nn.Module):
@@ -34,18 +34,13 @@ class ImageGraph(nn.Module):
 
     Args:
         backbone: the frozen CLIP.
-        banks: pFedMMA's adapter of all clients, by block.
-        scale: factor on what the adapters, and the low-rank changes, add.
-        parts: what else the clients have in this tower, by bank (see `stack_parts`).
+        places: what clients have in this tower.
+
+    Raises:
+        ExportError: a place that the tower does not have.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        banks: Mapping[int, AdapterBanks],
-        scale: float,
-        parts: Mapping[str, Tensor] = NONE,
-    ) -> None:
+    def __init__(self, backbone: Backbone, places: Places) -> None:
         super().__init__()
         visual = backbone.visual
         mean, std = (torch.tensor(v)[:, None, None] * 255 for v in (backbone.mean, backbone.std))
@@ -54,15 +49,20 @@ class ImageGraph(nn.Module):
         self.class_token = _buffer(visual.class_embedding)
         self.positions = _buffer(visual.positional_embedding)
         self.ln_pre = visual.ln_pre
-        blocks = backbone.blocks("image")
-        self.blocks = adaptable_blocks(blocks, banks, scale, parts, last_reads_first=True)
+        left = dict(places)
+        self.blocks = nn.ModuleList()
+        sources = backbone.blocks("image")
+        for index, source in enumerate(sources):
+            # Only the class token leaves the last block.
+            self.blocks.append(_Block(source, index, left, only_first=index == len(sources) - 1))
         self.ln_post = visual.ln_post
         self.projection = _buffer(visual.proj)
-        self.frame = FrameBank(parts["frame.pixels"]) if "frame.pixels" in parts else None
-        self.head = feature_head(below(parts, "head."))
+        self.frame = left.pop("frame", None)
+        self.head = left.pop("head", None)
+        _require_none(left, "image", backbone)
 
     def forward(self, pixel_values: Tensor, client: Tensor) -> Tensor:
-        # Turned while they are bytes; and ONNX Runtime is slow at adding three numbers at a time.
+        # Permuted while they are bytes; and ONNX Runtime is slow at adding three numbers at a time.
         pixels = pixel_values.permute(0, 3, 1, 2).float()
         pixels = (pixels - self.pixel_mean) / self.pixel_std
         if self.frame is not None:
@@ -81,29 +81,24 @@ class ImageGraph(nn.Module):
 class TextGraph(nn.Module):
     """input_ids int64 [N, context], client int64 [N] -> text_embeds [N, D], L2-normalised.
 
-    Takes what `ImageGraph` takes.
+    Takes and raises what `ImageGraph` does.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        banks: Mapping[int, AdapterBanks],
-        scale: float,
-        parts: Mapping[str, Tensor] = NONE,
-    ) -> None:
+    def __init__(self, backbone: Backbone, places: Places) -> None:
         super().__init__()
         model = backbone.model
         self.tokens = model.token_embedding
         self.positions = _buffer(model.positional_embedding)
         length = backbone.context_length
         self.mask = nn.Buffer(torch.full((length, length), float("-inf")).triu_(1))
-        self.blocks = adaptable_blocks(backbone.blocks("text"), banks, scale, parts)
+        left = dict(places)
+        self.blocks = nn.ModuleList()
+        for index, source in enumerate(backbone.blocks("text")):
+            self.blocks.append(_Block(source, index, left))
         self.ln_final = model.ln_final
         self.projection = _buffer(model.text_projection)
-        self.context = None
-        if "context.vectors" in parts:
-            placeholder = int(backbone.tokenize([PLACEHOLDER])[0, 1])
-            self.context = ContextBank(parts["context.vectors"], placeholder)
+        self.context = left.pop("context", None)
+        _require_none(left, "text", backbone)
 
     def forward(self, input_ids: Tensor, client: Tensor) -> Tensor:
         x = self.tokens(input_ids)
@@ -130,6 +125,108 @@ class ClassifierGraph(nn.Module):
     def forward(self, pixel_values: Tensor, client: Tensor) -> Tensor:
         features: Tensor = self.image(pixel_values, client)
         return (features.unsqueeze(1) @ self.text.index_select(0, client)).squeeze(1)
+
+
+class _Block(nn.Module):
+    """One frozen pre-norm block, and what clients have beside it and in its attention.
+
+    With `only_first` its output is that of the first token alone, [B, 1, d]. All that is left to
+    do for the others are their keys and values: a sixth of the block.
+    """
+
+    def __init__(
+        self,
+        source: ResidualAttentionBlock,
+        index: int,
+        places: dict[str, nn.Module],
+        *,
+        only_first: bool = False,
+    ) -> None:
+        """Takes its own modules out of `places`."""
+        super().__init__()
+        self.only_first = only_first
+        attention = source.attn
+        self.heads = int(attention.num_heads)
+        self.ln_1, self.ln_2 = source.ln_1, source.ln_2
+        weights = attention.in_proj_weight.detach().chunk(3)
+        biases = attention.in_proj_bias.detach().chunk(3)
+        self.q, self.k, self.v = map(_linear, weights, biases)
+        self.out = _scaled(attention.out_proj, source.ls_1)
+        self.up, self.down = source.mlp.c_fc, _scaled(source.mlp.c_proj, source.ls_2)
+        self.quick_gelu = is_quick_gelu(source.mlp.gelu)
+        self.adapter = places.pop(f"blocks.{index}.adapter", None)
+        self.low_rank: Any = places.pop(f"blocks.{index}.low_rank", None)
+
+    def forward(self, x: Tensor, client: Tensor, mask: Tensor | None) -> Tensor:
+        keys = query = self.ln_1(x)
+        if self.only_first:
+            x, query = x[:, :1], query[:, :1]
+        x = x + self.attend(query, keys, client, mask)
+        z = self.up(self.ln_2(x))
+        z = z * torch.sigmoid(1.702 * z) if self.quick_gelu else _gelu(z)
+        x = x + self.down(z)
+        return x if self.adapter is None else x + self.adapter(query, client)
+
+    def attend(self, query: Tensor, keys: Tensor, client: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of the tokens `query` [B, T', d] over all tokens `keys` [B, T, d]."""
+        batch, length, width = query.shape
+        split = (self.heads, width // self.heads)
+        q, v = self.q(query), self.v(keys)
+        if self.low_rank is not None:
+            q = q + self.low_rank.queries(query, client)
+            v = v + self.low_rank.values(keys, client)
+        q = q.unflatten(-1, split).permute(0, 2, 1, 3)
+        k = self.k(keys).unflatten(-1, split).permute(0, 2, 3, 1)
+        v = v.unflatten(-1, split).permute(0, 2, 1, 3)
+        scores = (q @ k) * (width // self.heads) ** -0.5
+        if mask is not None:
+            scores = scores + mask
+        mixed = (scores.softmax(dim=-1) @ v).permute(0, 2, 1, 3)
+        out: Tensor = self.out(mixed.reshape(batch, length, width))
+        return out
+
+
+def is_quick_gelu(activation: nn.Module) -> bool:
+    """Whether a block uses QuickGELU.
+
+    Raises:
+        ExportError: it uses neither QuickGELU nor the exact GELU.
+    """
+    name = type(activation).__name__
+    if name == "QuickGELU":
+        return True
+    if isinstance(activation, nn.GELU) and activation.approximate == "none":
+        return False
+    raise ExportError(f"The activation {activation!r} cannot be exported: GELU and QuickGELU can.")
+
+
+def _require_none(left: Places, tower: str, backbone: Backbone) -> None:
+    for place in left:
+        raise ExportError(
+            f"The clients' adapters sit at {place} of the {tower} tower, which {backbone.name} "
+            "does not have: they were trained on another backbone."
+        )
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    layer.bias = nn.Parameter(bias.contiguous(), requires_grad=False)
+    return layer
+
+
+def _scaled(layer: nn.Linear, scale: nn.Module) -> nn.Linear:
+    """The layer with open_clip's LayerScale behind it, where there is one, as one layer."""
+    gamma = getattr(scale, "gamma", None)
+    if gamma is None:
+        return layer
+    gamma = gamma.detach()
+    return _linear(layer.weight.detach() * gamma[:, None], layer.bias.detach() * gamma)
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """The exact GELU in operators of any opset, in the order that ONNX Runtime fuses at loading."""
+    return x * 0.5 * (torch.erf(x / math.sqrt(2)) + 1)
 
 
 def _buffer(value: Tensor) -> nn.Buffer:

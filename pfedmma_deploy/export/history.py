@@ -7,11 +7,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from pfedmma_deploy.evaluation.accuracy import Accuracy
-from pfedmma_deploy.evaluation.run import RunEvaluation, evaluate_run
+from pfedmma_deploy.federated.evaluate import RunEvaluation, evaluate_run
+from pfedmma_deploy.federated.session import Session
 from pfedmma_deploy.progress import Progress
 from pfedmma_deploy.runtime.history import ClientHistory, Figures, History
 from pfedmma_deploy.store.run import Run
-from pfedmma_deploy.store.workspace import Workspace
 from pfedmma_deploy.types import ClientData, Federation
 
 __all__ = ["MOST_IMAGES", "measure", "run_history", "without_client"]
@@ -21,10 +21,10 @@ MOST_IMAGES = 30_000
 
 
 def measure(
-    run: Run, workspace: Workspace, clients: Collection[str], progress: Progress
+    run: Run, session: Session, clients: Collection[str], progress: Progress
 ) -> RunEvaluation | None:
     """Accuracies of these clients; None, which is said, where there are too many test images."""
-    federation = workspace.federation
+    federation = session.federation
     tests = len(federation.base_test) + len(federation.novel_test)
     count = tests * (1 + sum(client.id in clients for client in federation.clients))
     if count > MOST_IMAGES:
@@ -33,7 +33,7 @@ def measure(
             f"through the model, more than {MOST_IMAGES:,}; `pfedmma evaluate` measures it."
         )
         return None
-    return evaluate_run(run, clients=clients, workspace=workspace, progress=progress)
+    return evaluate_run(run, clients=clients, session=session, progress=progress)
 
 
 def run_history(

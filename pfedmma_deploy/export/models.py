@@ -5,34 +5,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pfedmma_deploy.adapters.base import BankModule
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import describe
-from pfedmma_deploy.export.banks import client_banks, is_bank
-from pfedmma_deploy.export.clients import (
-    AdapterBanks,
-    ExportClient,
-    adapted_blocks,
-    stack_banks,
-)
+from pfedmma_deploy.export.banks import TOWER_OF, ExportClient, client_banks, stack_banks
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.export.fusion import TowerShape, fuse
 from pfedmma_deploy.export.graph import ClassifierGraph, ImageGraph, TextGraph
 from pfedmma_deploy.export.onnx_file import to_bytes, to_onnx
-from pfedmma_deploy.export.parts import stack_parts
 from pfedmma_deploy.export.precision import halve_weights, to_half, to_int8
 from pfedmma_deploy.runtime import bundle as names
 from pfedmma_deploy.runtime.manifest import Manifest
 from pfedmma_deploy.store.files import write_bytes
-from pfedmma_deploy.types import TOWERS, Tower
 
 if TYPE_CHECKING:
     import onnx
@@ -40,61 +32,39 @@ if TYPE_CHECKING:
     from pfedmma_deploy.backbone.clip import Backbone
 
 __all__ = [
-    "Banks",
     "build_graphs",
     "portable_model",
     "reduced_model",
     "require_flavour",
-    "stack",
     "write_fp32",
     "write_reduced",
 ]
 
 
-@dataclass(frozen=True)
-class Banks:
-    """What all clients change, by tower."""
-
-    beside: Mapping[Tower, Mapping[int, AdapterBanks]]
-    """pFedMMA's adapter, by block."""
-    parts: Mapping[Tower, Mapping[str, Tensor]]
-    """Everything else, by bank."""
-
-
-def require_flavour(form: Form, adapter: Mapping[str, Any]) -> None:
+def require_flavour(form: Form, clients: Sequence[ExportClient], backbone: Backbone) -> None:
     """Raises `ExportError` where the clients' changes keep attention from being fused."""
-    if form.flavour == "ort" and adapter["kind"] == "low-rank":
+    banks = clients[0].adapter.export_banks(backbone) if form.flavour == "ort" else ()
+    if any(one.place.endswith(".low_rank") for one in banks):
         raise ExportError(
-            "--flavour ort fuses queries, keys and values into one operator, and clients of "
-            f"{adapter['method']} change queries and values each on their own: add --flavour "
-            "portable, which every precision has."
+            "--flavour ort fuses queries, keys and values into one operator, and these clients "
+            "change queries and values each on their own: add --flavour portable, which every "
+            "precision has."
         )
 
 
-def stack(
-    clients: Sequence[ExportClient], backbone: Backbone, adapter: Mapping[str, Any]
-) -> tuple[Banks, dict[str, Any]]:
-    """The banks of all clients, and what the manifest says of them."""
-    parts = stack_parts(clients)
-    if "bottleneck_dim" not in adapter:
-        return Banks({tower: {} for tower in TOWERS}, parts), dict(adapter)
-    beside = stack_banks(clients, backbone, adapter["bottleneck_dim"])
-    return Banks(beside, parts), {**adapter, "blocks": adapted_blocks(clients[0].tensors)}
-
-
 def build_graphs(
+    clients: Sequence[ExportClient],
     backbone: Backbone,
-    banks: Banks,
-    scale: float,
     *,
     text_embeds: Tensor | None,
     logit_scale: float,
 ) -> dict[str, nn.Module]:
     """The modules to export by file name; with `text_embeds` [clients, C, D] the classifier too."""
-    image = ImageGraph(backbone, banks.beside["image"], scale, banks.parts["image"])
+    places = stack_banks(clients, backbone)
+    image = ImageGraph(backbone, places["image"])
     graphs: dict[str, nn.Module] = {
         names.VISION_MODEL: image,
-        names.TEXT_MODEL: TextGraph(backbone, banks.beside["text"], scale, banks.parts["text"]),
+        names.TEXT_MODEL: TextGraph(backbone, places["text"]),
     }
     if text_embeds is not None:
         graphs[names.CLASSIFIER_MODEL] = ClassifierGraph(image, text_embeds, logit_scale)
@@ -117,7 +87,12 @@ def portable_model(
             strict=True,
         )
     )
-    banks = {key: value for key, value in graph.named_buffers() if is_bank(key)}
+    banks = {
+        f"{path}.{key}": value
+        for path, module in graph.named_modules()
+        if isinstance(module, BankModule)
+        for key, value in module.named_buffers()
+    }
     with _told_apart(banks.values()):
         model = to_onnx(graph.eval(), example, signature.output, signature.axis)
     _fill_banks(model, banks)
@@ -165,7 +140,7 @@ def write_fp32(
 
 
 def write_reduced(source: Path, out: Path, form: Form, manifest: Manifest) -> None:
-    """Write the models of folder `source` to folder `out`, less exact, as the form says."""
+    """Write the models of folder `source` to folder `out`, in reduced precision."""
     import onnx
 
     for file in sorted(source.glob("*.onnx")):
@@ -184,7 +159,7 @@ def reduced_model(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
 
 
 def _shape(backbone: Backbone, name: str, banks: int) -> TowerShape:
-    tower: Tower = "text" if name == names.TEXT_MODEL else "image"
+    tower = TOWER_OF[name]
     blocks = backbone.blocks(tower)
     return TowerShape(
         depth=len(blocks),

@@ -13,12 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.adapters.frozen import Frozen
-from pfedmma_deploy.backbone.texts import class_texts
+from pfedmma_deploy.adapters.base import Adapter, Frozen
+from pfedmma_deploy.backbone.clip import class_texts
 from pfedmma_deploy.data.prompts import build_prompts
 from pfedmma_deploy.errors import ExportError
-from pfedmma_deploy.export.clients import Equation
 from pfedmma_deploy.export.describe import SIGNATURES
 from pfedmma_deploy.export.parity import (
     TOLERANCE,
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
     from pfedmma_deploy.backbone.clip import Backbone
-    from pfedmma_deploy.export.clients import ExportClient
+    from pfedmma_deploy.export.banks import ExportClient
 
 __all__ = ["Trained", "trained_side", "verify_models"]
 
@@ -70,9 +68,7 @@ def trained_side(
     images: NDArray[np.uint8],
 ) -> Trained:
     """The trained side: every client's own encoders, prompts and text features."""
-    scale = float(adapter.get("scale", 1))
-    models: list[Adapter] = [Frozen()]
-    models += [client.trained or Equation(client.tensors, scale) for client in clients]
+    models = [Frozen(), *(client.adapter for client in clients)]
     texts = class_texts(backbone, class_names, prompt)
     own = backbone.tokenize(build_prompts(class_names, adapter.get("prompt", prompt)))
     features = [model.encode_text(backbone, texts).float().cpu().numpy() for model in models]

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pfedmma_deploy.adapters.base import KEPT, Adapter
+from pfedmma_deploy.backbone.activation_cache import ImageInputs
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.backbone.images import ImageInputs
-from pfedmma_deploy.federated.cohort import cohort_size, is_stackable, train_cohort
-from pfedmma_deploy.federated.ledger import Ledger
-from pfedmma_deploy.methods.base import Method, Update
+from pfedmma_deploy.federated.client_batching import clients_per_pass, train_together
+from pfedmma_deploy.federated.cost import RoundCost
+from pfedmma_deploy.methods.base import Method, Tensors, Update, state_to_dict
 from pfedmma_deploy.methods.client_run import ClientRun, LocalTraining, Prompts
 from pfedmma_deploy.store.checkpoint import Checkpoint, ClientState
 from pfedmma_deploy.types import ClientData, Scope
@@ -32,16 +32,16 @@ class ClientReport:
     bytes_down: int
     """Payload of what the client received."""
     remarks: dict[str, Any] = field(default_factory=dict)
-    """What the method has to say, for `rounds.jsonl`."""
+    """The method's remarks, for `rounds.jsonl`."""
 
 
 class Engine(Protocol):
     """Runs the local training of the selected clients."""
 
-    ledger: Ledger
+    cost: RoundCost
 
     def run_round(
-        self, round: int, clients: Sequence[str], server: dict[str, Tensor]
+        self, round: int, clients: Sequence[str], server: Tensors
     ) -> Iterator[ClientReport]:
         """Send each client its part of `server`, let them train, yield what they send back."""
         ...
@@ -50,14 +50,14 @@ class Engine(Protocol):
 class InProcessEngine:
     """All clients in this process, their states on disk between rounds.
 
-    A few at a time train in one pass where the method allows it (`federated.cohort`), else one
-    after the other. Memory does not grow with the number of clients.
+    A few at a time train in one pass where the method allows it (`federated.client_batching`), else
+    one after the other. Memory does not grow with the number of clients.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        method: Method,
+        method: Method[Any, Any],
         adapter: Adapter,
         clients: Sequence[ClientData],
         images: ImageInputs,
@@ -65,9 +65,9 @@ class InProcessEngine:
         options: LocalTraining,
         checkpoint: Checkpoint,
         seed: int,
-        together: bool = True,
+        client_batching: bool = True,
     ) -> None:
-        """Keep what all rounds need; with `together`, clients train in cohorts where they can."""
+        """Keep what all rounds need."""
         self.backbone = backbone
         self.method = method
         self.adapter = adapter
@@ -77,36 +77,40 @@ class InProcessEngine:
         self.options = options
         self.checkpoint = checkpoint
         self.seed = seed
+        self.cost = RoundCost()
         self._initial = ClientState(own=adapter.tensors(*KEPT))
-        self._together = 1
-        if together and is_stackable(method, adapter, options):
-            most = min(options.batch_size, max(len(client.train) for client in clients))
-            self._together = cohort_size(backbone, adapter, most, prompts.texts)
         self._common = adapter.tensors(Scope.SHARED)
-        self.ledger = Ledger()
+        self._per_pass = 1
+        if client_batching:
+            most = min(options.batch_size, max(len(client.train) for client in clients))
+            self._per_pass = clients_per_pass(
+                method, backbone, adapter, options, most, prompts.texts
+            )
 
     def run_round(
-        self, round: int, clients: Sequence[str], server: dict[str, Tensor]
+        self, round: int, clients: Sequence[str], server: Tensors
     ) -> Iterator[ClientReport]:
         """See `Engine`; every client's randomness is its own: (seed, round, client)."""
-        for first in range(0, len(clients), self._together):
-            chosen = clients[first : first + self._together]
-            with self.ledger.phase("prefixes"):
-                self._keep_prefixes(chosen)
+        for first in range(0, len(clients), self._per_pass):
+            chosen = clients[first : first + self._per_pass]
+            with self.cost.phase("prefixes"):
+                self._cache_activations(chosen)
             work = [self._client_run(client, round, server) for client in chosen]
-            if len(chosen) > 1:
+            if len(work) > 1:
                 yield from self._train_together(work)
             else:
                 yield self._train_alone(*work[0])
 
     def _client_run(
-        self, client: str, round: int, server: dict[str, Tensor]
-    ) -> tuple[ClientRun, dict[str, Tensor]]:
+        self, client: str, round: int, server: Tensors
+    ) -> tuple[ClientRun[Adapter], Tensors]:
         """A client's part of the round, and all tensors that it starts from."""
         index, data = self.clients[client]
-        state = self.checkpoint.load_client(client) or self._initial
+        stored = self.checkpoint.load_client(client) or self._initial
+        own, state = self.method.read_state(stored.own, stored.state)
         sent = self.method.distribute(server, client)
         received = self.method.download(sent, self.adapter, data)
+        # What a client declines has the common initial value there.
         declined = {name: self._common[name] for name in sent if name not in received}
         run = ClientRun(
             backbone=self.backbone,
@@ -117,45 +121,51 @@ class InProcessEngine:
             prompts=self.prompts,
             options=self.options,
             received=received,
-            optimizer=dict(state.optimizer),
+            optimizer=dict(stored.optimizer),
             # index + 1: numpy takes [s, r] and [s, r, 0] for the same seed, and [s, r] samples.
             rng=np.random.default_rng([self.seed, round, index + 1]),
+            state=state,
             round=round,
         )
-        return run, {**state.own, **received, **declined}
+        return run, {**own, **received, **declined}
 
-    def _train_alone(self, run: ClientRun, state: dict[str, Tensor]) -> ClientReport:
-        self.adapter.load(state)
-        with self.ledger.phase("train"):
-            loss = self.method.local(run)
+    def _train_alone(self, run: ClientRun[Adapter], tensors: Tensors) -> ClientReport:
+        self.method.load_client(self.adapter, tensors, run.state)
+        with self.cost.phase("train"):
+            loss = self.method.train_client(run)
         return self._report(run, loss)
 
     def _train_together(
-        self, work: Sequence[tuple[ClientRun, dict[str, Tensor]]]
+        self, work: Sequence[tuple[ClientRun[Adapter], Tensors]]
     ) -> Iterator[ClientReport]:
         runs = [run for run, _ in work]
-        with self.ledger.phase("train"):
-            found = train_cohort(runs, [state for _, state in work])
+        with self.cost.phase("train"):
+            found = train_together(runs, [tensors for _, tensors in work])
         for run, (loss, tensors) in zip(runs, found, strict=True):
-            self.adapter.load(tensors)
+            self.method.load_client(self.adapter, tensors, run.state)
             yield self._report(run, loss)
 
-    def _report(self, run: ClientRun, loss: float) -> ClientReport:
+    def _report(self, run: ClientRun[Adapter], loss: float) -> ClientReport:
         """Stage the state that `adapter` holds after training, and say what goes to the server."""
         assert run.round is not None
         run.require_finite(loss)
         data = run.client
-        new = ClientState(own=self.adapter.tensors(*KEPT), optimizer=run.optimizer)
-        self.ledger.count(run)
-        with self.ledger.phase("store"):
+        new = ClientState(
+            own=self.adapter.tensors(*KEPT),
+            optimizer=run.optimizer,
+            state=state_to_dict(run.state) or None,
+        )
+        self.cost.count(run)
+        with self.cost.phase("store"):
             self.checkpoint.stage_client(data.id, run.round, new)
         update = Update(data.id, self.method.upload(self.adapter, data), len(data.train))
-        with self.ledger.phase("validate"):
+        with self.cost.phase("validate"):
             accuracy = self._validate(data)
-        return ClientReport(update, loss, accuracy, payload(run.received), run.record)
+        remarks = {**run.remarks, **self.method.remarks(self.adapter)}
+        return ClientReport(update, loss, accuracy, payload(run.received), remarks)
 
-    def _keep_prefixes(self, clients: Sequence[str]) -> None:
-        """Make what the frozen blocks make of the clients' images, once for all rounds."""
+    def _cache_activations(self, clients: Sequence[str]) -> None:
+        """Compute the frozen blocks' activations of the clients' images, once for all rounds."""
         start = self.adapter.first_block(self.backbone, "image")
         chosen = [self.clients[client][1] for client in clients]
         train = [example for data in chosen for example in data.train]
@@ -178,3 +188,19 @@ class InProcessEngine:
 def payload(tensors: dict[str, Tensor]) -> int:
     """Bytes of the tensors themselves: what travels."""
     return sum(value.numel() * value.element_size() for value in tensors.values())
+
+
+def traffic(
+    method: Method[Any, Any], adapter: Adapter, clients: Sequence[ClientData]
+) -> dict[str, int]:
+    """Bytes `up` and `down` of the first client in a round, once every client has taken part.
+
+    Before that a method whose server passes clients' states on has less to send.
+    """
+    server = method.start(adapter, [client.id for client in clients])
+    aggregator = method.aggregator()
+    for client in clients:
+        server = aggregator.combine([Update(client.id, method.upload(adapter, client), 1)], server)
+    first = clients[0]
+    received = method.download(method.distribute(server, first.id), adapter, first)
+    return {"up": payload(method.upload(adapter, first)), "down": payload(received)}

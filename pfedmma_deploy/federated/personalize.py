@@ -13,28 +13,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from pfedmma_deploy.adapters.base import KEPT, Adapter
-from pfedmma_deploy.config import nearest
 from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.data.federation import build_client
 from pfedmma_deploy.data.joined import JoinedDataset
 from pfedmma_deploy.data.pixels import PixelLoader
-from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.errors import UsageError, nearest
 from pfedmma_deploy.evaluation.accuracy import Accuracy
-from pfedmma_deploy.evaluation.run import open_scorer
-from pfedmma_deploy.federated.train import class_prompts, client_config, local_training
+from pfedmma_deploy.federated.evaluate import open_scorer
+from pfedmma_deploy.federated.session import Session, image_inputs, open_run_session
+from pfedmma_deploy.federated.train import client_config
+from pfedmma_deploy.methods.base import Tensors, state_to_dict
 from pfedmma_deploy.methods.client_run import ClientRun
 from pfedmma_deploy.progress import Progress, Silent
-from pfedmma_deploy.store.clients import StoredClient
-from pfedmma_deploy.store.run import Run
-from pfedmma_deploy.store.workspace import (
-    Workspace,
-    image_inputs,
-    load_client_adapter,
-    open_run_workspace,
-)
+from pfedmma_deploy.store.run import Run, StoredClient
 from pfedmma_deploy.types import ClientData, Federation, Scope
 
 DEFAULT_EPOCHS = 4
@@ -46,10 +39,10 @@ class FineTuned:
 
     client: ClientData
     is_new: bool
-    workspace: Workspace
+    session: Session
     """The run's, with the client's own images where it brought some."""
-    before: dict[str, Tensor]
-    after: dict[str, Tensor]
+    before: Tensors
+    after: Tensors
     loss: float
     """Mean training loss over the fine-tuning."""
     seconds: float
@@ -76,7 +69,7 @@ def personalize(
     epochs: int = DEFAULT_EPOCHS,
     lr: float | None = None,
     train_shared: bool = False,
-    workspace: Workspace | None = None,
+    session: Session | None = None,
     progress: Progress | None = None,
 ) -> PersonalizeResult:
     """Fine-tune one client's own model, store it in the run, and compare it with what was before.
@@ -91,10 +84,10 @@ def personalize(
         epochs=epochs,
         lr=lr,
         train_shared=train_shared,
-        workspace=workspace,
+        session=session,
         progress=progress,
     )
-    space = tuned.workspace
+    space = tuned.session
     scorer = open_scorer(space)
     adapter = space.build_adapter()
     states = (None, tuned.before, tuned.after)
@@ -116,7 +109,7 @@ def fine_tune(
     epochs: int = DEFAULT_EPOCHS,
     lr: float | None = None,
     train_shared: bool = False,
-    workspace: Workspace | None = None,
+    session: Session | None = None,
     progress: Progress | None = None,
 ) -> FineTuned:
     """Fine-tune one client's own model and store it in the run.
@@ -131,7 +124,7 @@ def fine_tune(
         epochs: passes over the client's images.
         lr: learning rate; None takes the run's.
         train_shared: fine-tune the client's copy of the shared part as well and store it with it.
-        workspace: the run's, where it is open already.
+        session: the run's, where it is open already.
         progress: told of warnings about the images.
 
     Raises:
@@ -140,37 +133,45 @@ def fine_tune(
         PfedmmaError: anything in the run or the images that does not fit.
     """
     is_new = _require_options(run, client, data, epochs, lr)
-    workspace = workspace or open_run_workspace(run)
+    session = session or open_run_session(run)
     if data is not None:
-        workspace = with_client_data(workspace, client, data)
-        for warning in workspace.federation.warnings:
+        session = with_client_data(session, client, data)
+        for warning in session.federation.warnings:
             (progress or Silent()).note(f"warning: {warning}")
-    chosen = next(c for c in workspace.federation.clients if c.id == client)
-    adapter = _starting_point(run, workspace, client, is_new)
-    before = _all_tensors(adapter)
-    _require_trainable(adapter, workspace.method.name, train_shared)
+    chosen = next(c for c in session.federation.clients if c.id == client)
+    shared, method = run.load_shared(), session.method
+    if is_new:
+        adapter = session.new_client_model(client, shared)
+        state = method.initial_state()
+    else:
+        stored = run.load_client(client, federated=True)
+        adapter = session.client_model(stored, shared)
+        _, state = method.read_state(stored.tensors, stored.config.get("state"))
+    before = adapter.tensors()
+    _require_trainable(adapter, method.name, train_shared)
     scopes = {Scope.LOCAL, Scope.SHARED} if train_shared else {Scope.LOCAL}
     changes = {"epochs": epochs, "scopes": frozenset(scopes)} | ({"lr": lr} if lr else {})
-    workspace.images.keep(
+    session.images.keep(
         chosen.train,
-        adapter.first_block(workspace.backbone, "image"),
-        is_random=workspace.config.transform == "random",
+        adapter.first_block(session.backbone, "image"),
+        is_random=session.config.transform == "random",
     )
     work = ClientRun(
-        backbone=workspace.backbone,
+        backbone=session.backbone,
         adapter=adapter,
-        loss=workspace.method.loss,
+        loss=method.loss,
         client=chosen,
-        images=workspace.images,
-        prompts=class_prompts(workspace, adapter, workspace.federation.base),
-        options=local_training(workspace, **changes),
-        received=workspace.method.distribute(run.load_shared(), client),
+        images=session.images,
+        prompts=session.class_prompts(adapter, session.federation.base),
+        options=session.local_training(**changes),
+        received=method.distribute(shared, client),
         optimizer={},
+        state=state,
         # Ids are text, so the client's part of the seed is their checksum.
         rng=np.random.default_rng([run.config.seed, zlib.crc32(client.encode()) + 1, 1]),
     )
     started = time.perf_counter()
-    loss = workspace.method.personalize(work)
+    loss = method.personalize(work)
     work.require_finite(loss)
     seconds = time.perf_counter() - started
     provenance = {
@@ -180,12 +181,16 @@ def fine_tune(
         "data": None if data is None else Path(data).name,
     }
     config = client_config(
-        workspace, chosen, rounds=0 if is_new else run.config.rounds, personalized=provenance
+        session,
+        chosen,
+        state_to_dict(work.state),
+        rounds=0 if is_new else run.config.rounds,
+        personalized=provenance,
     )
-    own = _all_tensors(adapter) if train_shared else adapter.tensors(*KEPT)
+    own = adapter.tensors() if train_shared else adapter.tensors(*KEPT)
     run.save_client(StoredClient(client, own, config), keep_federated=not is_new)
     run.save()
-    return FineTuned(chosen, is_new, workspace, before, _all_tensors(adapter), loss, seconds)
+    return FineTuned(chosen, is_new, session, before, adapter.tensors(), loss, seconds)
 
 
 def _require_options(
@@ -205,15 +210,15 @@ def _require_options(
     return is_new
 
 
-def with_client_data(workspace: Workspace, client: str, data: str | Path) -> Workspace:
-    """The workspace with `client` holding the images of `data`, next to the run's test images.
+def with_client_data(session: Session, client: str, data: str | Path) -> Session:
+    """The session with `client` holding the images of `data`, next to the run's test images.
 
     All classes of `data` count as seen by the client; new names join the run's base names, and a
     novel class of the run that the client holds is no longer novel to it.
     """
-    run_data = workspace.federation
+    run_data = session.federation
     own = load_dataset(data)
-    held, warnings = build_client(own, client_id=client, seed=workspace.config.seed)
+    held, warnings = build_client(own, client_id=client, seed=session.config.seed)
     joined = JoinedDataset(run_data.dataset, own)
     member = replace(
         held,
@@ -234,26 +239,10 @@ def with_client_data(workspace: Workspace, client: str, data: str | Path) -> Wor
         novel_test=tuple(e for e in run_data.novel_test if e.label in novel),
         warnings=warnings,
     )
-    old = workspace.pixels
+    old = session.pixels
     pixels = PixelLoader(joined, old.size, old.resize_mode, old.interpolation)
-    images = image_inputs(workspace.config, workspace.backbone, pixels)
-    return replace(workspace, federation=federation, pixels=pixels, images=images)
-
-
-def _starting_point(run: Run, workspace: Workspace, client: str, is_new: bool) -> Adapter:
-    adapter = workspace.build_adapter()
-    shared = run.load_shared()
-    if is_new:
-        received = workspace.method.distribute(shared, client)
-        adapter.load({**adapter.tensors(*KEPT), **received})
-    else:
-        stored = run.load_client(client, federated=True)
-        load_client_adapter(workspace.method, adapter, stored, shared)
-    return adapter
-
-
-def _all_tensors(adapter: Adapter) -> dict[str, Tensor]:
-    return adapter.tensors(*Scope)
+    images = image_inputs(session.config, session.backbone, pixels)
+    return replace(session, federation=federation, pixels=pixels, images=images)
 
 
 def _require_trainable(adapter: Adapter, method: str, train_shared: bool) -> None:

@@ -6,10 +6,9 @@ import time
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from pfedmma_deploy.federated.engine import ClientReport, Engine, payload
-from pfedmma_deploy.methods.base import Method
+from pfedmma_deploy.methods.base import Method, Tensors
 from pfedmma_deploy.progress import Progress
 from pfedmma_deploy.store.checkpoint import Checkpoint
 from pfedmma_deploy.store.run import Run
@@ -23,17 +22,17 @@ def sample_clients(clients: list[str], fraction: float, seed: int, round: int) -
     return [clients[i] for i in chosen]
 
 
-def answering(clients: list[str], dropout: float, seed: int, round: int) -> list[str]:
-    """Those of the selected clients that answer; each fails with probability `dropout`.
+def answering(clients: list[str], client_dropout: float, seed: int, round: int) -> list[str]:
+    """Those of the selected clients that answer; each fails with probability `client_dropout`.
 
     One that fails keeps the state that it had. At least one answers: a round without any would be
     no round.
     """
-    if dropout == 0:
+    if client_dropout == 0:
         return clients
     # A third number, so that these draws are not those of the selection.
     rng = np.random.default_rng([seed, round, 0, 1])
-    lost = rng.random(len(clients)) < dropout
+    lost = rng.random(len(clients)) < client_dropout
     if lost.all():
         lost[rng.integers(len(clients))] = False
     return [client for client, gone in zip(clients, lost, strict=True) if not gone]
@@ -47,30 +46,30 @@ def round_half_up(value: float) -> int:
 def run_rounds(
     run: Run,
     engine: Engine,
-    method: Method,
+    method: Method[Any, Any],
     clients: list[str],
-    shared: dict[str, Tensor],
+    shared: Tensors,
     checkpoint: Checkpoint,
     progress: Progress,
-) -> dict[str, Tensor]:
+) -> Tensors:
     """Run what is left of the rounds and return the server's state after the last.
 
     `shared` is the common initial state; a checkpoint that is further along takes its place.
     Each round ends in a commit, so a stop at any moment loses at most the round in flight.
     """
-    config = run.config
+    config, aggregator = run.config, method.aggregator(run.config.aggregate)
     shared = checkpoint.load_shared() or shared
     first = checkpoint.round + 1
     run.write_rounds(first, checkpoint.record)
     for round in progress.track(range(first, config.rounds), "rounds", config.rounds - first):
         started = time.perf_counter()
         chosen = sample_clients(clients, config.clients_per_round, config.seed, round)
-        chosen = answering(chosen, config.dropout, config.seed, round)
+        chosen = answering(chosen, config.client_dropout, config.seed, round)
         received = engine.run_round(round, chosen, shared)
         reports = list(progress.track(received, f"clients of round {round + 1}", len(chosen)))
-        shared = method.aggregate([report.update for report in reports], shared)
+        shared = aggregator.combine([report.update for report in reports], shared)
         record = round_record(round, reports, time.perf_counter() - started)
-        record.update(engine.ledger.take())
+        record.update(engine.cost.take())
         checkpoint.commit(round, shared, record)
         run.append_round(record)
     return shared

@@ -12,22 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pfedmma_deploy.adapters.base import KEPT, Adapter
-from pfedmma_deploy.backbone.texts import class_texts, with_prefix
+from pfedmma_deploy.backbone.linear import Linear
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.data.federation import federation_to_dict
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.federated.engine import InProcessEngine
+from pfedmma_deploy.federated.engine import InProcessEngine, traffic
 from pfedmma_deploy.federated.rounds import run_rounds
-from pfedmma_deploy.federated.traffic import traffic
-from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
+from pfedmma_deploy.federated.session import Session, open_run_session, open_session, path_from
+from pfedmma_deploy.methods.base import Tensors, state_to_dict
 from pfedmma_deploy.progress import Progress, Silent
-from pfedmma_deploy.store.checkpoint import Checkpoint
-from pfedmma_deploy.store.clients import StoredClient
-from pfedmma_deploy.store.run import Run
-from pfedmma_deploy.store.workspace import Workspace, open_run_workspace, open_workspace, path_from
+from pfedmma_deploy.store.checkpoint import ClientState
+from pfedmma_deploy.store.run import Run, StoredClient
 from pfedmma_deploy.types import ClientData, Scope
 
 RECORDED_LIBRARIES = ("pfedmma-deploy", "torch", "open_clip_torch", "numpy", "pillow")
@@ -44,16 +41,22 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, out: Path, *, resume: bool = False, progress: Progress | None = None
+    config: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    linear: Linear | None = None,
 ) -> TrainResult:
     """Train a federation and write its run folder; a stop at any moment can be resumed.
 
     Args:
         config: the resolved options.
         out: the run folder; must be absent or empty unless `resume`.
-        resume: continue the run in `out`, to the same bytes as if it had never stopped. Its stored
+        resume: continue the run in `out`, bit-identical to one that never stopped. Its stored
             configuration must be `config`.
         progress: told of rounds and clients.
+        linear: as for `open_session`, for benchmarks.
 
     Raises:
         PfedmmaError: anything that is missing or does not fit.
@@ -62,28 +65,28 @@ def train(
     started = time.perf_counter()
     run = Run.open(out) if resume else None
     if run is None:
-        workspace = open_workspace(config, progress)
-        run = Run.create(out, _manifest(workspace, out), federation_to_dict(workspace.federation))
+        session = open_session(config, progress, linear=linear)
+        run = Run.create(out, _manifest(session, out), federation_to_dict(session.federation))
     else:
         require_same_config(run, config)
-        workspace = open_run_workspace(run)
-    for warning in workspace.federation.warnings:
+        session = open_run_session(run)
+    for warning in session.federation.warnings:
         progress.note(f"warning: {warning}")
-    adapter = workspace.build_adapter()
+    adapter = session.build_adapter()
     initial = adapter.tensors(*KEPT)
     if run.is_complete:
         progress.note(f"{run.folder} is complete: nothing left to do.")
     else:
-        shared = _federate(run, workspace, adapter, progress)
-        _finish(run, workspace, shared, initial)
+        shared = _federate(run, session, adapter, progress)
+        _finish(run, session, shared, initial)
     sizes = run.manifest["bytes_per_round"]
     return TrainResult(run, time.perf_counter() - started, sizes["up"], sizes["down"])
 
 
 def require_same_config(run: Run, config: TrainConfig) -> None:
     """Raises `UsageError` naming the first option in which `config` differs from the run's."""
-    stored = run.config.to_dict()
-    for name, value in config.to_dict().items():
+    stored = run.config.to_options()
+    for name, value in config.to_options().items():
         if stored[name] != value:
             raise UsageError(
                 f"{run.folder} was started with {name} = {stored[name]!r}, not {value!r}. A "
@@ -91,57 +94,33 @@ def require_same_config(run: Run, config: TrainConfig) -> None:
             )
 
 
-def class_prompts(workspace: Workspace, adapter: Adapter, labels: tuple[int, ...]) -> Prompts:
-    """Names of the given classes, tokenized, with what the frozen blocks make of them."""
-    names = workspace.federation.names(labels)
-    texts = class_texts(workspace.backbone, names, workspace.config.prompt)
-    if workspace.images.prefixes is not None:
-        start = adapter.first_block(workspace.backbone, "text")
-        texts = with_prefix(workspace.backbone, texts, start)
-    return Prompts(texts=texts, row={label: i for i, label in enumerate(labels)})
-
-
-def local_training(workspace: Workspace, **changes: Any) -> LocalTraining:
-    """The configuration's local training, with `changes` to it."""
-    config = workspace.config
-    options: dict[str, Any] = {
-        "epochs": config.local_epochs,
-        "batch_size": config.batch_size,
-        "optimizer": config.optimizer,
-        "lr": config.lr,
-        "momentum": config.momentum,
-        "weight_decay": config.weight_decay,
-        "random_transform": config.transform == "random",
-        "logit_scale": workspace.logit_scale,
-    }
-    return LocalTraining(**{**options, **changes})
-
-
-def client_config(workspace: Workspace, client: ClientData, **provenance: Any) -> dict[str, Any]:
+def client_config(
+    session: Session, client: ClientData, state: dict[str, Any] | None, **provenance: Any
+) -> dict[str, Any]:
     """`adapter_config.json`: what someone needs to use or refuse this client's adapter."""
-    federation = workspace.federation
-    parameters = workspace.method.configure(workspace.config.parameters)
+    federation = session.federation
     return {
         "format": "pfedmma-client",
         "format_version": 1,
         "client": client.id,
-        "method": workspace.method.name,
-        "parameters": asdict(parameters),
-        "backbone": backbone_entry(workspace),
-        "prompt": workspace.config.prompt,
-        "logit_scale": workspace.logit_scale,
+        "method": session.method.name,
+        "parameters": asdict(session.method.parameters),
+        "backbone": backbone_entry(session),
+        "prompt": session.config.prompt,
+        "logit_scale": session.logit_scale,
         "seen": federation.names(client.classes),
         "base": federation.names(federation.base),
         "novel": federation.names(federation.novel),
         "domain": client.domain,
         "num_examples": len(client.train),
+        **({"state": state} if state else {}),
         **provenance,
     }
 
 
-def backbone_entry(workspace: Workspace) -> dict[str, str]:
+def backbone_entry(session: Session) -> dict[str, str]:
     """How files name the backbone they belong to."""
-    backbone = workspace.backbone
+    backbone = session.backbone
     return {
         "name": backbone.name,
         "pretrained": backbone.pretrained,
@@ -149,80 +128,78 @@ def backbone_entry(workspace: Workspace) -> dict[str, str]:
     }
 
 
-def _federate(
-    run: Run, workspace: Workspace, adapter: Adapter, progress: Progress
-) -> dict[str, Tensor]:
+def _federate(run: Run, session: Session, adapter: Adapter, progress: Progress) -> Tensors:
     """The rounds that are left; returns the server's state after the last."""
     checkpoint = run.checkpoint
-    federation = workspace.federation
+    federation = session.federation
     engine = InProcessEngine(
-        backbone=workspace.backbone,
-        method=workspace.method,
+        backbone=session.backbone,
+        method=session.method,
         adapter=adapter,
         clients=federation.clients,
-        images=workspace.images,
-        prompts=class_prompts(workspace, adapter, federation.base),
-        options=local_training(workspace),
+        images=session.images,
+        prompts=session.class_prompts(adapter, federation.base),
+        options=session.local_training(),
         checkpoint=checkpoint,
         seed=run.config.seed,
-        together=run.config.engine == "cohort",
+        client_batching=run.config.client_batching,
     )
     ids = [client.id for client in federation.clients]
-    server = workspace.method.start(adapter, ids)
-    return run_rounds(run, engine, workspace.method, ids, server, checkpoint, progress)
+    server = session.method.start(adapter, ids)
+    return run_rounds(run, engine, session.method, ids, server, checkpoint, progress)
 
 
-def _finish(
-    run: Run, workspace: Workspace, shared: dict[str, Tensor], initial: dict[str, Tensor]
-) -> None:
+def _finish(run: Run, session: Session, shared: Tensors, initial: Tensors) -> None:
     """Write the results; `complete` is said last. A client that never trained keeps `initial`."""
-    checkpoint: Checkpoint = run.checkpoint
     run.save_shared(shared)
-    run.save_clients(_results(workspace, checkpoint, shared, initial))
+    run.save_clients(_results(run, session, shared, initial))
     run.record_rounds()
     run.manifest["status"] = "complete"
     run.save()
 
 
 def _results(
-    workspace: Workspace,
-    checkpoint: Checkpoint,
-    shared: dict[str, Tensor],
-    initial: dict[str, Tensor],
+    run: Run, session: Session, shared: Tensors, initial: Tensors
 ) -> Iterator[StoredClient]:
-    for client in workspace.federation.clients:
-        state = checkpoint.load_client(client.id)
-        tensors = initial if state is None else state.own
+    checkpoint, method = run.checkpoint, session.method
+    for client in session.federation.clients:
+        found = checkpoint.load_client(client.id) or ClientState(initial)
+        own, state = method.read_state(found.own, found.state)
         # What the server supplies of the frozen ones is newer than the client's copy.
-        sent = workspace.method.distribute(shared, client.id)
-        tensors = {name: sent.get(name, value) for name, value in tensors.items()}
-        rounds = workspace.config.rounds
-        config = client_config(workspace, client, rounds=rounds, personalized=None)
+        sent = method.distribute(shared, client.id)
+        tensors = {name: sent.get(name, value) for name, value in own.items()}
+        config = client_config(
+            session,
+            client,
+            state_to_dict(state),
+            rounds=session.config.rounds,
+            personalized=None,
+        )
         yield StoredClient(client.id, tensors, config)
 
 
-def _manifest(workspace: Workspace, out: Path) -> dict[str, Any]:
-    federation = workspace.federation
-    adapter = workspace.build_adapter()
+def _manifest(session: Session, out: Path) -> dict[str, Any]:
+    federation = session.federation
+    adapter = session.build_adapter()
     counts = {
         scope.value: sum(value.numel() for value in adapter.tensors(scope).values())
         for scope in (Scope.SHARED, Scope.LOCAL)
     }
-    frozen = sum(value.numel() for value in workspace.backbone.model.parameters())
+    frozen = sum(value.numel() for value in session.backbone.model.parameters())
     return {
         "status": "training",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": workspace.config.to_dict(),
-        "data_path": path_from(out, workspace.config.data),
-        "method": workspace.method.name,
-        "backbone": backbone_entry(workspace),
-        "logit_scale": workspace.logit_scale,
+        "config": session.config.to_dict(),
+        "data_path": path_from(out, session.config.data),
+        "method": session.method.name,
+        "backbone": backbone_entry(session),
+        "logit_scale": session.logit_scale,
         "class_names": list(federation.dataset.class_names),
         "base": federation.names(federation.base),
         "novel": federation.names(federation.novel),
         "clients": [],
         "parameters": {**counts, "frozen": frozen},
-        "bytes_per_round": traffic(workspace.method, adapter, federation.clients),
+        "bytes_per_round": traffic(session.method, adapter, federation.clients),
         "skipped": [[s.path, s.reason] for s in federation.dataset.skipped],
         "warnings": list(federation.warnings),
         "threads": torch.get_num_threads(),

@@ -1,53 +1,177 @@
-"""What a method of federated personalization is: what is built, learned and averaged."""
+"""What a method of federated personalization is: what is built, learned and averaged.
+
+A paper is one file here with one subclass of `Method`, which holds the paper's hyper-parameters and
+overrides what the paper does differently from the defaults: build a shared and a local part, train
+all of it on cross-entropy for some epochs, send what is shared, average it, give it to everybody.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.adapters.graph_form import GraphForm
+from pfedmma_deploy.backbone.blocks import BlockHook
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.config import Scalar, nearest
-from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.client_run import Batch, ClientRun, Loss, Tensors
+from pfedmma_deploy.config import Scalar
+from pfedmma_deploy.methods.aggregation import Aggregator, Tensors, Update, get_aggregator
+from pfedmma_deploy.methods.client_run import Batch, ClientRun
 from pfedmma_deploy.types import ClientData, Scope
+from pfedmma_deploy.validation import check, construct
 
 __all__ = [
     "Batch",
     "ClientRun",
-    "Loss",
     "Method",
+    "Parameters",
     "Tensors",
     "Update",
     "clip_logits",
-    "clip_loss",
-    "mean",
-    "send_all",
-    "shared_of_adapter",
-    "start_shared",
-    "take_all",
-    "train_epochs",
-    "uniform_mean",
-    "weighted_mean",
+    "divergence",
+    "hooked_logits",
 ]
+
+A = TypeVar("A", bound=Adapter)
+P = TypeVar("P")
+NO_DEFAULTS: Mapping[str, Scalar] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Update:
-    """What a client sends to the server after its local training."""
+class Parameters:
+    """Hyper-parameters of a method; this class has none.
 
-    client: str
-    shared: Tensors
-    num_examples: int
-    """n_i, the client's number of training images: its weight in the average."""
+    Annotations say what a field may be; `UsageError` names the first that is something else.
+    """
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class NoState:
+    """Nothing: weights and optimizer are all that a client keeps between rounds."""
+
+
+class Method(ABC, Generic[A, P]):
+    """One paper, with its hyper-parameters.
+
+    Class attributes:
+        trained, shared: what a client trains, and what of it travels; for people.
+        Parameters: frozen dataclass of hyper-parameters, fields mapped to the paper's symbols.
+        State: frozen dataclass of what a client keeps between rounds that is neither weight nor
+            optimizer; plain JSON values.
+        defaults: options whose default for this method is not pFedMMA's.
+        rule: the paper's aggregation, a name in `AGGREGATORS`.
+        merges: whether a client's model is plain CLIP with other weights, exactly.
+        is_two_stage: whether the paper's own model is the one after `personalize`.
+        is_trained: whether there is anything to train.
+        export_blocker: why `pfedmma export` cannot write the clients as ONNX, as a clause; empty
+            where it can.
+        is_batchable: whether `loss` may be computed for several clients in one pass by
+            `torch.func.vmap`: no control flow that depends on values, no random numbers.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    trained: ClassVar[str]
+    shared: ClassVar[str]
+    Parameters: ClassVar[type[Any]] = Parameters
+    State: ClassVar[type[Any]] = NoState
+    defaults: ClassVar[Mapping[str, Scalar]] = NO_DEFAULTS
+    rule: ClassVar[str] = "mean"
+    merges: ClassVar[bool] = False
+    is_two_stage: ClassVar[bool] = False
+    is_trained: ClassVar[bool] = True
+    export_blocker: ClassVar[str] = ""
+    is_batchable: ClassVar[bool] = True
+
+    def __init__(self, parameters: P | None = None) -> None:
+        self.parameters: P = self.Parameters() if parameters is None else parameters
+
+    @classmethod
+    def configure(cls, given: Mapping[str, Scalar]) -> Self:
+        """The method with `given` hyper-parameters over the defaults.
+
+        Raises:
+            UsageError: an unknown name, a value of another type, or one out of range.
+        """
+        return cls(construct(cls.Parameters, given, cls.name))
+
+    # What a client has.
+
+    @abstractmethod
+    def build(self, backbone: Backbone, generator: torch.Generator) -> A:
+        """The adapter in its initial state, the same for every client."""
+
+    def initial_state(self) -> Any:
+        """A client's `State` before its first round."""
+        return self.State()
+
+    def read_state(self, tensors: Tensors, stored: Mapping[str, Any] | None) -> tuple[Tensors, Any]:
+        """A client's tensors and `State` as a run stored them; None was written by version 0.1."""
+        return tensors, self.State(**stored) if stored else self.initial_state()
+
+    def load_client(self, adapter: A, tensors: Tensors, state: Any) -> None:
+        """Put a client into the adapter. Raises `ValueError` naming a tensor that does not fit."""
+        adapter.load(tensors)
+
+    # What a client does.
+
+    def loss(self, backbone: Backbone, adapter: A, batch: Batch) -> Tensor:
+        """What a client minimises, a scalar: by default cross-entropy over the class names."""
+        scores = clip_logits(backbone, adapter, batch)
+        return F.cross_entropy(scores, batch.labels.to(scores.device))
+
+    def train_client(self, run: ClientRun[A]) -> float:
+        """A client's part of a round; returns its mean training loss.
+
+        By default the loss is minimised for the option's epochs. `run.state` is read and replaced.
+        """
+        return run.fit()
+
+    def remarks(self, adapter: A) -> dict[str, Any]:
+        """What is worth noting of a client after its round, for `rounds.jsonl`; JSON-able."""
+        return {}
+
+    def personalize(self, run: ClientRun[A]) -> float:
+        """What a client does after the federation; by default the same as in a round."""
+        return self.train_client(run)
+
+    # What travels.
+
+    def upload(self, adapter: A, client: ClientData) -> Tensors:
+        """What the client sends: by default its shared tensors."""
+        return adapter.tensors(Scope.SHARED)
+
+    def start(self, adapter: A, clients: Sequence[str]) -> Tensors:
+        """The server's state before the first round: by default the initial shared tensors."""
+        return adapter.tensors(Scope.SHARED)
+
+    def aggregator(self, rule: str | None = None) -> Aggregator:
+        """What the server does with updates: the paper's rule, or the one called `rule`.
+
+        Raises:
+            UsageError: there is no such rule, or the method does not leave the choice.
+        """
+        return get_aggregator(rule or self.rule)
+
+    def distribute(self, server: Tensors, client: str) -> Tensors:
+        """What the server sends a client: by default its whole state.
+
+        Shared parameters of the adapter, and frozen ones where the server supplies them.
+        """
+        return server
+
+    def download(self, sent: Tensors, adapter: A, client: ClientData) -> Tensors:
+        """What of it this client takes, by default all; the rest keeps its initial value there."""
+        return sent
 
 
 def clip_logits(backbone: Backbone, adapter: Adapter, batch: Batch) -> Tensor:
@@ -57,153 +181,22 @@ def clip_logits(backbone: Backbone, adapter: Adapter, batch: Batch) -> Tensor:
     return adapter.logits(images, texts, batch.logit_scale)
 
 
-def clip_loss(backbone: Backbone, adapter: Adapter, batch: Batch) -> Tensor:
-    """Cross-entropy over the class names; a scalar."""
-    scores = clip_logits(backbone, adapter, batch)
-    return F.cross_entropy(scores, batch.labels.to(scores.device))
+def hooked_logits(backbone: Backbone, hook: BlockHook, batch: Batch) -> Tensor:
+    """Class scores [B, C] of the backbone with a hook on both towers."""
+    images = backbone.encode_image(batch.pixels, hook)
+    texts = backbone.encode_text(batch.texts.prompts, hook, batch.texts.activations)
+    return batch.logit_scale * images @ texts.T
 
 
-def train_epochs(run: ClientRun) -> float:
-    """Local training as most methods have it: the loss, minimised for the option's epochs."""
-    return run.fit()
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of two sets of scores [B, C], mean over the batch.
 
-
-def start_shared(adapter: Adapter, clients: Sequence[str]) -> Tensors:
-    """The server's first state: the shared tensors of the common initial adapter."""
-    return adapter.tensors(Scope.SHARED)
-
-
-def send_all(server: Tensors, client: str) -> Tensors:
-    """Every client receives the server's whole state."""
-    return server
-
-
-def take_all(sent: Tensors, adapter: Adapter, client: ClientData) -> Tensors:
-    """A client takes everything that the server has for it."""
-    return sent
-
-
-def shared_of_adapter(adapter: Adapter, client: ClientData) -> Tensors:
-    """What a client uploads: its shared tensors."""
-    return adapter.tensors(Scope.SHARED)
-
-
-def weighted_mean(updates: Sequence[Update], server: Tensors | None = None) -> Tensors:
-    """Mean of the shared tensors weighted by `num_examples` (see `mean`)."""
-    return mean(updates, [update.num_examples for update in updates])
-
-
-def uniform_mean(updates: Sequence[Update], server: Tensors | None = None) -> Tensors:
-    """Mean of the shared tensors, every client counting the same (see `mean`)."""
-    return mean(updates, [1] * len(updates))
-
-
-def mean(updates: Sequence[Update], weights: Sequence[int]) -> Tensors:
-    """Weighted mean of the shared tensors, summed in float64 in client order.
-
-    Raises:
-        ValueError: no update, or updates that hold different tensors; the message names one.
+    Temperature 1; the teacher gets no gradient.
     """
-    if not updates:
-        raise ValueError("no client sent an update")
-    ordered = sorted(zip(updates, weights, strict=True), key=lambda pair: pair[0].client)
-    total = sum(weights)
-    first = ordered[0][0]
-    for update, _ in ordered:
-        for name in sorted(first.shared.keys() ^ update.shared.keys()):
-            raise ValueError(f"client {update.client} and {first.client} disagree on {name}")
-    return {
-        name: torch.stack([update.shared[name].double() * (w / total) for update, w in ordered])
-        .sum(0)
-        .to(value.dtype)
-        for name, value in first.shared.items()
-    }
+    log_student, log_teacher = student.log_softmax(dim=-1), teacher.detach().log_softmax(dim=-1)
+    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 
-@dataclass(frozen=True)
-class Method:
-    """One paper: its citation, and the functions in which it differs from the others.
-
-    Attributes:
-        trained, shared: what a client trains, and what of it travels; for people.
-        folds: whether a client's model is plain CLIP with other weights, exactly.
-        graph: (all of a client's tensors, parameters) -> what of them an exported graph takes; it
-            raises `KeyError` with the name of a tensor that is missing. None where `pfedmma export`
-            cannot write the clients as ONNX.
-        obstacle: why not, as a sentence.
-        parameters: frozen dataclass of hyper-parameters, fields mapped to the paper's symbols; it
-            raises `UsageError` on a value out of range.
-        build: (backbone, parameters, generator) -> the adapter in its initial state, the same for
-            every client.
-        loss: (backbone, adapter, batch) -> scalar that a client minimises.
-        local: what a client does with a round; returns its mean training loss.
-        personalize: what a client does after the federation; likewise.
-        is_two_stage: whether the paper's own model is the one after `personalize`.
-        upload: (adapter, client) -> what the client sends.
-        start: (initial adapter, client ids) -> the server's state before the first round.
-        aggregate: (updates of one round, server's state) -> its next state.
-        distribute: (server's state, client id) -> what that client receives: shared parameters of
-            its adapter, and frozen ones where the server supplies them.
-        download: (what the server has for a client, its adapter, its data) -> what of it this
-            client takes; the rest keeps its initial value there.
-        defaults: options whose default for this method is not pFedMMA's.
-    """
-
-    name: str
-    paper: str
-    trained: str
-    shared: str
-    parameters: type[Any]
-    build: Callable[[Backbone, Any, torch.Generator], Adapter]
-    folds: bool = False
-    graph: Callable[[Tensors, Any], GraphForm] | None = None
-    obstacle: str = ""
-    loss: Loss = clip_loss
-    local: Callable[[ClientRun], float] = train_epochs
-    personalize: Callable[[ClientRun], float] = train_epochs
-    is_two_stage: bool = False
-    upload: Callable[[Adapter, ClientData], Tensors] = shared_of_adapter
-    start: Callable[[Adapter, Sequence[str]], Tensors] = start_shared
-    aggregate: Callable[[Sequence[Update], Tensors], Tensors] = weighted_mean
-    distribute: Callable[[Tensors, str], Tensors] = send_all
-    download: Callable[[Tensors, Adapter, ClientData], Tensors] = take_all
-    defaults: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
-
-    @property
-    def exportable(self) -> bool:
-        """Whether `pfedmma export` can write its clients as ONNX."""
-        return self.graph is not None
-
-    def configure(self, given: Mapping[str, Scalar]) -> Any:
-        """This method's hyper-parameters: `given` ones over the defaults.
-
-        Raises:
-            UsageError: an unknown name, a value of another type, or one out of range.
-        """
-        known = {f.name: f for f in fields(self.parameters)}
-        values: dict[str, Scalar] = {}
-        for name, value in given.items():
-            if name not in known:
-                names = ", ".join(known) or "none"
-                raise UsageError(
-                    f"{self.name} has no hyper-parameter {name!r}{nearest(name, known)} "
-                    f"(it has: {names})."
-                )
-            default = known[name].default
-            assert default is not MISSING, f"{self.name}.{name} needs a default"
-            values[name] = _typed(self.name, name, value, default)
-        return self.parameters(**values)
-
-
-def _typed(method: str, name: str, value: Scalar, default: Scalar) -> Scalar:
-    """`value` as the type of the default; whole numbers pass as floats."""
-    kind = type(default)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    good = type(value) is kind
-    if good and isinstance(value, float):
-        good = math.isfinite(value)
-    if not good:
-        expected = {bool: "true or false", int: "a whole number", float: "a number"}
-        raise UsageError(f"{method}: {name} must be {expected.get(kind, 'a text')}, not {value!r}.")
-    return value
+def state_to_dict(state: Any) -> dict[str, Any]:
+    """A client's `State` as plain values; empty where there is none."""
+    return asdict(state)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.backbone.clip import Backbone, Images
-from pfedmma_deploy.backbone.images import ImageInputs
-from pfedmma_deploy.backbone.texts import ClassTexts
+from pfedmma_deploy.backbone.activation_cache import ImageInputs
+from pfedmma_deploy.backbone.clip import Backbone, ClassTexts, Images
 from pfedmma_deploy.config import Optimizer
 from pfedmma_deploy.errors import TrainingError
 from pfedmma_deploy.types import ClientData, Example, Scope
 
+A = TypeVar("A", bound=Adapter)
 Tensors = dict[str, Tensor]
 
 OPTIMIZERS: Final[dict[str, tuple[type[torch.optim.Optimizer], tuple[str, ...]]]] = {
@@ -59,7 +60,7 @@ class Batch:
     """One step's inputs."""
 
     pixels: Images
-    """uint8 [B, H, W, 3], or what the frozen lower blocks made of them"""
+    """uint8 [B, H, W, 3], or cached activations"""
     labels: Tensor
     """int64 [B], indices into the rows of `texts`"""
     texts: ClassTexts
@@ -70,18 +71,14 @@ class Batch:
     """The images' records: captions, domains."""
 
 
-Loss = Callable[[Backbone, Adapter, Batch], Tensor]
-"""What a client minimises: a scalar."""
-
-
 @dataclass
-class ClientRun:
+class ClientRun(Generic[A]):
     """One client's part of a round, or its personalization; `adapter` is trained in place."""
 
     backbone: Backbone
-    adapter: Adapter
-    loss: Loss
-    """The method's."""
+    adapter: A
+    loss: Callable[[Backbone, A, Batch], Tensor]
+    """The method's: a scalar."""
     client: ClientData
     images: ImageInputs
     prompts: Prompts
@@ -90,25 +87,20 @@ class ClientRun:
     optimizer: Tensors
     """State of the client's own optimizer as `name/slot`: read and replaced by `fit`."""
     rng: np.random.Generator
+    state: Any = None
+    """The method's `State` of this client: read and replaced by `Method.train_client`."""
     round: int | None = None
     """Counted from 0; None in personalization."""
     images_seen: int = 0
     """Training images so far, each time it was seen."""
     steps: int = 0
     """Batches so far."""
-    record: dict[str, Any] = field(default_factory=dict)
-    """JSON-able remarks of the method for the round's line in `rounds.jsonl`."""
-
-    def __post_init__(self) -> None:
-        # Whatever draws from torch's own generator (dropout) replays with (seed, round, client).
-        # A spawned seed, so that the stream of `rng` is the same with and without it.
-        sequence = self.rng.bit_generator.seed_seq
-        assert isinstance(sequence, np.random.SeedSequence)
-        torch.manual_seed(int(sequence.spawn(1)[0].generate_state(1, np.uint32)[0]))
+    remarks: dict[str, Any] = field(default_factory=dict)
+    """What the method notes of this round for its line in `rounds.jsonl`; JSON-able."""
 
     def fit(
         self,
-        loss: Loss | None = None,
+        loss: Callable[[Backbone, A, Batch], Tensor] | None = None,
         *,
         only: Collection[str] | None = None,
         epochs: int | None = None,
@@ -135,13 +127,14 @@ class ClientRun:
         solver = self._solver(kind, trained, lr or self.options.lr)
         self.adapter.train()
         total, count = 0.0, 0
-        for batch in self.batches(epochs, steps):
-            value = (loss or self.loss)(self.backbone, self.adapter, batch)
-            (value / accumulate).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
-            total, count = total + value.item(), count + 1
-            if count % accumulate == 0:
-                solver.step()
-                solver.zero_grad()
+        with self._own_randomness():
+            for batch in self.batches(epochs, steps):
+                value = (loss or self.loss)(self.backbone, self.adapter, batch)
+                (value / accumulate).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+                total, count = total + value.item(), count + 1
+                if count % accumulate == 0:
+                    solver.step()
+                    solver.zero_grad()
         if count % accumulate:
             solver.step()
             solver.zero_grad()
@@ -150,7 +143,7 @@ class ClientRun:
         return total / count
 
     @torch.no_grad()
-    def held_out(self, loss: Loss | None = None) -> float:
+    def held_out(self, loss: Callable[[Backbone, A, Batch], Tensor] | None = None) -> float:
         """Mean loss over the client's validation images, or its training images if it has none."""
         examples = self.client.val or self.client.train
         self.adapter.eval()
@@ -208,6 +201,17 @@ class ClientRun:
             epochs -= 1
             if steps is None and epochs == 0:
                 return
+
+    @contextmanager
+    def _own_randomness(self) -> Iterator[None]:
+        """torch's generator (dropout) replays with (seed, round, client), and is put back after."""
+        device = self.backbone.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            # A spawned seed leaves the stream of `rng` as it is.
+            sequence = self.rng.bit_generator.seed_seq
+            assert isinstance(sequence, np.random.SeedSequence)
+            torch.manual_seed(int(sequence.spawn(1)[0].generate_state(1, np.uint32)[0]))
+            yield
 
     def _require_grad(self, only: Collection[str] | None) -> dict[str, torch.nn.Parameter]:
         scopes = self.adapter.scopes()

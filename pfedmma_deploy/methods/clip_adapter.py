@@ -12,62 +12,95 @@ client with its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
+from torch import Tensor, nn
 
-from pfedmma_deploy.adapters.features import FeatureBottleneck
-from pfedmma_deploy.adapters.graph_form import GraphForm
+from pfedmma_deploy.adapters.base import BankModule, ExportBanks
+from pfedmma_deploy.adapters.features import FeatureAdapter, of_clients, rows_matmul
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.base import Method, Tensors
-from pfedmma_deploy.methods.ranges import at_least, one_of
+from pfedmma_deploy.methods.base import Method, Parameters
 from pfedmma_deploy.types import Scope
 
 
 @dataclass(frozen=True)
-class CLIPAdapterParameters:
+class CLIPAdapterParameters(Parameters):
     """Hyper-parameters and their symbols in the paper."""
 
-    ratio: float = 0.2
+    ratio: Annotated[float, Field(ge=0, le=1)] = 0.2
     """alpha, the residual ratio."""
-    reduction: int = 4
+    reduction: Annotated[int, Field(ge=1)] = 4
     """What the width D is divided by inside."""
-    share: str = "all"
+    share: Literal["all", "none"] = "all"
     """all: one adapter, averaged; none: every client has its own."""
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.ratio <= 1:
-            raise UsageError(f"ratio must be from 0 to 1, not {self.ratio}.")
-        at_least("reduction", self.reduction, 1)
-        one_of("share", self.share, ("all", "none"))
+
+class FeatureBottleneck(FeatureAdapter):
+    """The bottleneck: `down.weight` [D / reduction, D] and `up.weight` [D, D / reduction].
+
+    Args:
+        dim: D.
+        reduction: what D is divided by inside.
+        ratio: alpha.
+        generator: draws both layers, Kaiming-uniform as torch does.
+        scope: who holds it.
+    """
+
+    def __init__(
+        self, dim: int, reduction: int, ratio: float, generator: torch.Generator, scope: Scope
+    ) -> None:
+        super().__init__(scope)
+        self.ratio = ratio
+        hidden = max(1, dim // reduction)
+        self.down = nn.Linear(dim, hidden, bias=False)
+        self.up = nn.Linear(hidden, dim, bias=False)
+        for layer in (self.down, self.up):
+            nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
+
+    def change(self, features: Tensor) -> Tensor:
+        """The mixed features [B, D]."""
+        inner: Tensor = self.up(self.down(features).relu()).relu()
+        return self.ratio * inner + (1 - self.ratio) * features
+
+    def export_banks(self, backbone: Backbone) -> list[ExportBanks]:
+        """Both layers, weights as `f @ weight` takes them, and the ratio."""
+        rows = {
+            "down_weight": self.down.weight.detach().T,
+            "up_weight": self.up.weight.detach().T,
+            "ratio": torch.tensor([self.ratio]),
+        }
+        return [ExportBanks("image", "head", rows, FeatureBottleneckBanks)]
+
+    def export_settings(self) -> dict[str, Any]:
+        """Nothing but the kind."""
+        return {"kind": "bottleneck"}
 
 
-def build(
-    backbone: Backbone, parameters: CLIPAdapterParameters, generator: torch.Generator
-) -> FeatureBottleneck:
-    """The bottleneck of the backbone's joint space."""
-    scope = Scope.SHARED if parameters.share == "all" else Scope.LOCAL
-    return FeatureBottleneck(
-        backbone.embed_dim, parameters.reduction, parameters.ratio, generator, scope
-    )
+class FeatureBottleneckBanks(BankModule):
+    """The bottleneck with a row of weights per client; client 0 has none."""
+
+    def forward(self, f: Tensor, client: Tensor) -> Tensor:
+        """f [B, D] -> [B, D]."""
+        inner = rows_matmul(f, self.rows("down_weight", client)).relu()
+        inner = rows_matmul(inner, self.rows("up_weight", client)).relu()
+        return of_clients(f + self.rows("ratio", client) * (inner - f), f, client)
 
 
-def graph(tensors: Tensors, parameters: CLIPAdapterParameters) -> GraphForm:
-    """The bottleneck on the image feature."""
-    layers = {
-        f"image.head.{layer}_weight": tensors[f"{layer}.weight"].T.contiguous()
-        for layer in ("down", "up")
-    }
-    ratio = {"image.head.ratio": torch.tensor([parameters.ratio])}
-    return GraphForm({**layers, **ratio}, {"kind": "bottleneck"})
+class CLIPAdapter(Method[FeatureBottleneck, CLIPAdapterParameters]):
+    """A bottleneck on the image feature, averaged or kept local."""
 
+    name = "clip-adapter"
+    paper = "CLIP-Adapter, arXiv 2110.04544"
+    trained = "a bottleneck on the image feature"
+    shared = "all of it, or nothing (share=none)"
+    Parameters = CLIPAdapterParameters
 
-CLIP_ADAPTER = Method(
-    name="clip-adapter",
-    paper="CLIP-Adapter, arXiv 2110.04544",
-    trained="a bottleneck on the image feature",
-    shared="all of it, or nothing (share=none)",
-    parameters=CLIPAdapterParameters,
-    build=build,
-    graph=graph,
-)
+    def build(self, backbone: Backbone, generator: torch.Generator) -> FeatureBottleneck:
+        """The bottleneck of the backbone's joint space."""
+        parameters = self.parameters
+        scope = Scope.SHARED if parameters.share == "all" else Scope.LOCAL
+        return FeatureBottleneck(
+            backbone.embed_dim, parameters.reduction, parameters.ratio, generator, scope
+        )

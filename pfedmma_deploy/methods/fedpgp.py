@@ -15,55 +15,70 @@ authors released, a is the feature behind sigma and n the one behind ctx.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.adapters.graph_form import GraphForm, context_form
-from pfedmma_deploy.adapters.low_rank_prompt import LowRankPrompt
-from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.methods.base import Batch, Method, Tensors
-from pfedmma_deploy.methods.ranges import above, at_least, one_of
-
-ANCHORS = ("personal", "global")
+from pfedmma_deploy.adapters.prompts import (
+    PromptAdapter,
+    encode_contexts,
+    new_vectors,
+    require_room,
+)
+from pfedmma_deploy.backbone.clip import Backbone, ClassTexts
+from pfedmma_deploy.methods.base import Batch, Method, Parameters
+from pfedmma_deploy.types import Scope
 
 
 @dataclass(frozen=True)
-class FedPGPParameters:
+class FedPGPParameters(Parameters):
     """Hyper-parameters and their symbols in the paper."""
 
-    context_vectors: int = 16
+    context_vectors: Annotated[int, Field(ge=1)] = 16
     """Learned vectors before a class name."""
-    rank: int = 8
+    rank: Annotated[int, Field(ge=1)] = 8
     """b, the rank of the personal part."""
-    contrastive_weight: float = 0.5
+    contrastive_weight: Annotated[float, Field(ge=0)] = 0.5
     """mu, the weight of the contrast."""
-    temperature: float = 0.5
+    temperature: Annotated[float, Field(gt=0)] = 0.5
     """tau of the contrast."""
-    anchor: str = "personal"
+    anchor: Literal["personal", "global"] = "personal"
     """What is pulled towards the hand-written prompt: the personal context, or the global one."""
 
-    def __post_init__(self) -> None:
-        at_least("context_vectors", self.context_vectors, 1)
-        at_least("rank", self.rank, 1)
-        at_least("contrastive_weight", self.contrastive_weight, 0)
-        above("temperature", self.temperature, 0)
-        one_of("anchor", self.anchor, ANCHORS)
 
+class LowRankContext(PromptAdapter):
+    """ctx = sigma + u v: sigma [M, d] is shared, u [M, b] and v [b, d] stay with the client.
 
-def build(backbone: Backbone, parameters: FedPGPParameters, generator: torch.Generator) -> Adapter:
-    """sigma, U and V, all N(0, 0.02^2)."""
-    return LowRankPrompt(
-        backbone,
-        parameters.context_vectors,
-        parameters.rank,
-        generator,
-        contrastive_weight=parameters.contrastive_weight,
-        temperature=parameters.temperature,
-        anchor=parameters.anchor,
-    )
+    All three start from N(0, 0.02^2), so that at first the personal part hardly counts.
+    """
+
+    def __init__(
+        self, backbone: Backbone, vectors: int, rank: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        require_room(backbone, vectors)
+        width = backbone.width("text")
+        self.sigma = new_vectors(vectors, width, generator=generator)
+        self.u = new_vectors(vectors, rank, generator=generator)
+        self.v = new_vectors(rank, width, generator=generator)
+
+    @property
+    def context(self) -> Tensor:
+        """sigma + u v, [M, d]."""
+        return self.sigma + self.u @ self.v
+
+    def encode_both(self, backbone: Backbone, texts: ClassTexts) -> tuple[Tensor, Tensor]:
+        """Features behind the personal and behind the shared context, [C, D] each."""
+        contexts = torch.stack([self.context, self.sigma])
+        personal, shared = encode_contexts(backbone, texts, contexts).unbind(1)
+        return personal, shared
+
+    def scopes(self) -> dict[str, Scope]:
+        """sigma is shared, the factors are local."""
+        return {"sigma": Scope.SHARED, "u": Scope.LOCAL, "v": Scope.LOCAL}
 
 
 def contrast(anchor: Tensor, positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
@@ -74,31 +89,28 @@ def contrast(anchor: Tensor, positive: Tensor, negative: Tensor, temperature: fl
     return F.softplus(far - near).mean()
 
 
-def loss(backbone: Backbone, adapter: Adapter, batch: Batch) -> Tensor:
-    """Cross-entropy and the contrast; a scalar."""
-    assert isinstance(adapter, LowRankPrompt)
-    images = adapter.encode_image(backbone, batch.pixels)
-    personal, shared = adapter.encode_both(backbone, batch.texts)
-    written = backbone.encode_text(batch.texts.prompts)
-    scores = adapter.logits(images, personal, batch.logit_scale)
-    value = F.cross_entropy(scores, batch.labels.to(scores.device))
-    anchor, negative = (shared, personal) if adapter.anchor == "global" else (personal, shared)
-    term = contrast(anchor, written, negative, adapter.temperature)
-    return value + adapter.contrastive_weight * term
+class FedPGP(Method[LowRankContext, FedPGPParameters]):
+    """A global context and a low-rank personal part of it."""
 
+    name = "fedpgp"
+    paper = "FedPGP, arXiv 2405.09771 (ICML 2024)"
+    trained = "a global context and a low-rank personal part of it"
+    shared = "the global context"
+    Parameters = FedPGPParameters
 
-def graph(tensors: Tensors, parameters: FedPGPParameters) -> GraphForm:
-    """The personal context, sigma + u v."""
-    return context_form(tensors["sigma"] + tensors["u"] @ tensors["v"])
+    def build(self, backbone: Backbone, generator: torch.Generator) -> LowRankContext:
+        """sigma, U and V."""
+        parameters = self.parameters
+        return LowRankContext(backbone, parameters.context_vectors, parameters.rank, generator)
 
-
-FEDPGP = Method(
-    name="fedpgp",
-    paper="FedPGP, arXiv 2405.09771 (ICML 2024)",
-    trained="a global context and a low-rank personal part of it",
-    shared="the global context",
-    parameters=FedPGPParameters,
-    build=build,
-    graph=graph,
-    loss=loss,
-)
+    def loss(self, backbone: Backbone, adapter: LowRankContext, batch: Batch) -> Tensor:
+        """Cross-entropy and the contrast; a scalar."""
+        images = adapter.encode_image(backbone, batch.pixels)
+        personal, shared = adapter.encode_both(backbone, batch.texts)
+        written = backbone.encode_text(batch.texts.prompts)
+        scores = adapter.logits(images, personal, batch.logit_scale)
+        value = F.cross_entropy(scores, batch.labels.to(scores.device))
+        is_global = self.parameters.anchor == "global"
+        anchor, negative = (shared, personal) if is_global else (personal, shared)
+        term = contrast(anchor, written, negative, self.parameters.temperature)
+        return value + self.parameters.contrastive_weight * term

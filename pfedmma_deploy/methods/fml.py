@@ -14,62 +14,68 @@ parameters are disjoint and a teacher gets no gradient, so one step on L_p + L_m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.adapters.graph_form import GraphForm, below
-from pfedmma_deploy.adapters.mma import PARTS
-from pfedmma_deploy.adapters.mutual import MutualAdapters
+from pfedmma_deploy.adapters.base import Adapter, ExportBanks
+from pfedmma_deploy.adapters.multimodal import LAYERS, MultiModalAdapter
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.base import Batch, Method, Tensors
-from pfedmma_deploy.methods.distill import divergence, hooked_logits
+from pfedmma_deploy.methods.base import Batch, Method, divergence, hooked_logits
 from pfedmma_deploy.methods.pfedmma import AdapterParameters, build_adapter
-from pfedmma_deploy.methods.pfedmma import graph as private_graph
+from pfedmma_deploy.types import Scope, Tower
 
 
 @dataclass(frozen=True)
 class FMLParameters(AdapterParameters):
     """Those of the two adapters, and the weights of the labels."""
 
-    alpha: float = 0.5
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Weight of the labels for the private model; the rest is the shared model's word."""
-    beta: float = 0.5
+    beta: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Weight of the labels for the shared model; the rest is the private model's word."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("alpha", "beta"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} must be from 0 to 1, not {getattr(self, name)}.")
 
+class MutualAdapters(Adapter):
+    """A shared model and a private one; the private one is the client's.
 
-class FMLAdapters(MutualAdapters):
-    """The two models and the weights of their losses."""
+    Parameters are named `shared.*` and `private.*`, within as `MultiModalAdapter` names them.
 
-    alpha: float
-    beta: float
+    Args:
+        shared: all of it is averaged.
+        private: all of it stays.
+    """
 
+    def __init__(self, shared: MultiModalAdapter, private: MultiModalAdapter) -> None:
+        super().__init__()
+        self.shared = shared
+        self.private = private
+        self.adapts = private.adapts
 
-def build(backbone: Backbone, parameters: FMLParameters, generator: torch.Generator) -> FMLAdapters:
-    """Two adapters of the same shape, drawn one after the other."""
-    make = partial(build_adapter, backbone, parameters, generator)
-    adapter = FMLAdapters(shared=make(shared=PARTS), private=make(shared=()))
-    adapter.alpha, adapter.beta = parameters.alpha, parameters.beta
-    return adapter
+    def first_block(self, backbone: Backbone, tower: Tower) -> int:
+        """Both models sit in the same blocks."""
+        return self.private.first_block(backbone, tower)
 
+    def hook(self, tower: Tower, block: int, h: Tensor) -> Tensor | None:
+        """What the private model adds."""
+        return self.private.hook(tower, block, h)
 
-def loss(backbone: Backbone, adapter: Adapter, batch: Batch) -> Tensor:
-    """L_p + L_m of a batch."""
-    assert isinstance(adapter, FMLAdapters)
-    shared = hooked_logits(backbone, adapter.shared.hook, batch)
-    private = hooked_logits(backbone, adapter.private.hook, batch)
-    labels = batch.labels.to(private.device)
-    return mutual_loss(shared, private, labels, adapter.alpha, adapter.beta)
+    def export_banks(self, backbone: Backbone) -> list[ExportBanks]:
+        """Those of the private model, which a client predicts with."""
+        return self.private.export_banks(backbone)
+
+    def export_settings(self) -> dict[str, Any]:
+        """Those of the private model."""
+        return self.private.export_settings()
+
+    def scopes(self) -> dict[str, Scope]:
+        """Those of the two models."""
+        return {f"shared.{name}": scope for name, scope in self.shared.scopes().items()} | {
+            f"private.{name}": scope for name, scope in self.private.scopes().items()
+        }
 
 
 def mutual_loss(
@@ -86,18 +92,25 @@ def mutual_loss(
     )
 
 
-def graph(tensors: Tensors, parameters: FMLParameters) -> GraphForm:
-    """The private model, which is what a client predicts with."""
-    return private_graph(below(tensors, "private."), parameters)
+class FML(Method[MutualAdapters, FMLParameters]):
+    """Two of pFedMMA's adapters on one backbone."""
 
+    name = "fml"
+    paper = "FML, arXiv 2006.16765"
+    trained = "two of pFedMMA's adapters, a shared and a private one"
+    shared = "the shared one"
+    Parameters = FMLParameters
 
-FML = Method(
-    name="fml",
-    paper="FML, arXiv 2006.16765",
-    trained="two of pFedMMA's adapters, a shared and a private one",
-    shared="the shared one",
-    parameters=FMLParameters,
-    build=build,
-    graph=graph,
-    loss=loss,
-)
+    def build(self, backbone: Backbone, generator: torch.Generator) -> MutualAdapters:
+        """Two adapters of the same shape, drawn one after the other."""
+        return MutualAdapters(
+            shared=build_adapter(backbone, self.parameters, generator, shared=LAYERS),
+            private=build_adapter(backbone, self.parameters, generator, shared=()),
+        )
+
+    def loss(self, backbone: Backbone, adapter: MutualAdapters, batch: Batch) -> Tensor:
+        """L_p + L_m of a batch."""
+        shared = hooked_logits(backbone, adapter.shared.hook, batch)
+        private = hooked_logits(backbone, adapter.private.hook, batch)
+        labels = batch.labels.to(private.device)
+        return mutual_loss(shared, private, labels, self.parameters.alpha, self.parameters.beta)

@@ -1,4 +1,4 @@
-"""pFedMMA: personalized federated fine-tuning with multi-modal adapters.
+"""pFedMMA: personalized federated fine-tuning with multi-modal adapters; two baselines beside it.
 
 arXiv 2507.05394 (ICLR 2026). One common initial state. Each round every selected client trains all
 its adapter parameters for E local epochs; the server averages only the shared projections W,
@@ -6,7 +6,8 @@ weighted by the number of images; every client receives the average. Down and up
 the client: everything is trained, only the projection is shared.
 
 `share` and `towers` are the paper's ablations: what travels beside the projection, and which of the
-two towers is adapted.
+two towers is adapted. The two ends of `share` are baselines of their own: `local` shares nothing,
+`fedavg-mma` everything.
 """
 
 from __future__ import annotations
@@ -14,75 +15,58 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Annotated, Final, Literal
 
 import torch
+from pydantic import Field
 
-from pfedmma_deploy.adapters.graph_form import GraphForm, multimodal_form
-from pfedmma_deploy.adapters.mma import PARTS, MultiModalAdapter, Part
+from pfedmma_deploy.adapters.multimodal import LAYERS, Layer, MultiModalAdapter
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.methods.base import Method, Tensors
-from pfedmma_deploy.methods.ranges import above, at_least, one_of
+from pfedmma_deploy.methods.base import Method, Parameters
 from pfedmma_deploy.types import TOWERS, Tower
 
 TOWER_CHOICES: Final = MappingProxyType[str, tuple[Tower, ...]](
     {"both": TOWERS, "image": ("image",), "text": ("text",)}
 )
-SHARE_CHOICES: Final = MappingProxyType[str, tuple[Part, ...]](
+SHARE_CHOICES: Final = MappingProxyType[str, tuple[Layer, ...]](
     {
         "projection": ("projection",),
         "projection+down": ("projection", "down"),
         "projection+up": ("projection", "up"),
-        "all": PARTS,
+        "all": LAYERS,
         "none": (),
     }
 )
 
 
 @dataclass(frozen=True)
-class AdapterParameters:
+class AdapterParameters(Parameters):
     """Hyper-parameters of the multi-modal adapter and their symbols in the paper."""
 
-    bottleneck_dim: int = 32
+    bottleneck_dim: Annotated[int, Field(ge=1)] = 32
     """r"""
-    scale: float = 1e-3
+    scale: Annotated[float, Field(gt=0)] = 1e-3
     """s"""
-    towers: str = "both"
+    towers: Literal["both", "image", "text"] = "both"
     """Towers that are adapted: both, image or text."""
-
-    def __post_init__(self) -> None:
-        at_least("bottleneck_dim", self.bottleneck_dim, 1)
-        above("scale", self.scale, 0)
-        one_of("towers", self.towers, tuple(TOWER_CHOICES))
 
 
 @dataclass(frozen=True)
 class PFedMMAParameters(AdapterParameters):
     """Those of the adapter, and what of it is shared."""
 
-    share: str = "projection"
-    """Parts that are averaged: projection (the paper's), projection+down, projection+up, all,
+    share: Literal["projection", "projection+down", "projection+up", "all", "none"] = "projection"
+    """Layers that are averaged: projection (the paper's), projection+down, projection+up, all,
     none."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("share", self.share, tuple(SHARE_CHOICES))
-
-
-def build(
-    backbone: Backbone, parameters: PFedMMAParameters, generator: torch.Generator
-) -> MultiModalAdapter:
-    """Adapters in the upper two thirds of the towers."""
-    return build_adapter(backbone, parameters, generator, SHARE_CHOICES[parameters.share])
 
 
 def build_adapter(
     backbone: Backbone,
     parameters: AdapterParameters,
     generator: torch.Generator,
-    shared: Collection[Part],
+    shared: Collection[Layer],
 ) -> MultiModalAdapter:
-    """The multi-modal adapter of a backbone, with the parts of it that are averaged."""
+    """The multi-modal adapter of a backbone, with the layers of it that are averaged."""
     return MultiModalAdapter(
         widths={tower: backbone.width(tower) for tower in TOWERS},
         depths={tower: backbone.depth(tower) for tower in TOWERS},
@@ -94,17 +78,47 @@ def build_adapter(
     )
 
 
-def graph(tensors: Tensors, parameters: AdapterParameters) -> GraphForm:
-    """The adapter as it is."""
-    return multimodal_form(tensors, parameters.bottleneck_dim, parameters.scale)
+class PFedMMA(Method[MultiModalAdapter, PFedMMAParameters]):
+    """Everything is trained, the projection is shared."""
+
+    name = "pfedmma"
+    paper = "pFedMMA, arXiv 2507.05394 (ICLR 2026)"
+    trained = "down, projection and up layers in the upper two thirds of both towers"
+    shared = "the projections"
+    Parameters = PFedMMAParameters
+
+    def build(self, backbone: Backbone, generator: torch.Generator) -> MultiModalAdapter:
+        """Adapters in the upper two thirds of the towers."""
+        share = SHARE_CHOICES[self.parameters.share]
+        return build_adapter(backbone, self.parameters, generator, share)
 
 
-PFEDMMA = Method(
-    name="pfedmma",
-    paper="pFedMMA, arXiv 2507.05394 (ICLR 2026)",
-    trained="down, projection and up layers in the upper two thirds of both towers",
-    shared="the projections",
-    parameters=PFedMMAParameters,
-    build=build,
-    graph=graph,
-)
+class Local(Method[MultiModalAdapter, AdapterParameters]):
+    """What a client reaches without a federation: the baseline that any federation has to beat.
+
+    From the same initial state as pFedMMA and with the same budget.
+    """
+
+    name = "local"
+    paper = "local training of pFedMMA's adapter, arXiv 2507.05394"
+    trained = PFedMMA.trained
+    shared = "nothing"
+    Parameters = AdapterParameters
+
+    def build(self, backbone: Backbone, generator: torch.Generator) -> MultiModalAdapter:
+        """The adapter, all of it local."""
+        return build_adapter(backbone, self.parameters, generator, shared=())
+
+
+class FedAvgMMA(Method[MultiModalAdapter, AdapterParameters]):
+    """FedAvg (McMahan et al., arXiv 1602.05629): w = sum_i n_i / n * w_i over the whole adapter."""
+
+    name = "fedavg-mma"
+    paper = "FedAvg, arXiv 1602.05629, on pFedMMA's adapter"
+    trained = PFedMMA.trained
+    shared = "all of it"
+    Parameters = AdapterParameters
+
+    def build(self, backbone: Backbone, generator: torch.Generator) -> MultiModalAdapter:
+        """The adapter, all of it shared."""
+        return build_adapter(backbone, self.parameters, generator, shared=LAYERS)

@@ -11,19 +11,19 @@ on the frozen backbone, all of it shared. The frame starts at zero, as wide as i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
+from torch import Tensor, nn
 
-from pfedmma_deploy.adapters.frame import SIDES, FramedAdapter, picture
-from pfedmma_deploy.adapters.graph_form import GraphForm, below
-from pfedmma_deploy.adapters.mma import PARTS
-from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.adapters.base import Adapter, BankModule, ExportBanks
+from pfedmma_deploy.adapters.multimodal import LAYERS, MultiModalAdapter
+from pfedmma_deploy.backbone.clip import Backbone, Images, pixels_of
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.base import ClientRun, Method, Tensors
+from pfedmma_deploy.methods.base import ClientRun, Method
 from pfedmma_deploy.methods.pfedmma import AdapterParameters, build_adapter
-from pfedmma_deploy.methods.pfedmma import graph as adapter_graph
-from pfedmma_deploy.methods.ranges import above, at_least
-from pfedmma_deploy.types import Scope
+from pfedmma_deploy.types import Scope, Tower
 
 DEFAULT_FRACTION = 16
 
@@ -32,71 +32,111 @@ DEFAULT_FRACTION = 16
 class PFedPTParameters(AdapterParameters):
     """Those of the shared adapter, and of the frame."""
 
-    frame_width: int = 0
+    frame_width: Annotated[int, Field(ge=0)] = 0
     """Pixels on each side; 0 takes a sixteenth of the image."""
-    frame_lr: float = 1.0
+    frame_lr: Annotated[float, Field(gt=0)] = 1.0
     """Learning rate of the frame: gradients of single pixels are small. The paper's code takes 20
     for a network trained from scratch; in front of a frozen CLIP that overshoots."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("frame_width", self.frame_width, 0)
-        above("frame_lr", self.frame_lr, 0)
+
+SIDES = ("top", "bottom", "left", "right")
 
 
-class PFedPTAdapter(FramedAdapter):
-    """The frame, the adapter, and how fast the frame learns."""
+class FramedAdapter(Adapter):
+    """A local visual prompt, added to the outer pixels of the normalised image, and an adapter.
 
-    frame_lr: float
+    Parameters are named `frame.top` and `frame.bottom` [p, S, 3], `frame.left` and `frame.right`
+    [S - 2 p, p, 3], and `adapter.*` as `MultiModalAdapter` names them. The frame starts at zero.
 
-
-def build(
-    backbone: Backbone, parameters: PFedPTParameters, generator: torch.Generator
-) -> PFedPTAdapter:
-    """A frame for the backbone's images and its adapter.
-
-    Raises:
-        UsageError: the frame leaves nothing of the image.
+    Args:
+        image_size: S, pixels.
+        frame_width: p, pixels, below half of S.
+        adapter: the part behind it.
     """
-    size = backbone.image_size
-    width = parameters.frame_width or max(1, size // DEFAULT_FRACTION)
-    if 2 * width >= size:
-        raise UsageError(
-            f"frame_width must be below half of the image's {size} pixels, not {width}."
+
+    def __init__(self, image_size: int, frame_width: int, adapter: MultiModalAdapter) -> None:
+        super().__init__()
+        inner = image_size - 2 * frame_width
+        row, column = (frame_width, image_size, 3), (inner, frame_width, 3)
+        sides = dict(zip(SIDES, (row, row, column, column), strict=True))
+        self.frame = nn.ParameterDict(
+            {side: nn.Parameter(torch.zeros(shape)) for side, shape in sides.items()}
         )
-    adapter = PFedPTAdapter(size, width, build_adapter(backbone, parameters, generator, PARTS))
-    adapter.frame_lr = parameters.frame_lr
-    return adapter
+        self.adapter = adapter
+
+    def hook(self, tower: Tower, block: int, h: Tensor) -> Tensor | None:
+        """What the adapter adds."""
+        return self.adapter.hook(tower, block, h)
+
+    def prompt(self) -> Tensor:
+        """The frame with zeros inside, in units of the normalised image, [S, S, 3]."""
+        left, right = self.frame["left"], self.frame["right"]
+        inner = left.new_zeros(len(left), len(left), 3)
+        middle = torch.cat([left, inner, right], dim=1)
+        return torch.cat([self.frame["top"], middle, self.frame["bottom"]])
+
+    def encode_image(self, backbone: Backbone, images: Images) -> Tensor:
+        """Features of framed uint8 pixels [B, H, W, 3]: [B, D], L2-normalised."""
+        # The backbone normalises by (pixels - mean) / std, in units of 0..255.
+        std = torch.tensor(backbone.std, device=backbone.device) * 255
+        framed = pixels_of(images).to(backbone.device, std.dtype) + self.prompt() * std
+        return backbone.encode_image(framed, self.hook)
+
+    def export_banks(self, backbone: Backbone) -> list[ExportBanks]:
+        """The adapter, and the frame as a picture [3, S, S]."""
+        pixels = self.prompt().detach().permute(2, 0, 1)
+        frame = ExportBanks("image", "frame", {"pixels": pixels}, FrameBank)
+        return [*self.adapter.export_banks(backbone), frame]
+
+    def export_settings(self) -> dict[str, Any]:
+        """Those of the adapter."""
+        return {**self.adapter.export_settings(), "kind": "framed"}
+
+    def scopes(self) -> dict[str, Scope]:
+        """The frame is local; the adapter has its own scopes."""
+        return {f"frame.{side}": Scope.LOCAL for side in self.frame} | {
+            f"adapter.{name}": scope for name, scope in self.adapter.scopes().items()
+        }
 
 
-def train(run: ClientRun) -> float:
-    """First the frame, then the adapter; what the options leave out is left out."""
-    assert isinstance(run.adapter, PFedPTAdapter)
-    scopes = run.adapter.scopes()
-    loss = 0.0
-    for scope, lr in ((Scope.LOCAL, run.adapter.frame_lr), (Scope.SHARED, None)):
-        if scope in run.options.scopes:
-            names = [name for name, own in scopes.items() if own is scope]
-            loss = run.fit(only=names, lr=lr)
-    return loss
+class FrameBank(BankModule):
+    """Adds a client's picture to the normalised pixels; that of client 0 is zero."""
+
+    def forward(self, x: Tensor, client: Tensor) -> Tensor:
+        """x [B, 3, S, S] -> the same shape."""
+        return x + self.rows("pixels", client)
 
 
-def graph(tensors: Tensors, parameters: PFedPTParameters) -> GraphForm:
-    """The adapter, and the frame as a picture."""
-    form = adapter_graph(below(tensors, "adapter."), parameters)
-    frame = picture({side: tensors[f"frame.{side}"] for side in SIDES})
-    pixels = {"image.frame.pixels": frame.permute(2, 0, 1).contiguous()}
-    return GraphForm({**form.tensors, **pixels}, {**form.settings, "kind": "framed"})
+class PFedPT(Method[FramedAdapter, PFedPTParameters]):
+    """A local frame around the images, and pFedMMA's adapter, all of it shared."""
 
+    name = "pfedpt"
+    paper = "pFedPT, arXiv 2303.08678"
+    trained = "a frame around the images, and pFedMMA's adapter"
+    shared = "the adapter"
+    Parameters = PFedPTParameters
 
-PFEDPT = Method(
-    name="pfedpt",
-    paper="pFedPT, arXiv 2303.08678",
-    trained="a frame around the images, and pFedMMA's adapter",
-    shared="the adapter",
-    parameters=PFedPTParameters,
-    build=build,
-    graph=graph,
-    local=train,
-    personalize=train,
-)
+    def build(self, backbone: Backbone, generator: torch.Generator) -> FramedAdapter:
+        """A frame for the backbone's images and its adapter.
+
+        Raises:
+            UsageError: the frame leaves nothing of the image.
+        """
+        size = backbone.image_size
+        width = self.parameters.frame_width or max(1, size // DEFAULT_FRACTION)
+        if 2 * width >= size:
+            raise UsageError(
+                f"frame_width must be below half of the image's {size} pixels, not {width}."
+            )
+        adapter = build_adapter(backbone, self.parameters, generator, LAYERS)
+        return FramedAdapter(size, width, adapter)
+
+    def train_client(self, run: ClientRun[FramedAdapter]) -> float:
+        """First the frame, then the adapter; what the options leave out is left out."""
+        scopes = run.adapter.scopes()
+        loss = 0.0
+        for scope, lr in ((Scope.LOCAL, self.parameters.frame_lr), (Scope.SHARED, None)):
+            if scope in run.options.scopes:
+                names = [name for name, own in scopes.items() if own is scope]
+                loss = run.fit(only=names, lr=lr)
+        return loss

@@ -18,16 +18,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Annotated, Any, Final, Literal
 
 import torch
+from pydantic import Field
 
-from pfedmma_deploy.adapters.graph_form import GraphForm, low_rank_form
 from pfedmma_deploy.adapters.lora import LoRA
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.base import ClientRun, Method, Tensors
-from pfedmma_deploy.methods.ranges import above, at_least, one_of
+from pfedmma_deploy.methods.base import Method, Parameters
 from pfedmma_deploy.types import TOWERS, Scope
 
 SHARE_CHOICES: Final = MappingProxyType(
@@ -42,67 +40,45 @@ SHARE_CHOICES: Final = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class PLoRAParameters:
+class PLoRAParameters(Parameters):
     """Hyper-parameters and their symbols in the paper."""
 
-    share: str = "B"
+    share: Literal["B", "A", "AB", "B-frozen-A"] = "B"
     """What is averaged: B, A, AB, or B with A frozen (B-frozen-A)."""
-    rank: int = 8
+    rank: Annotated[int, Field(ge=1)] = 8
     """r"""
-    alpha: float = 16.0
+    alpha: Annotated[float, Field(gt=0)] = 16.0
     """alpha; the product B A is scaled by alpha / r."""
-    dropout: float = 0.05
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Fraction of A's input features left out of a step."""
 
-    def __post_init__(self) -> None:
-        one_of("share", self.share, tuple(SHARE_CHOICES))
-        at_least("rank", self.rank, 1)
-        above("alpha", self.alpha, 0)
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout must be from 0 to below 1, not {self.dropout}.")
 
+class PLoRA(Method[LoRA, PLoRAParameters]):
+    """Low-rank matrices in every block of both towers; one factor travels."""
 
-def build(backbone: Backbone, parameters: PLoRAParameters, generator: torch.Generator) -> LoRA:
-    """Low-rank matrices in every block of both towers."""
-    scope_a, scope_b = SHARE_CHOICES[parameters.share]
-    return LoRA(
-        widths={tower: backbone.width(tower) for tower in TOWERS},
-        depths={tower: backbone.depth(tower) for tower in TOWERS},
-        rank=parameters.rank,
-        alpha=parameters.alpha,
-        dropout=parameters.dropout,
-        generator=generator,
-        scope_a=scope_a,
-        scope_b=scope_b,
-    )
+    name = "plora"
+    paper = "FedVLM (pLoRA), arXiv 2507.17088"
+    trained = "low-rank matrices A and B on queries and values of both towers"
+    shared = "B"
+    Parameters = PLoRAParameters
+    defaults = MappingProxyType({"optimizer": "adamw", "lr": 3e-4})
+    merges = True
+    is_batchable = False  # dropout draws
 
+    def build(self, backbone: Backbone, generator: torch.Generator) -> LoRA:
+        """All A drawn from the generator, all B zero."""
+        scope_a, scope_b = SHARE_CHOICES[self.parameters.share]
+        return LoRA(
+            widths={tower: backbone.width(tower) for tower in TOWERS},
+            depths={tower: backbone.depth(tower) for tower in TOWERS},
+            rank=self.parameters.rank,
+            alpha=self.parameters.alpha,
+            dropout=self.parameters.dropout,
+            generator=generator,
+            scope_a=scope_a,
+            scope_b=scope_b,
+        )
 
-def train(run: ClientRun) -> float:
-    """Local epochs, and how far they took the client's A."""
-    loss = run.fit()
-    assert isinstance(run.adapter, LoRA)
-    run.record["A_drift"] = run.adapter.drift()
-    return loss
-
-
-def graph(tensors: Tensors, parameters: PLoRAParameters) -> GraphForm:
-    """The products beside the queries and the values."""
-    names = [name.removesuffix(".A") for name in tensors if name.endswith(".A")]
-    if not names:
-        raise KeyError("image.0.q.A")
-    products = {name: [(tensors[f"{name}.A"], tensors[f"{name}.B"])] for name in names}
-    return low_rank_form(products, parameters.alpha / parameters.rank)
-
-
-PLORA = Method(
-    name="plora",
-    paper="FedVLM (pLoRA), arXiv 2507.17088",
-    trained="low-rank matrices A and B on queries and values of both towers",
-    shared="B",
-    folds=True,
-    parameters=PLoRAParameters,
-    build=build,
-    graph=graph,
-    local=train,
-    defaults=MappingProxyType({"optimizer": "adamw", "lr": 3e-4}),
-)
+    def remarks(self, adapter: LoRA) -> dict[str, Any]:
+        """How far the round took the client's A."""
+        return {"A_drift": adapter.drift()}

@@ -11,64 +11,64 @@ ctx_t being the context that the server sent at the start of the round: `mu` abo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.adapters.graph_form import GraphForm, context_form
-from pfedmma_deploy.adapters.prompts import LearnedContext
+from pfedmma_deploy.adapters.prompts import PromptAdapter, new_vectors, require_room
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.methods.base import Batch, Method, Tensors, clip_loss
-from pfedmma_deploy.methods.ranges import at_least
+from pfedmma_deploy.methods.base import Batch, Method, Parameters
+from pfedmma_deploy.types import Scope
 
 
 @dataclass(frozen=True)
-class PromptFLParameters:
+class PromptFLParameters(Parameters):
     """Hyper-parameters and their symbols in the papers."""
 
-    context_vectors: int = 16
+    context_vectors: Annotated[int, Field(ge=1)] = 16
     """M of CoOp: learned vectors before a class name."""
-    mu: float = 0.0
+    mu: Annotated[float, Field(ge=0)] = 0.0
     """mu of FedProx: weight of the distance to the received context; 0 is plain PromptFL."""
 
-    def __post_init__(self) -> None:
-        at_least("context_vectors", self.context_vectors, 1)
-        at_least("mu", self.mu, 0)
+
+class SharedContext(PromptAdapter):
+    """One context `ctx` [M, d] for all classes, N(0, 0.02^2), shared by all clients."""
+
+    def __init__(self, backbone: Backbone, vectors: int, generator: torch.Generator) -> None:
+        super().__init__()
+        require_room(backbone, vectors)
+        self.ctx = new_vectors(vectors, backbone.width("text"), generator=generator)
+
+    @property
+    def context(self) -> Tensor:
+        """ctx."""
+        return self.ctx
+
+    def scopes(self) -> dict[str, Scope]:
+        """The context is shared."""
+        return {"ctx": Scope.SHARED}
 
 
-def build(
-    backbone: Backbone, parameters: PromptFLParameters, generator: torch.Generator
-) -> Adapter:
-    """One context, N(0, 0.02^2)."""
-    return LearnedContext(
-        backbone, parameters.context_vectors, generator, proximal_weight=parameters.mu
-    )
+class PromptFL(Method[SharedContext, PromptFLParameters]):
+    """CoOp's prompt, averaged."""
 
+    name = "promptfl"
+    paper = "PromptFL, arXiv 2208.11625"
+    trained = "one context before the class names"
+    shared = "the context"
+    Parameters = PromptFLParameters
 
-def loss(backbone: Backbone, adapter: Adapter, batch: Batch) -> Tensor:
-    """Cross-entropy, and FedProx's term where it has a weight; a scalar."""
-    assert isinstance(adapter, LearnedContext)
-    value = clip_loss(backbone, adapter, batch)
-    if adapter.proximal_weight > 0:
-        received = batch.received["ctx"].to(adapter.ctx.device)
-        distance = (adapter.ctx - received).square().sum()
-        value = value + adapter.proximal_weight / 2 * distance
-    return value
+    def build(self, backbone: Backbone, generator: torch.Generator) -> SharedContext:
+        """One context."""
+        return SharedContext(backbone, self.parameters.context_vectors, generator)
 
-
-def graph(tensors: Tensors, parameters: PromptFLParameters) -> GraphForm:
-    """The context."""
-    return context_form(tensors["ctx"])
-
-
-PROMPTFL = Method(
-    name="promptfl",
-    paper="PromptFL, arXiv 2208.11625",
-    trained="one context before the class names",
-    shared="the context",
-    parameters=PromptFLParameters,
-    build=build,
-    graph=graph,
-    loss=loss,
-)
+    def loss(self, backbone: Backbone, adapter: SharedContext, batch: Batch) -> Tensor:
+        """Cross-entropy, and FedProx's term where it has a weight; a scalar."""
+        value = super().loss(backbone, adapter, batch)
+        if self.parameters.mu > 0:
+            received = batch.received["ctx"].to(adapter.ctx.device)
+            distance = (adapter.ctx - received).square().sum()
+            value = value + self.parameters.mu / 2 * distance
+        return value

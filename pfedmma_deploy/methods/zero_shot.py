@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.adapters.frozen import Frozen
+from pfedmma_deploy.adapters.base import Frozen
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.methods.base import Method
+from pfedmma_deploy.methods.base import Method, Parameters
 
 
-@dataclass(frozen=True)
-class ZeroShotParameters:
-    """None."""
-
-
-def build(
-    backbone: Backbone, parameters: ZeroShotParameters, generator: torch.Generator
-) -> Adapter:
+class ZeroShot(Method[Frozen, Parameters]):
     """The backbone as it is."""
-    return Frozen()
 
+    name = "zero-shot"
+    paper = "CLIP, arXiv 2103.00020"
+    trained = "nothing"
+    shared = "nothing"
+    merges = True
+    is_trained = False
+    export_blocker = "every bundle has zero-shot CLIP as its client 0 already"
 
-ZERO_SHOT = Method(
-    name="zero-shot",
-    paper="CLIP, arXiv 2103.00020",
-    trained="nothing",
-    shared="nothing",
-    folds=True,
-    obstacle="every bundle has zero-shot CLIP as its client 0 already",
-    parameters=ZeroShotParameters,
-    build=build,
-)
+    def build(self, backbone: Backbone, generator: torch.Generator) -> Frozen:
+        """No parameters."""
+        return Frozen()

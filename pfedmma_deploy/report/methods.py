@@ -13,7 +13,7 @@ import torch
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.config import Scalar
-from pfedmma_deploy.federated.traffic import traffic
+from pfedmma_deploy.federated.engine import traffic
 from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.types import ClientData, Scope
 

@@ -13,12 +13,12 @@ import torch
 from pfedmma_deploy.config import TrainConfig, config_from_mapping
 from pfedmma_deploy.errors import StoreError, TrainingError, UsageError
 from pfedmma_deploy.evaluation.accuracy import Accuracy
-from pfedmma_deploy.evaluation.run import evaluate_run, validate_run
+from pfedmma_deploy.federated.evaluate import evaluate_run, validate_run
 from pfedmma_deploy.federated.personalize import fine_tune
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.store.files import json_bytes, write_bytes
 from pfedmma_deploy.store.run import Run
-from pfedmma_deploy.store.workspace import open_run_workspace
+from pfedmma_deploy.federated.session import open_run_session
 
 RESULT = "result.json"
 
@@ -122,7 +122,7 @@ def run_trial(trial: Trial, threads: int | None = None) -> Result:
 
 
 def _score(run: Run, trial: Trial) -> Result:
-    workspace = open_run_workspace(run)
+    workspace = open_run_session(run)
     rounds = run.rounds
     if len(rounds) != run.config.rounds:
         raise StoreError(f"{run.folder} has {len(rounds)} of {run.config.rounds} rounds recorded.")

@@ -1,4 +1,4 @@
-"""The checkpoint of a run: everything to continue it to the bit, safe against a kill at any moment.
+"""The checkpoint of a run: everything for a bit-identical continuation, safe against any kill.
 
     checkpoint/state.json                    the last finished round and which files belong to it
     checkpoint/shared.r7.safetensors         shared tensors after that round
@@ -37,6 +37,8 @@ class ClientState:
     """The adapter's local and frozen tensors."""
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     """The optimizer's state as `parameter/slot`; empty before the first step."""
+    state: dict[str, Any] | None = None
+    """The method's `State` as plain values, where it has one."""
 
 
 class Checkpoint:
@@ -45,7 +47,7 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._state: dict[str, Any] = {"round": -1, "shared": None, "clients": {}, "record": None}
-        self._staged: dict[str, dict[str, str]] = {}
+        self._staged: dict[str, dict[str, Any]] = {}
         if (folder / "state.json").exists():
             path = folder / "state.json"
             self._state = parse_json(read_bytes(path), path)
@@ -75,13 +77,16 @@ class Checkpoint:
         tensors = self._read(entry)
         names = [name for name in tensors if name.startswith(_OPTIMIZER)]
         optimizer = {name.removeprefix(_OPTIMIZER): tensors.pop(name) for name in names}
-        return ClientState(own=tensors, optimizer=optimizer)
+        return ClientState(own=tensors, optimizer=optimizer, state=entry.get("state"))
 
     def stage_client(self, client: str, round: int, state: ClientState) -> None:
         """Write a client's new state; it counts once the round is committed."""
         optimizer = {_OPTIMIZER + name: value for name, value in state.optimizer.items()}
         tensors = {**state.own, **optimizer}
-        self._staged[client] = self._write(f"clients/{client}.r{round}.safetensors", tensors)
+        entry: dict[str, Any] = self._write(f"clients/{client}.r{round}.safetensors", tensors)
+        if state.state is not None:
+            entry["state"] = state.state
+        self._staged[client] = entry
 
     def commit(self, round: int, shared: dict[str, Tensor], record: dict[str, Any]) -> None:
         """Finish a round: from here on a restart continues after it."""
@@ -94,11 +99,11 @@ class Checkpoint:
         self._staged = {}
         self._remove_leftovers()
 
-    def _read(self, entry: dict[str, str]) -> dict[str, Tensor]:
+    def _read(self, entry: dict[str, Any]) -> dict[str, Tensor]:
         path = self.folder / entry["file"]
         return parse_tensors(read_bytes(path, entry["sha256"]), path)
 
-    def _write(self, file: str, tensors: dict[str, Tensor]) -> dict[str, str]:
+    def _write(self, file: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
         return {"file": file, "sha256": write_bytes(self.folder / file, tensor_bytes(tensors))}
 
     def _remove_leftovers(self) -> None:

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,6 @@ from torch import Tensor
 from pfedmma_deploy.config import TrainConfig, config_from_mapping, nearest
 from pfedmma_deploy.errors import StoreError, UsageError
 from pfedmma_deploy.store.checkpoint import Checkpoint
-from pfedmma_deploy.store.clients import StoredClient, client_files, link_file
 from pfedmma_deploy.store.files import (
     json_bytes,
     parse_json,
@@ -43,6 +44,17 @@ SPLITS_FILE = "splits.json"
 ROUNDS_FILE = "rounds.jsonl"
 CHUNK = 256
 """Clients whose files are announced together when many are written."""
+
+
+@dataclass(frozen=True)
+class StoredClient:
+    """One client as a run holds it."""
+
+    id: str
+    tensors: dict[str, Tensor]
+    """Its own part, by parameter name; with a copy of the shared part where it has its own."""
+    config: dict[str, Any]
+    """Method, backbone fingerprint, hyper-parameters, the classes it has seen, provenance."""
 
 
 class Run:
@@ -166,14 +178,14 @@ class Run:
         if keep_federated and federated not in self.manifest["files"]:
             # First, so that no kill can come between losing the old state and keeping it.
             new[federated] = self._read(adapter)
-        self._write({**new, **client_files(client)})
+        self._write({**new, **_client_files(client)})
         self._know(client.id)
 
     def save_clients(self, clients: Iterable[StoredClient]) -> None:
         """Write the folders of many clients, a few at a time; `save` makes them count."""
         waiting = iter(clients)
         while chunk := list(islice(waiting, CHUNK)):
-            self._write(dict(chain.from_iterable(client_files(one).items() for one in chunk)))
+            self._write(dict(chain.from_iterable(_client_files(one).items() for one in chunk)))
             for client in chunk:
                 self._know(client.id)
 
@@ -202,7 +214,7 @@ class Run:
         for name, data in new.items():
             path = self.folder / name
             # Clients that never trained have the same adapter: one copy on disk serves them all.
-            if not link_file(written.get(hashes[name]), path):
+            if not _link_file(written.get(hashes[name]), path):
                 write_bytes(path, data)
             written[hashes[name]] = path
         self.manifest["files"].update(hashes)
@@ -247,6 +259,33 @@ class Run:
     def _read(self, file: str) -> bytes:
         """A file of the run, verified."""
         return read_bytes(self.folder / file, self.manifest["files"].get(file))
+
+
+def _client_files(client: StoredClient) -> dict[str, bytes]:
+    """Contents by path below the run's folder."""
+    base = f"clients/{client.id}"
+    return {
+        f"{base}/adapter.safetensors": tensor_bytes(client.tensors),
+        f"{base}/adapter_config.json": json_bytes(client.config),
+    }
+
+
+def _link_file(source: Path | None, target: Path) -> bool:
+    """Give a file that is written already another name; False where that cannot be done.
+
+    Files of a run are replaced, never changed, so one name's content cannot change another's.
+    """
+    if source is None:
+        return False
+    partial = target.with_name(f"{target.name}.link.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
+        os.link(source, partial)
+        partial.replace(target)
+    except OSError:
+        return False
+    return True
 
 
 def _is_free(folder: Path) -> bool:

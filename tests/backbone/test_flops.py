@@ -43,7 +43,7 @@ def test_published_costs(patch: int, width: int, depth: int, embed: int, billion
 
 def test_a_tower_is_the_sum_of_its_blocks() -> None:
     """Three blocks of 5 tokens (2 x 2 patches of 8 x 8 px), width 32, MLP 128, adapted from 1."""
-    plain = replace(tiny_backbone(), shortcuts=False)
+    plain = replace(tiny_backbone(), token_shortcuts=False)
     assert image_tokens(plain) == 5
     block, back = block_flop(5, 32, 128), backward_flop(5, 32, 128)
     ends = 2 * 32 * 16
@@ -63,7 +63,7 @@ def test_shortcuts_and_prefixes_save_what_they_should() -> None:
 def test_an_image_as_exported_and_as_written() -> None:
     backbone = tiny_backbone()
     saved = block_flop(5, 32, 128) - block_flop(5, 32, 128, asking=1)
-    assert image_flop(backbone, shortcuts=False) - image_flop(backbone) == saved
+    assert image_flop(backbone, token_shortcuts=False) - image_flop(backbone) == saved
 
 
 def test_a_kept_tower_costs_nothing() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pfedmma_deploy.backbone import loading, tiny
+from pfedmma_deploy.backbone import loading
 from pfedmma_deploy.backbone.loading import load_backbone
 from pfedmma_deploy.data.preprocess import resize_crop
 from pfedmma_deploy.errors import BackboneError
@@ -128,11 +128,11 @@ def test_a_tag_decides_the_activation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_embedded_backbone_is_a_stock_open_clip_model() -> None:
-    tiny.register()
-    tiny.register()
-    model = open_clip.create_model(tiny.MODEL_NAME, pretrained=str(tiny.WEIGHTS_FILE))
-    backbone = load_backbone(tiny.MODEL_NAME)
+    loading.register()
+    loading.register()
+    model = open_clip.create_model(loading.MODEL_NAME, pretrained=str(loading.WEIGHTS_FILE))
+    backbone = load_backbone(loading.MODEL_NAME)
     assert loading.fingerprint(model) == backbone.fingerprint
     assert backbone.depth("image") >= 8
     assert backbone.depth("text") >= 6
-    assert tiny.WEIGHTS_FILE.stat().st_size <= 32_000_000
+    assert loading.WEIGHTS_FILE.stat().st_size <= 32_000_000

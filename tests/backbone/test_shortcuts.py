@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfedmma_deploy.adapters.mma import MultiModalAdapter
+from pfedmma_deploy.adapters.multimodal import MultiModalAdapter
 from pfedmma_deploy.types import Tower
 from tests.tinyclip import tiny_backbone
 
@@ -33,7 +33,7 @@ def pixels() -> Tensor:
 
 def test_shortcuts_are_exact() -> None:
     backbone, adapter = tiny_backbone(), make_adapter()
-    plain = replace(backbone, shortcuts=False)
+    plain = replace(backbone, token_shortcuts=False)
     tokens = backbone.tokenize(PROMPTS)
     for hook in (None, adapter.hook):
         torch.testing.assert_close(
@@ -46,7 +46,7 @@ def test_shortcuts_are_exact() -> None:
 
 def test_the_plain_reading_sees_all_tokens() -> None:
     """Otherwise a benchmark against it would compare nothing."""
-    plain, seen = replace(tiny_backbone(), shortcuts=False), []
+    plain, seen = replace(tiny_backbone(), token_shortcuts=False), []
 
     def watch(tower: Tower, block: int, h: Tensor) -> None:
         seen.append(tuple(h.shape[:2]))
@@ -78,8 +78,8 @@ def test_a_prefix_is_exact(start: int) -> None:
         return adapter.hook(tower, block, h) if block >= start else None
 
     tokens = backbone.tokenize(PROMPTS)
-    images = backbone.image_prefix(pixels(), start)
-    texts = backbone.text_prefix(tokens, start)
+    images = backbone.image_activations(pixels(), start)
+    texts = backbone.text_activations(tokens, start)
     assert torch.equal(backbone.encode_image(images, hook), backbone.encode_image(pixels(), hook))
     assert torch.equal(
         backbone.encode_text(tokens, hook, texts), backbone.encode_text(tokens, hook)
@@ -89,14 +89,14 @@ def test_a_prefix_is_exact(start: int) -> None:
 def test_a_prefix_of_the_whole_tower_is_the_features() -> None:
     backbone = tiny_backbone()
     tokens = backbone.tokenize(PROMPTS)
-    images, texts = backbone.image_prefix(pixels(), 3), backbone.text_prefix(tokens, 3)
+    images, texts = backbone.image_activations(pixels(), 3), backbone.text_activations(tokens, 3)
     assert torch.equal(backbone.encode_image(images), backbone.encode_image(pixels()))
     assert torch.equal(backbone.encode_text(tokens, None, texts), backbone.encode_text(tokens))
 
 
 def test_gradients_are_those_of_the_plain_reading() -> None:
     found = []
-    for backbone in (tiny_backbone(), replace(tiny_backbone(), shortcuts=False)):
+    for backbone in (tiny_backbone(), replace(tiny_backbone(), token_shortcuts=False)):
         adapter = make_adapter()
         images = backbone.encode_image(pixels(), adapter.hook)
         texts = backbone.encode_text(backbone.tokenize(PROMPTS), adapter.hook)

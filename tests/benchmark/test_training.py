@@ -41,7 +41,7 @@ def test_both_ways_come_to_the_same_weights() -> None:
 def test_a_round_counted_by_hand() -> None:
     """Two clients, three images and two steps each, two prompts a step, 2 + 2 test images."""
     backbone = tiny_backbone()
-    plain = replace(backbone, shortcuts=False)
+    plain = replace(backbone, token_shortcuts=False)
     tokens = image_tokens(backbone)
     image = tower_flop(plain, "image", tokens, adapted=1)
     text = tower_flop(plain, "text", 77, adapted=1)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.backbone.activation_cache import ImageInputs
 from pfedmma_deploy.backbone.blocks import BlockHook
-from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.evaluation.accuracy import (
     Accuracy,

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from pfedmma_deploy.adapters.components import Component, ComponentAdapter
 from pfedmma_deploy.export import ExportClient, ExportReport, export_bundle
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.methods.registry import METHODS, get_method
+from pfedmma_deploy.methods.tap import Component, ComponentAdapter
 from tests.methods import inputs
 from tests.tinyclip import tiny_backbone
 

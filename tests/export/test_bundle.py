@@ -17,7 +17,7 @@ import torch
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import ExportReport, publish
-from pfedmma_deploy.export.clients import Equation, ExportClient
+from pfedmma_deploy.export.banks import Equation, ExportClient
 from pfedmma_deploy.runtime.bundle import Bundle
 from pfedmma_deploy.runtime.manifest import Manifest
 from tests.export.sample import (
@@ -114,7 +114,7 @@ def test_text_features_are_each_clients_own(bundle: Path) -> None:
     tokens = backbone.tokenize(
         ["a photo of a cat.", "a photo of a dog.", "a photo of a fire truck.", "a photo of a owl."]
     )
-    from pfedmma_deploy.export.clients import adapter_hook
+    from pfedmma_deploy.export.banks import adapter_hook
 
     hooks = [None, *(adapter_hook(client.tensors, 0.5) for client in CLIENTS)]
     for row, hook in zip(embeds, hooks, strict=True):

@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pfedmma_deploy.adapters.mma import MultiModalAdapter
+from pfedmma_deploy.adapters.multimodal import MultiModalAdapter
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import ExportError
-from pfedmma_deploy.export.block_graph import is_quick_gelu
-from pfedmma_deploy.export.clients import adapter_hook, stack_banks
-from pfedmma_deploy.export.graph import ClassifierGraph, ImageGraph, TextGraph
+from pfedmma_deploy.export.banks import adapter_hook, stack_banks
+from pfedmma_deploy.export.graph import ClassifierGraph, ImageGraph, TextGraph, is_quick_gelu
 from pfedmma_deploy.types import TOWERS
 from tests.export.sample import (
     BOTTLENECK_DIM,

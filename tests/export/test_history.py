@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 
 from pfedmma_deploy.evaluation.accuracy import Accuracy
-from pfedmma_deploy.evaluation.run import RunEvaluation
 from pfedmma_deploy.export import history as module
 from pfedmma_deploy.export.history import measure, run_history, without_client
+from pfedmma_deploy.federated.evaluate import RunEvaluation
 from pfedmma_deploy.progress import Silent
 from pfedmma_deploy.runtime.history import Figures
 from pfedmma_deploy.store.run import Run

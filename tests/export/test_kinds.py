@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 
 from pfedmma_deploy.adapters.graph_form import GraphForm, context_form, low_rank_form
-from pfedmma_deploy.backbone.texts import class_texts
+from pfedmma_deploy.backbone.clip import class_texts
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export.banks import client_banks
+from pfedmma_deploy.export.bundle_clients import add_client, remove_client
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.export.graph import ImageGraph, TextGraph
-from pfedmma_deploy.export.members import add_client, remove_client
 from pfedmma_deploy.export.models import build_graphs, stack
 from pfedmma_deploy.export.quality import Evaluation
 from pfedmma_deploy.methods.registry import METHODS, get_method

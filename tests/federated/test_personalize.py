@@ -11,13 +11,13 @@ import torch
 
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.errors import DataError, UsageError
-from pfedmma_deploy.evaluation.run import evaluate_run
 from pfedmma_deploy.export.run import export_run
+from pfedmma_deploy.federated.evaluate import evaluate_run
 from pfedmma_deploy.federated.personalize import fine_tune, personalize, with_client_data
+from pfedmma_deploy.federated.session import open_run_session
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.runtime import Classifier
 from pfedmma_deploy.store.run import Run
-from pfedmma_deploy.store.workspace import open_run_workspace
 from tests.federated.conftest import COLOURS, write_images
 from tests.federated.test_resume import Stop, stop_at
 
@@ -118,7 +118,7 @@ def test_a_brand_new_client(run: Run, newcomer: Path) -> None:
 
 
 def test_a_new_client_joins_the_class_lists(run: Run, newcomer: Path) -> None:
-    joined = with_client_data(open_run_workspace(run), "newcomer", newcomer).federation
+    joined = with_client_data(open_run_session(run), "newcomer", newcomer).federation
     names = joined.dataset.class_names
     assert names == ("cat", "dog", "ship", "tree", "lighthouse")
     assert joined.names(joined.base) == ["cat", "dog", "tree", "lighthouse"]
@@ -142,7 +142,7 @@ def test_export_and_predict_equal_training(run: Run, newcomer: Path, tmp_path: P
     assert report.parity.max_abs_error < 1e-5
     classifier = Classifier.load(tmp_path / "bundle", device="cpu")
     assert classifier.class_names == ("cat", "dog", "ship", "tree", "lighthouse")
-    workspace = open_run_workspace(run)
+    workspace = open_run_session(run)
     federation = workspace.federation
     base = federation.names(federation.base)
     images = [federation.dataset.open_image(e) for e in federation.base_test]

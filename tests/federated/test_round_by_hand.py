@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfedmma_deploy.adapters.mma import MultiModalAdapter
-from pfedmma_deploy.backbone.images import ImageInputs
-from pfedmma_deploy.backbone.texts import class_texts
+from pfedmma_deploy.adapters.multimodal import MultiModalAdapter
+from pfedmma_deploy.backbone.activation_cache import ImageInputs
+from pfedmma_deploy.backbone.clip import class_texts
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.federated.engine import ClientReport, InProcessEngine
 from pfedmma_deploy.methods.base import Update, weighted_mean
 from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
-from pfedmma_deploy.methods.pfedmma import PFEDMMA
+from pfedmma_deploy.methods.pfedmma import PFedMMA
 from pfedmma_deploy.store.checkpoint import Checkpoint
 from pfedmma_deploy.types import ClientData, Example, Scope
 from tests import reference
@@ -55,7 +55,7 @@ def new_engine(folder: Path) -> tuple[InProcessEngine, MultiModalAdapter]:
     texts = class_texts(backbone, dataset.class_names, "a photo of a {}.")
     engine = InProcessEngine(
         backbone=backbone,
-        method=PFEDMMA,
+        method=PFedMMA,
         adapter=adapter,
         clients=clients,
         images=ImageInputs(PixelLoader(dataset, 16)),
@@ -99,7 +99,7 @@ def test_one_round_by_hand(tmp_path: Path) -> None:
     dataset, clients = federation()
     initial = {**adapter.tensors(Scope.LOCAL), **adapter.tensors(Scope.SHARED)}
     reports = list(engine.run_round(0, ["a", "b"], adapter.tensors(Scope.SHARED)))
-    shared = PFEDMMA.aggregate([report.update for report in reports], {})
+    shared = PFedMMA.aggregate([report.update for report in reports], {})
 
     expected = []
     for i, client in enumerate(clients):

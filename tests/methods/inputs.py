@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.backbone.texts import ClassTexts, class_texts
+from pfedmma_deploy.backbone.clip import ClassTexts, class_texts
 from pfedmma_deploy.methods.base import Batch, Method
+from pfedmma_deploy.methods.pfedmma import PFedMMA
 from tests.tinyclip import tiny_backbone
 
 NAMES = ("cat", "large dog", "ship")
@@ -31,9 +31,14 @@ def batch(received: dict[str, Tensor] | None = None) -> Batch:
     return Batch(pixels(), labels, texts(), LOGIT_SCALE, received=received or {})
 
 
-def build(method: Method, seed: int = 0, **parameters: Any) -> Adapter:
+def build(method: type[Method[Any, Any]], seed: int = 0, **parameters: Any) -> Any:
+    """An adapter of a method with these hyper-parameters."""
     generator = torch.Generator().manual_seed(seed)
-    return method.build(tiny_backbone(), method.configure(parameters), generator)
+    return method.configure(parameters).build(tiny_backbone(), generator)
+
+
+clip_loss = PFedMMA().loss
+"""Cross-entropy over the class names: what most methods minimise."""
 
 
 def words(text: str) -> Tensor:

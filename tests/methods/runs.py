@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.backbone.images import ImageInputs
+from pfedmma_deploy.backbone.activation_cache import ImageInputs
 from pfedmma_deploy.data.pixels import PixelLoader
-from pfedmma_deploy.methods.base import ClientRun, Loss, Tensors
+from pfedmma_deploy.methods.base import ClientRun, Method, Tensors
 from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
 from pfedmma_deploy.types import ClientData, Scope
 from tests.images import MemoryDataset
@@ -35,21 +36,22 @@ def client_data(*, captions: bool = False) -> tuple[MemoryDataset, ClientData]:
 
 def client_run(
     adapter: Adapter,
-    loss: Loss,
+    method: Method[Any, Any],
     *,
     captions: bool = False,
     scopes: frozenset[Scope] = EVERYTHING,
     received: Tensors | None = None,
     round: int | None = 0,
     lr: float = 0.05,
-) -> ClientRun:
+    state: Any = None,
+) -> ClientRun[Any]:
     """The adapter on that client, plain SGD, one epoch of two batches."""
     dataset, client = client_data(captions=captions)
     torch.set_num_threads(1)
     return ClientRun(
         backbone=tiny_backbone(),
         adapter=adapter,
-        loss=loss,
+        loss=method.loss,
         client=client,
         images=ImageInputs(PixelLoader(dataset, 16)),
         prompts=Prompts(inputs.texts(), {label: label for label in range(3)}),
@@ -66,5 +68,6 @@ def client_run(
         received=received or {},
         optimizer={},
         rng=np.random.default_rng([0, 0, 1]),
+        state=method.initial_state() if state is None else state,
         round=round,
     )

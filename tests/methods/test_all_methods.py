@@ -15,13 +15,12 @@ from torch import Tensor
 from pfedmma_deploy.adapters.base import KEPT, Adapter
 from pfedmma_deploy.config import Options, Scalar, TrainConfig
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.evaluation.run import evaluate_run
+from pfedmma_deploy.federated import session
+from pfedmma_deploy.federated.evaluate import evaluate_run
 from pfedmma_deploy.federated.personalize import fine_tune
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.methods.base import Method, Update
-from pfedmma_deploy.methods.registry import METHODS, get_method
-from pfedmma_deploy.methods.resolve import resolve_run
-from pfedmma_deploy.store import workspace
+from pfedmma_deploy.methods.registry import METHODS, get_method, make_method, resolve_run
 from pfedmma_deploy.store.checkpoint import Checkpoint
 from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.types import ClientData, Example, Scope
@@ -37,13 +36,12 @@ CLIENTS = ("a", "b")
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading the same backbone again and again would take longer than everything else."""
     torch.set_num_threads(1)
-    monkeypatch.setattr(workspace, "load_backbone", lambda *_, **__: tiny_backbone())
+    monkeypatch.setattr(session, "load_backbone", lambda *_, **__: tiny_backbone())
 
 
-def build(name: str, seed: int = 0) -> tuple[Method, Adapter]:
-    method = get_method(name)
-    generator = torch.Generator().manual_seed(seed)
-    return method, method.build(tiny_backbone(), method.configure({}), generator)
+def build(name: str, seed: int = 0) -> tuple[Method[Any, Any], Adapter]:
+    method = make_method(name)
+    return method, method.build(tiny_backbone(), torch.Generator().manual_seed(seed))
 
 
 def client(name: str) -> ClientData:
@@ -106,7 +104,7 @@ def test_aggregate_then_distribute(name: str) -> None:
         for value in adapter.parameters():
             value.data.normal_(0, 0.1, generator=generator)
         updates.append(Update(one, method.upload(adapter, client(one)), num_examples=4))
-    state = method.aggregate(updates, server)
+    state = method.aggregator().combine(updates, server)
     assert state.keys() >= server.keys(), "a round may not lose what the server held"
     for one in CLIENTS:
         sent = method.distribute(state, one)
@@ -159,8 +157,7 @@ def test_what_people_read_is_there(name: str) -> None:
     assert method.paper
     assert method.trained
     assert method.shared
-    assert method.exportable or method.obstacle
-    assert not method.obstacle.endswith(".")
+    assert not method.export_blocker.endswith(".")
 
 
 class Stop(BaseException):
@@ -258,10 +255,8 @@ def test_variants_run_and_keep_what_is_frozen(
     config = replace(options(name, sites, **parameters), rounds=1)
     run = train(config, tmp_path / "run").run
     assert evaluate_run(run).personalized_mean.base is not None
-    method = get_method(name)
-    adapter = method.build(
-        tiny_backbone(), method.configure(parameters), torch.Generator().manual_seed(config.seed)
-    )
+    method = make_method(name, parameters)
+    adapter = method.build(tiny_backbone(), torch.Generator().manual_seed(config.seed))
     shared = run.load_shared()
     assert shared.keys() == adapter.tensors(Scope.SHARED).keys()
     own = run.load_client("clinic").tensors

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from pfedmma_deploy.adapters.features import FeatureBottleneck
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.base import clip_loss
-from pfedmma_deploy.methods.clip_adapter import CLIP_ADAPTER, CLIPAdapterParameters
+from pfedmma_deploy.methods.clip_adapter import (
+    CLIPAdapter,
+    CLIPAdapterParameters,
+    FeatureBottleneck,
+)
 from pfedmma_deploy.types import Scope
 from tests.methods import inputs
 from tests.tinyclip import tiny_backbone
@@ -31,7 +33,7 @@ def test_bottleneck_by_hand() -> None:
 
 def test_without_its_part_it_is_clip() -> None:
     backbone = tiny_backbone()
-    adapter = inputs.build(CLIP_ADAPTER, ratio=0.0)
+    adapter = inputs.build(CLIPAdapter, ratio=0.0)
     torch.testing.assert_close(
         adapter.encode_image(backbone, inputs.pixels()), backbone.encode_image(inputs.pixels())
     )
@@ -39,9 +41,9 @@ def test_without_its_part_it_is_clip() -> None:
 
 @pytest.mark.parametrize(("share", "scope"), [("all", Scope.SHARED), ("none", Scope.LOCAL)])
 def test_averaged_or_local(share: str, scope: Scope) -> None:
-    adapter = inputs.build(CLIP_ADAPTER, share=share)
+    adapter = inputs.build(CLIPAdapter, share=share)
     assert set(adapter.scopes().values()) == {scope}
-    clip_loss(tiny_backbone(), adapter, inputs.batch()).backward()  # type: ignore[no-untyped-call]
+    inputs.clip_loss(tiny_backbone(), adapter, inputs.batch()).backward()  # type: ignore[no-untyped-call]
     assert all(value.grad is not None and value.grad.any() for value in adapter.parameters())
 
 

@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 
-from pfedmma_deploy.adapters.features import FeatureGate
-from pfedmma_deploy.methods.base import Update, clip_loss
-from pfedmma_deploy.methods.fedclip import FEDCLIP
+from pfedmma_deploy.methods.base import Update
+from pfedmma_deploy.methods.fedclip import FeatureGate, FedCLIP
 from pfedmma_deploy.types import Scope
 from tests.methods import inputs
 from tests.tinyclip import tiny_backbone
@@ -17,7 +16,7 @@ from tests.tinyclip import tiny_backbone
 
 def test_gate_by_hand() -> None:
     """f = (1, -2), L1 f = (1, -2), L2 = (2 t1, t2 + 1), t = tanh."""
-    gate = FeatureGate(2, torch.Generator(), Scope.SHARED)
+    gate = FeatureGate(2, torch.Generator())
     gate.load(
         {
             "first.weight": torch.eye(2),
@@ -33,7 +32,7 @@ def test_gate_by_hand() -> None:
 
 
 def test_it_gates_clips_feature_before_it_is_normalised() -> None:
-    backbone, adapter = tiny_backbone(), inputs.build(FEDCLIP)
+    backbone, adapter = tiny_backbone(), inputs.build(FedCLIP)
     assert isinstance(adapter, FeatureGate)
     raw = backbone.model.encode_image(normalised(inputs.pixels()))
     expected = torch.nn.functional.normalize(adapter.change(raw), dim=-1)
@@ -49,25 +48,25 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_kept_prefix_gives_the_same_feature() -> None:
-    backbone, adapter = tiny_backbone(), inputs.build(FEDCLIP)
+    backbone, adapter = tiny_backbone(), inputs.build(FedCLIP)
     start = adapter.first_block(backbone, "image")
-    prefix = backbone.image_prefix(inputs.pixels(), start)
+    prefix = backbone.image_activations(inputs.pixels(), start)
     torch.testing.assert_close(
         adapter.encode_image(backbone, prefix), adapter.encode_image(backbone, inputs.pixels())
     )
 
 
 def test_everything_is_shared_and_learns() -> None:
-    backbone, adapter = tiny_backbone(), inputs.build(FEDCLIP)
+    backbone, adapter = tiny_backbone(), inputs.build(FedCLIP)
     assert set(adapter.scopes().values()) == {Scope.SHARED}
-    clip_loss(backbone, adapter, inputs.batch()).backward()  # type: ignore[no-untyped-call]
+    inputs.clip_loss(backbone, adapter, inputs.batch()).backward()  # type: ignore[no-untyped-call]
     assert all(value.grad is not None and value.grad.any() for value in adapter.parameters())
 
 
 def test_clients_count_the_same_whatever_they_hold() -> None:
     updates = [Update("a", {"w": torch.tensor(1.0)}, 1), Update("b", {"w": torch.tensor(3.0)}, 99)]
-    assert FEDCLIP.aggregate(updates, {})["w"].item() == 2.0
+    assert FedCLIP().aggregator().combine(updates, {})["w"].item() == 2.0
 
 
 def test_the_papers_optimizer() -> None:
-    assert dict(FEDCLIP.defaults) == {"optimizer": "adam", "lr": 5e-5}
+    assert dict(FedCLIP.defaults) == {"optimizer": "adam", "lr": 5e-5}

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfedmma_deploy.adapters.dual import DualAdapter
-from pfedmma_deploy.methods.distill import divergence
-from pfedmma_deploy.methods.feddat import FEDDAT, loss, mutual_loss
+from pfedmma_deploy.methods.base import divergence, hooked_logits
+from pfedmma_deploy.methods.feddat import DualAdapter, FedDAT, mutual_loss
 from pfedmma_deploy.types import Scope
 from tests.methods import inputs
 from tests.tinyclip import tiny_backbone
@@ -21,7 +20,7 @@ ZERO, LOG3 = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3), 0.0]])
 
 def dual(seed: int = 0) -> DualAdapter:
     """One whose bottlenecks add something."""
-    adapter = inputs.build(FEDDAT, seed, reduction=4)
+    adapter = inputs.build(FedDAT, seed, reduction=4)
     assert isinstance(adapter, DualAdapter)
     generator = torch.Generator().manual_seed(seed + 10)
     for value in adapter.parameters():
@@ -80,7 +79,7 @@ def test_hooks_by_hand() -> None:
 
 
 def test_a_fresh_client_is_zero_shot_clip() -> None:
-    backbone, adapter = tiny_backbone(), inputs.build(FEDDAT)
+    backbone, adapter = tiny_backbone(), inputs.build(FedDAT)
     found = adapter.encode_image(backbone, inputs.pixels())
     assert torch.equal(found, backbone.encode_image(inputs.pixels()))
 
@@ -93,11 +92,9 @@ def gradients(batch_loss: Tensor, adapter: DualAdapter) -> dict[str, Tensor]:
 
 def test_each_side_learns_from_its_own_loss_only() -> None:
     """The gradient of L_s + L_c is that of L_s on the shared side, of L_c on the local one."""
-    from pfedmma_deploy.methods.distill import hooked_logits
-
     backbone, adapter = tiny_backbone(), dual()
     batch = inputs.batch(received=dual(3).tensors(Scope.SHARED))
-    both = gradients(loss(backbone, adapter, batch), adapter)
+    both = gradients(FedDAT().loss(backbone, adapter, batch), adapter)
     assert both.keys() == dict(adapter.named_parameters()).keys()
     student = hooked_logits(backbone, adapter.shared_hook, batch)
     teacher = hooked_logits(backbone, adapter.teacher_hook(batch.received), batch)

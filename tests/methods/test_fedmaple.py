@@ -8,17 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfedmma_deploy.adapters.coupled import CoupledPrompts
 from pfedmma_deploy.backbone.blocks import run_block
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.fedmaple import FEDMAPLE
+from pfedmma_deploy.methods.fedmaple import CoupledPrompts, FedMaPLe
 from pfedmma_deploy.types import Scope
 from tests.methods import inputs
 from tests.tinyclip import tiny_backbone
 
 
 def coupled(**parameters: Any) -> CoupledPrompts:
-    adapter = inputs.build(FEDMAPLE, **parameters)
+    adapter = inputs.build(FedMaPLe, **parameters)
     assert isinstance(adapter, CoupledPrompts)
     return adapter
 
@@ -87,7 +86,7 @@ def test_no_deeper_than_the_shallower_tower() -> None:
 
 def test_every_part_learns_and_travels() -> None:
     adapter = coupled()
-    FEDMAPLE.loss(tiny_backbone(), adapter, inputs.batch()).backward()  # type: ignore[no-untyped-call]
+    FedMaPLe().loss(tiny_backbone(), adapter, inputs.batch()).backward()  # type: ignore[no-untyped-call]
     for name, parameter in adapter.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name

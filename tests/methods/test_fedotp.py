@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfedmma_deploy.adapters.transport import TransportPrompts, transport_plan
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.fedotp import FEDOTP
+from pfedmma_deploy.methods.fedotp import FedOTP, TransportPrompts, transport_plan
 from pfedmma_deploy.types import Scope
 from tests.methods import inputs
 from tests.tinyclip import tiny_backbone
@@ -80,7 +79,7 @@ def test_one_problem_does_not_depend_on_its_neighbours() -> None:
 
 
 def adapter_of(**parameters: Any) -> TransportPrompts:
-    adapter = inputs.build(FEDOTP, **parameters)
+    adapter = inputs.build(FedOTP, **parameters)
     assert isinstance(adapter, TransportPrompts)
     return adapter
 
@@ -123,14 +122,14 @@ def test_features_of_patches_and_of_both_prompts() -> None:
 
 def test_the_frozen_blocks_may_be_computed_beforehand() -> None:
     backbone, adapter = tiny_backbone(), adapter_of()
-    prefix = backbone.image_prefix(inputs.pixels(), adapter.first_block(backbone, "image"))
+    prefix = backbone.image_activations(inputs.pixels(), adapter.first_block(backbone, "image"))
     found = adapter.encode_image(backbone, prefix)
     torch.testing.assert_close(found, adapter.encode_image(backbone, inputs.pixels()))
 
 
 def test_both_prompts_learn_and_one_travels() -> None:
     adapter = adapter_of()
-    FEDOTP.loss(tiny_backbone(), adapter, inputs.batch()).backward()  # type: ignore[no-untyped-call]
+    FedOTP().loss(tiny_backbone(), adapter, inputs.batch()).backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
     assert adapter.scopes() == {"shared": Scope.SHARED, "local": Scope.LOCAL}
 
@@ -146,5 +145,5 @@ def test_both_prompts_learn_and_one_travels() -> None:
 )
 def test_values_out_of_range(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        inputs.build(FEDOTP, **parameters)
+        inputs.build(FedOTP, **parameters)
     assert str(caught.value) == message

@@ -8,18 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from pfedmma_deploy.adapters.low_rank_prompt import LowRankPrompt
 from pfedmma_deploy.adapters.prompts import encode_context
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.fedpgp import FEDPGP, contrast
+from pfedmma_deploy.methods.fedpgp import FedPGP, LowRankContext, contrast
 from pfedmma_deploy.types import Scope
 from tests.methods import inputs
 from tests.tinyclip import tiny_backbone
 
 
-def prompt(**parameters: Any) -> LowRankPrompt:
-    adapter = inputs.build(FEDPGP, **parameters)
-    assert isinstance(adapter, LowRankPrompt)
+def prompt(**parameters: Any) -> LowRankContext:
+    adapter = inputs.build(FedPGP, **parameters)
+    assert isinstance(adapter, LowRankContext)
     return adapter
 
 
@@ -40,7 +39,7 @@ def test_context_is_sigma_plus_u_v() -> None:
     adapter.u.data.copy_(torch.tensor([[1.0], [2.0]]))
     adapter.v.data.copy_(torch.arange(24.0).unsqueeze(0))
     expected = torch.stack([0.5 + torch.arange(24.0), 0.5 + 2 * torch.arange(24.0)])
-    assert torch.equal(adapter.personal, expected)
+    assert torch.equal(adapter.context, expected)
     personal, shared = adapter.encode_both(tiny_backbone(), inputs.texts())
     for found, context in ((personal, expected), (shared, adapter.sigma)):
         alone = encode_context(tiny_backbone(), inputs.texts(), context)
@@ -53,9 +52,10 @@ def test_context_is_sigma_plus_u_v() -> None:
 @pytest.mark.parametrize("anchor", ["personal", "global"])
 def test_loss_is_cross_entropy_and_contrast(anchor: str) -> None:
     backbone, batch = tiny_backbone(), inputs.batch()
-    adapter = prompt(anchor=anchor, contrastive_weight=0.7, temperature=0.4)
+    given = {"anchor": anchor, "contrastive_weight": 0.7, "temperature": 0.4}
+    adapter = prompt(**given)
     adapter.u.data.normal_(generator=torch.Generator().manual_seed(2))
-    personal = encode_context(backbone, batch.texts, adapter.personal)
+    personal = encode_context(backbone, batch.texts, adapter.context)
     shared = encode_context(backbone, batch.texts, adapter.sigma)
     written = backbone.encode_text(batch.texts.prompts)
     scores = 20 * backbone.encode_image(inputs.pixels()) @ personal.T
@@ -63,12 +63,12 @@ def test_loss_is_cross_entropy_and_contrast(anchor: str) -> None:
     pair = torch.stack([(a * written).sum(1), (a * n).sum(1)], dim=1) / 0.4
     first = torch.zeros(3, dtype=torch.long)
     expected = inputs.cross_entropy(scores, batch.labels) + 0.7 * inputs.cross_entropy(pair, first)
-    torch.testing.assert_close(FEDPGP.loss(backbone, adapter, batch), expected)
+    torch.testing.assert_close(FedPGP.configure(given).loss(backbone, adapter, batch), expected)
 
 
 def test_every_part_learns() -> None:
     adapter = prompt()
-    value = FEDPGP.loss(tiny_backbone(), adapter, inputs.batch())
+    value = FedPGP().loss(tiny_backbone(), adapter, inputs.batch())
     value.backward()  # type: ignore[no-untyped-call]
     for name, parameter in adapter.named_parameters():
         assert parameter.grad is not None, name
@@ -99,5 +99,5 @@ def test_sigma_is_shared_and_the_factors_stay() -> None:
 )
 def test_values_out_of_range(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        inputs.build(FEDPGP, **parameters)
+        inputs.build(FedPGP, **parameters)
     assert str(caught.value) == message

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfedmma_deploy.adapters.generator import ContextGenerator, GeneratedContext
 from pfedmma_deploy.adapters.prompts import encode_context
-from pfedmma_deploy.backbone.texts import class_texts
+from pfedmma_deploy.backbone.clip import class_texts
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.methods.base import Update
-from pfedmma_deploy.methods.fedtpg import FEDTPG
+from pfedmma_deploy.methods.fedtpg import ContextGenerator, FedTPG, GeneratedContext
 from pfedmma_deploy.types import Scope
 from tests.methods import inputs
 from tests.tinyclip import tiny_backbone
@@ -81,7 +80,7 @@ def test_generator_in_float64() -> None:
 
 
 def generated(**parameters: Any) -> GeneratedContext:
-    adapter = inputs.build(FEDTPG, **parameters)
+    adapter = inputs.build(FedTPG, **parameters)
     assert isinstance(adapter, GeneratedContext)
     return adapter
 
@@ -105,7 +104,7 @@ def test_other_names_get_another_context() -> None:
 
 def test_every_part_learns_and_travels() -> None:
     adapter = generated()
-    FEDTPG.loss(tiny_backbone(), adapter, inputs.batch()).backward()  # type: ignore[no-untyped-call]
+    FedTPG().loss(tiny_backbone(), adapter, inputs.batch()).backward()  # type: ignore[no-untyped-call]
     for name, parameter in adapter.named_parameters():
         if name != "net.key.bias":  # the same for every name: softmax takes it away
             assert parameter.grad is not None, name
@@ -115,7 +114,7 @@ def test_every_part_learns_and_travels() -> None:
 
 def test_every_client_counts_the_same() -> None:
     sent = [Update("a", {"w": torch.zeros(2)}, 1), Update("b", {"w": torch.ones(2)}, 99)]
-    assert FEDTPG.aggregate(sent, {})["w"].tolist() == [0.5, 0.5]
+    assert FedTPG().aggregator().combine(sent, {})["w"].tolist() == [0.5, 0.5]
 
 
 def test_size_on_vit_b() -> None:

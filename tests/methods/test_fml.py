@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.distill import divergence
-from pfedmma_deploy.methods.fml import FML, FMLAdapters, FMLParameters, loss, mutual_loss
+from pfedmma_deploy.methods.base import divergence
+from pfedmma_deploy.methods.fml import FML, FMLParameters, MutualAdapters, mutual_loss
 from pfedmma_deploy.types import Scope
 from tests.methods import inputs
 from tests.tinyclip import tiny_backbone
@@ -19,9 +19,9 @@ ZERO, LOG3 = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3), 0.0]])
 """Scores of the distributions (1/2, 1/2) and (3/4, 1/4)."""
 
 
-def fml(**parameters: Any) -> FMLAdapters:
+def fml(**parameters: Any) -> MutualAdapters:
     adapter = inputs.build(FML, **{"scale": 1.0, "bottleneck_dim": 4, **parameters})
-    assert isinstance(adapter, FMLAdapters)
+    assert isinstance(adapter, MutualAdapters)
     return adapter
 
 
@@ -50,6 +50,7 @@ def test_one_model_is_shared_and_one_is_not() -> None:
 def test_both_models_learn(alpha: float, beta: float) -> None:
     """Also the shared one of beta = 0, from the private one's word alone."""
     backbone, adapter = tiny_backbone(), fml(alpha=alpha, beta=beta)
+    loss = FML.configure({"alpha": alpha, "beta": beta}).loss
     loss(backbone, adapter, inputs.batch()).backward()  # type: ignore[no-untyped-call]
     for name, value in adapter.named_parameters():
         assert value.grad is not None, name

@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from pfedmma_deploy.adapters.mma import MultiModalAdapter
+from pfedmma_deploy.adapters.multimodal import MultiModalAdapter
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.base import clip_loss
-from pfedmma_deploy.methods.fedavg_mma import FEDAVG_MMA
-from pfedmma_deploy.methods.local import LOCAL
-from pfedmma_deploy.methods.pfedmma import PFEDMMA, SHARE_CHOICES, PFedMMAParameters
+from pfedmma_deploy.methods.pfedmma import (
+    SHARE_CHOICES,
+    FedAvgMMA,
+    Local,
+    PFedMMA,
+    PFedMMAParameters,
+)
 from pfedmma_deploy.types import Scope
 from tests.methods import inputs
 from tests.tinyclip import tiny_backbone
@@ -58,7 +61,7 @@ def test_one_tower_alone() -> None:
 @pytest.mark.parametrize(("towers", "other"), [("image", "text"), ("text", "image")])
 def test_the_other_tower_stays_frozen(towers: str, other: str) -> None:
     backbone, batch = tiny_backbone(), inputs.batch()
-    adapter = inputs.build(PFEDMMA, towers=towers, scale=1.0)
+    adapter = inputs.build(PFedMMA, towers=towers, scale=1.0)
     images = adapter.encode_image(backbone, batch.pixels)
     texts = adapter.encode_text(backbone, batch.texts)
     frozen = {
@@ -66,22 +69,22 @@ def test_the_other_tower_stays_frozen(towers: str, other: str) -> None:
         "text": torch.equal(texts, backbone.encode_text(batch.texts.prompts)),
     }
     assert frozen == {towers: False, other: True}
-    clip_loss(backbone, adapter, batch).backward()  # type: ignore[no-untyped-call]
+    inputs.clip_loss(backbone, adapter, batch).backward()  # type: ignore[no-untyped-call]
     assert all(value.grad is not None for value in adapter.parameters())
     assert not [name for name, _ in adapter.named_parameters() if name.startswith(other)]
 
 
 def test_all_policies_start_from_the_same_adapter() -> None:
     """What is shared decides nothing about what is drawn."""
-    states = [dict(inputs.build(PFEDMMA, share=s).named_parameters()) for s in SHARE_CHOICES]
-    states.append(dict(inputs.build(LOCAL).named_parameters()))
-    states.append(dict(inputs.build(FEDAVG_MMA).named_parameters()))
+    states = [dict(inputs.build(PFedMMA, share=s).named_parameters()) for s in SHARE_CHOICES]
+    states.append(dict(inputs.build(Local).named_parameters()))
+    states.append(dict(inputs.build(FedAvgMMA).named_parameters()))
     for state in states[1:]:
         assert all(torch.equal(state[name], value) for name, value in states[0].items())
 
 
 def test_local_shares_nothing_and_fedavg_everything() -> None:
-    local, averaged = inputs.build(LOCAL), inputs.build(FEDAVG_MMA)
+    local, averaged = inputs.build(Local), inputs.build(FedAvgMMA)
     assert set(local.scopes().values()) == {Scope.LOCAL}
     assert set(averaged.scopes().values()) == {Scope.SHARED}
 

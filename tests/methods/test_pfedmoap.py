@@ -9,19 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfedmma_deploy.adapters.experts import Gate, MixedPrompts
 from pfedmma_deploy.adapters.prompts import encode_context
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.federated.traffic import traffic
+from pfedmma_deploy.federated.engine import traffic
 from pfedmma_deploy.methods.base import Update
-from pfedmma_deploy.methods.pfedmoap import PFEDMOAP, distribute
+from pfedmma_deploy.methods.pfedmoap import Gate, MixedPrompts, PFedMoAP
 from pfedmma_deploy.types import ClientData, Scope
 from tests.methods import inputs
 from tests.tinyclip import tiny_backbone
 
 
 def mixed(**parameters: Any) -> MixedPrompts:
-    adapter = inputs.build(PFEDMOAP, **parameters)
+    adapter = inputs.build(PFedMoAP, **parameters)
     assert isinstance(adapter, MixedPrompts)
     return adapter
 
@@ -81,27 +80,31 @@ def prompts(values: dict[str, float]) -> list[Update]:
     return [Update(c, {"ctx": torch.full((2, 3), v)}, 1) for c, v in values.items()]
 
 
-def server_of(values: dict[str, float], experts: int) -> dict[str, Tensor]:
-    start = {"initial": torch.zeros(2, 3), "places": torch.zeros(experts)}
-    return PFEDMOAP.aggregate(prompts(values), start)
+def server_of(values: dict[str, float]) -> dict[str, Tensor]:
+    start = {"initial": torch.zeros(2, 3)}
+    return PFedMoAP().aggregator().combine(prompts(values), start)
 
 
-def experts_of(server: dict[str, Tensor], client: str) -> list[float]:
-    sent = distribute(server, client)
+def distribute(server: dict[str, Tensor], client: str, experts: int = 9) -> dict[str, Tensor]:
+    return PFedMoAP.configure({"num_experts": experts}).distribute(server, client)
+
+
+def experts_of(server: dict[str, Tensor], client: str, experts: int = 9) -> list[float]:
+    sent = distribute(server, client, experts)
     return [float(sent[f"expert.{k}"][0, 0]) for k in range(int(sent["present"].sum()))]
 
 
 def test_the_nearest_others_are_experts() -> None:
-    server = server_of({"a": 0.0, "b": 5.0, "c": 1.0, "d": -2.0, "e": 8.0}, experts=2)
-    assert experts_of(server, "a") == [1.0, -2.0]
-    assert experts_of(server, "e") == [5.0, 1.0]
+    server = server_of({"a": 0.0, "b": 5.0, "c": 1.0, "d": -2.0, "e": 8.0})
+    assert experts_of(server, "a", 2) == [1.0, -2.0]
+    assert experts_of(server, "e", 2) == [5.0, 1.0]
     assert float(distribute(server, "e")["ctx"][0, 0]) == 8.0
 
 
 @pytest.mark.parametrize("client", ["a", "b", "c"])
 def test_nobody_is_his_own_expert(client: str) -> None:
     """Not even when the others' prompts are the same as his: they come by id."""
-    server = server_of({"b": 1.0, "a": 1.0, "c": 1.0}, experts=9)
+    server = server_of({"b": 1.0, "a": 1.0, "c": 1.0})
     sent = distribute(server, client)
     assert sent["present"].tolist() == [1.0] * 2 + [0.0] * 7
     own = server[f"prompt.{client}"]
@@ -110,7 +113,7 @@ def test_nobody_is_his_own_expert(client: str) -> None:
 
 
 def test_who_has_not_trained_gets_experts_and_is_none() -> None:
-    server = server_of({"a": 4.0, "b": 3.0}, experts=9)
+    server = server_of({"a": 4.0, "b": 3.0})
     assert experts_of(server, "new") == [3.0, 4.0]
     assert torch.equal(distribute(server, "new")["ctx"], torch.zeros(2, 3))
     assert experts_of(server, "a") == [3.0]
@@ -118,16 +121,16 @@ def test_who_has_not_trained_gets_experts_and_is_none() -> None:
 
 def test_nobody_in_the_first_round() -> None:
     adapter = mixed(num_experts=3)
-    server = PFEDMOAP.start(adapter, ["a", "b"])
-    sent = PFEDMOAP.distribute(server, "a")
+    server = PFedMoAP().start(adapter, ["a", "b"])
+    sent = distribute(server, "a", 3)
     assert sent["present"].tolist() == [0.0, 0.0, 0.0]
     assert sent.keys() == {"ctx", "present"}
     assert torch.equal(sent["ctx"], adapter.ctx)
 
 
 def test_prompts_of_clients_that_were_not_chosen_stay() -> None:
-    server = server_of({"a": 1.0, "b": 2.0}, experts=9)
-    later = PFEDMOAP.aggregate(prompts({"a": 7.0}), server)
+    server = server_of({"a": 1.0, "b": 2.0})
+    later = PFedMoAP().aggregator().combine(prompts({"a": 7.0}), server)
     assert {n: float(v[0, 0]) for n, v in later.items() if n.startswith("prompt")} == {
         "prompt.a": 7.0,
         "prompt.b": 2.0,
@@ -139,7 +142,7 @@ def test_prompts_of_clients_that_were_not_chosen_stay() -> None:
 def test_bytes_once_everybody_has_taken_part(clients: int, prompts: int) -> None:
     """Up one prompt of 16 x 24 numbers; down one's own, the others' up to three, and the places."""
     held = [ClientData(str(i), (0,), (), (), ()) for i in range(clients)]
-    sizes = traffic(PFEDMOAP, mixed(num_experts=3), held)
+    sizes = traffic(PFedMoAP.configure({"num_experts": 3}), mixed(num_experts=3), held)
     assert sizes == {"up": 4 * 16 * 24, "down": prompts * 4 * 16 * 24 + 3 * 4}
 
 
@@ -148,9 +151,9 @@ def with_experts() -> MixedPrompts:
     adapter = mixed(num_experts=3)
     generator = torch.Generator().manual_seed(4)
     updates = [Update(c, {"ctx": torch.randn(16, 24, generator=generator)}, 1) for c in ("b", "c")]
-    server = PFEDMOAP.aggregate(updates, PFEDMOAP.start(adapter, ["a", "b", "c"]))
+    server = PFedMoAP().aggregator().combine(updates, PFedMoAP().start(adapter, ["a", "b", "c"]))
     kept = adapter.tensors(Scope.LOCAL, Scope.FROZEN)
-    adapter.load({**kept, **PFEDMOAP.distribute(server, "a")})
+    adapter.load({**kept, **distribute(server, "a", 3)})
     return adapter
 
 
@@ -175,7 +178,7 @@ def test_held_experts_are_the_same_and_are_let_go() -> None:
 
 def test_prompt_and_gate_learn_and_experts_do_not() -> None:
     adapter = with_experts()
-    PFEDMOAP.loss(tiny_backbone(), adapter, inputs.batch()).backward()  # type: ignore[no-untyped-call]
+    PFedMoAP().loss(tiny_backbone(), adapter, inputs.batch()).backward()  # type: ignore[no-untyped-call]
     scopes = adapter.scopes()
     assert scopes["ctx"] is Scope.SHARED
     for name, parameter in adapter.named_parameters():
@@ -187,7 +190,7 @@ def test_prompt_and_gate_learn_and_experts_do_not() -> None:
 
 
 def test_the_gate_starts_from_the_seed() -> None:
-    one, two, other = mixed(), mixed(), inputs.build(PFEDMOAP, seed=1)
+    one, two, other = mixed(), mixed(), inputs.build(PFedMoAP, seed=1)
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
     assert not torch.equal(
         one.gate.query.weight, dict(other.named_parameters())["gate.query.weight"]
@@ -205,5 +208,5 @@ def test_the_gate_starts_from_the_seed() -> None:
 )
 def test_values_out_of_range(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        inputs.build(PFEDMOAP, **parameters)
+        inputs.build(PFedMoAP, **parameters)
     assert str(caught.value) == message

@@ -7,19 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from pfedmma_deploy.adapters.frame import FramedAdapter
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.base import clip_loss
-from pfedmma_deploy.methods.pfedpt import PFEDPT, PFedPTAdapter, train
+from pfedmma_deploy.methods.pfedpt import FramedAdapter, PFedPT
 from pfedmma_deploy.types import Scope
 from tests.methods import inputs
 from tests.methods.runs import client_run
 from tests.tinyclip import tiny_backbone
 
 
-def framed(**parameters: Any) -> PFedPTAdapter:
-    adapter = inputs.build(PFEDPT, **{"scale": 1.0, "bottleneck_dim": 4, **parameters})
-    assert isinstance(adapter, PFedPTAdapter)
+def framed(**parameters: Any) -> FramedAdapter:
+    adapter = inputs.build(PFedPT, **{"scale": 1.0, "bottleneck_dim": 4, **parameters})
+    assert isinstance(adapter, FramedAdapter)
     return adapter
 
 
@@ -53,7 +51,7 @@ def test_default_width_is_a_sixteenth(size: int, width: int) -> None:
     from dataclasses import replace
 
     backbone = replace(tiny_backbone(), image_size=size)
-    adapter = PFEDPT.build(backbone, PFEDPT.configure({}), torch.Generator())
+    adapter = PFedPT().build(backbone, torch.Generator())
     assert isinstance(adapter, FramedAdapter)
     assert adapter.frame["top"].shape == (width, size, 3)
 
@@ -65,7 +63,7 @@ def test_scopes() -> None:
 
 def test_gradients_reach_both() -> None:
     adapter = framed()
-    clip_loss(tiny_backbone(), adapter, inputs.batch()).backward()  # type: ignore[no-untyped-call]
+    inputs.clip_loss(tiny_backbone(), adapter, inputs.batch()).backward()  # type: ignore[no-untyped-call]
     for name, value in adapter.named_parameters():
         assert value.grad is not None, name
         assert value.grad.any(), name
@@ -73,7 +71,7 @@ def test_gradients_reach_both() -> None:
 
 def test_a_round_trains_the_frame_and_then_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = framed()
-    run = client_run(adapter, clip_loss)
+    run = client_run(adapter, PFedPT())
     calls = []
     fit = run.fit
 
@@ -83,7 +81,7 @@ def test_a_round_trains_the_frame_and_then_the_adapter(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(run, "fit", watched)
     before = adapter.tensors(*Scope)
-    train(run)
+    PFedPT().train_client(run)
     assert calls == [("frame", 1.0), ("adapter", None)]
     after = adapter.tensors(*Scope)
     assert all(not torch.equal(after[name], before[name]) for name in before)
@@ -92,7 +90,7 @@ def test_a_round_trains_the_frame_and_then_the_adapter(monkeypatch: pytest.Monke
 def test_personalization_leaves_the_adapter_alone() -> None:
     adapter = framed()
     before = adapter.tensors(*Scope)
-    train(client_run(adapter, clip_loss, scopes=frozenset({Scope.LOCAL})))
+    PFedPT().train_client(client_run(adapter, PFedPT(), scopes=frozenset({Scope.LOCAL})))
     after = adapter.tensors(*Scope)
     for name, scope in adapter.scopes().items():
         assert torch.equal(after[name], before[name]) == (scope is Scope.SHARED), name

@@ -10,15 +10,15 @@ import torch
 
 from pfedmma_deploy.adapters.lora import LoRA, LowRank, LowRankBlock
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.base import Update, clip_loss
-from pfedmma_deploy.methods.plora import PLORA, PLoRAParameters
+from pfedmma_deploy.methods.base import Update
+from pfedmma_deploy.methods.plora import PLoRA, PLoRAParameters
 from pfedmma_deploy.types import Scope, Tower
 from tests.methods import inputs
 from tests.tinyclip import tiny_backbone
 
 
 def lora(seed: int = 0, **parameters: Any) -> LoRA:
-    adapter = inputs.build(PLORA, seed, **parameters)
+    adapter = inputs.build(PLoRA, seed, **parameters)
     assert isinstance(adapter, LoRA)
     return adapter
 
@@ -121,14 +121,14 @@ def test_the_server_averages_b() -> None:
         Update("a", {name: torch.tensor([[4.0]])}, 1),
         Update("b", {name: torch.tensor([[0.0]])}, 3),
     ]
-    assert PLORA.aggregate(updates, {})[name].item() == 1.0
+    assert PLoRA().aggregator().combine(updates, {})[name].item() == 1.0
 
 
 def test_gradients() -> None:
     """At B = 0 only B learns; later both do, and the backbone never."""
     backbone, batch = tiny_backbone(), inputs.batch()
     for adapter, learns in ((lora(), "B"), (trained(), "AB")):
-        clip_loss(backbone, adapter, batch).backward()  # type: ignore[no-untyped-call]
+        inputs.clip_loss(backbone, adapter, batch).backward()  # type: ignore[no-untyped-call]
         for name, value in adapter.named_parameters():
             assert value.grad is not None
             assert bool(value.grad.any()) == (name[-1] in learns), name

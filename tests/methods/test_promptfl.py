@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from pfedmma_deploy.adapters.prompts import LearnedContext, encode_contexts
-from pfedmma_deploy.backbone.texts import class_texts
+from pfedmma_deploy.adapters.prompts import encode_contexts
+from pfedmma_deploy.backbone.clip import class_texts
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.base import Update, clip_loss
-from pfedmma_deploy.methods.promptfl import PROMPTFL
+from pfedmma_deploy.methods.base import Update
+from pfedmma_deploy.methods.promptfl import PromptFL, SharedContext
 from pfedmma_deploy.types import Scope
 from tests.methods import inputs
 from tests.tinyclip import tiny_backbone
 
 
-def learned(**parameters: Any) -> LearnedContext:
-    adapter = inputs.build(PROMPTFL, **parameters)
-    assert isinstance(adapter, LearnedContext)
+def learned(**parameters: Any) -> SharedContext:
+    adapter = inputs.build(PromptFL, **parameters)
+    assert isinstance(adapter, SharedContext)
     return adapter
 
 
@@ -44,7 +44,7 @@ def test_several_contexts_at_once() -> None:
 
 def test_only_the_context_learns() -> None:
     backbone, adapter = tiny_backbone(), learned()
-    value = PROMPTFL.loss(backbone, adapter, inputs.batch())
+    value = PromptFL().loss(backbone, adapter, inputs.batch())
     value.backward()  # type: ignore[no-untyped-call]
     assert adapter.ctx.grad is not None
     assert adapter.ctx.grad.abs().max() > 0
@@ -56,7 +56,9 @@ def test_proximal_term_by_hand() -> None:
     """Every number of ctx 0.5 away from the received: mu/2 * count * 0.25, gradient mu * 0.5."""
     backbone, near, plain = tiny_backbone(), learned(mu=3.0), learned()
     batch = inputs.batch(received={"ctx": near.ctx.detach() - 0.5})
-    added = PROMPTFL.loss(backbone, near, batch) - clip_loss(backbone, plain, batch)
+    added = PromptFL.configure({"mu": 3.0}).loss(backbone, near, batch) - inputs.clip_loss(
+        backbone, plain, batch
+    )
     assert float(added.detach()) == pytest.approx(3.0 / 2 * 16 * 24 * 0.25, rel=1e-5)
     added.backward()  # type: ignore[no-untyped-call]
     assert near.ctx.grad is not None
@@ -73,12 +75,12 @@ def test_without_mu_it_is_plain_cross_entropy() -> None:
         20 * backbone.encode_image(inputs.pixels()) @ adapter.encode_text(backbone, batch.texts).T
     )
     expected = inputs.cross_entropy(scores, batch.labels)
-    torch.testing.assert_close(PROMPTFL.loss(backbone, adapter, batch), expected)
+    torch.testing.assert_close(PromptFL().loss(backbone, adapter, batch), expected)
 
 
 def test_contexts_are_averaged_by_images() -> None:
     sent = [Update("a", {"ctx": torch.zeros(2)}, 1), Update("b", {"ctx": torch.ones(2)}, 3)]
-    assert PROMPTFL.aggregate(sent, {})["ctx"].tolist() == [0.75, 0.75]
+    assert PromptFL().aggregator().combine(sent, {})["ctx"].tolist() == [0.75, 0.75]
 
 
 def test_initial_state() -> None:
@@ -119,5 +121,5 @@ def test_a_name_that_just_fits() -> None:
 )
 def test_values_out_of_range(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        inputs.build(PROMPTFL, **parameters)
+        inputs.build(PromptFL, **parameters)
     assert str(caught.value) == message

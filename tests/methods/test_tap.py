@@ -9,36 +9,38 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfedmma_deploy.adapters.components import COMPONENTS, Component
 from pfedmma_deploy.adapters.lora import LowRankBlock
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods import tap_client
 from pfedmma_deploy.methods.base import ClientRun, Update
-from pfedmma_deploy.methods.tap import TAP, aggregate
-from pfedmma_deploy.methods.tap_client import (
-    TAPAdapter,
+from pfedmma_deploy.methods.tap import (
+    COMPONENTS,
+    TAP,
+    ComponentAdapter,
     TAPParameters,
-    components_of,
-    distil,
-    personal_loss,
-    train,
+    TAPState,
+    score_divergence,
+    score_loss,
+    task_scores,
 )
-from pfedmma_deploy.methods.tap_tasks import score_divergence, score_loss, task_scores
 from pfedmma_deploy.types import Scope
 from tests.methods import inputs
 from tests.methods.runs import client_data, client_run
 from tests.tinyclip import tiny_backbone
 
-IMAGE_ONLY: tuple[Component, ...] = (("image", "shared"), ("image", "classify"))
+IMAGE_ONLY = ("image/shared", "image/classify")
 
 
-def tap(**parameters: Any) -> TAPAdapter:
+def method(**parameters: Any) -> TAP:
+    return TAP.configure({"rank": 2, **parameters})
+
+
+def tap(**parameters: Any) -> ComponentAdapter:
     adapter = inputs.build(TAP, **{"rank": 2, **parameters})
-    assert isinstance(adapter, TAPAdapter)
+    assert isinstance(adapter, ComponentAdapter)
     return adapter
 
 
-def disturb(adapter: TAPAdapter, model: str, seed: int) -> None:
+def disturb(adapter: ComponentAdapter, model: str, seed: int) -> None:
     """B away from zero, so that the model says something of its own."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in adapter.named_parameters():
@@ -46,7 +48,7 @@ def disturb(adapter: TAPAdapter, model: str, seed: int) -> None:
             value.data.normal_(0, 0.1, generator=generator)
 
 
-def personal(adapter: TAPAdapter) -> dict[str, Tensor]:
+def personal(adapter: ComponentAdapter) -> dict[str, Tensor]:
     return adapter.tensors(Scope.LOCAL)
 
 
@@ -66,15 +68,15 @@ def test_what_a_client_holds(
     captions: bool, given: dict[str, Any], towers: set[str], parts: set[str]
 ) -> None:
     _, client = client_data(captions=captions)
-    held = components_of(client, TAPParameters(**given))
-    assert set(held) == {(tower, part) for tower in towers for part in parts}
+    held = method(**given).components_of(client)
+    assert set(held) == {f"{tower}/{part}" for tower in towers for part in parts}
 
 
 def test_effective_weight_is_the_mean_of_shared_and_task() -> None:
     """W + (alpha / r) * (B_s A_s + B_t A_t) / 2 on queries and values."""
     adapter = tap(alpha=6.0)
     disturb(adapter, "personal", 1)
-    adapter.hold(COMPONENTS)
+    adapter.held = COMPONENTS
     weight = tiny_backbone().blocks("text")[1].attn.in_proj_weight
     for task in ("classify", "retrieve"):
         parts = [adapter.get_submodule(f"personal.text.{p}.1") for p in ("shared", task)]
@@ -91,7 +93,7 @@ def test_effective_weight_is_the_mean_of_shared_and_task() -> None:
 def test_an_image_only_client_compares_with_frozen_text_features() -> None:
     backbone, adapter = tiny_backbone(), tap()
     disturb(adapter, "personal", 1)
-    adapter.hold(IMAGE_ONLY)
+    adapter.held = IMAGE_ONLY
     texts = inputs.texts()
     frozen = backbone.encode_text(texts.prompts)
     assert torch.equal(adapter.encode_text(backbone, texts), frozen)
@@ -121,7 +123,9 @@ def test_aggregation_per_component_over_its_holders() -> None:
         Update("a", {"x": torch.tensor([4.0]), "y": torch.tensor([6.0])}, 1),
         Update("b", {"x": torch.tensor([0.0])}, 3),
     ]
-    found = {name: value.item() for name, value in aggregate(updates, server).items()}
+    found = {
+        name: value.item() for name, value in TAP().aggregator().combine(updates, server).items()
+    }
     assert found == {"x": 1.0, "y": 6.0, "z": 9.0}
 
 
@@ -129,11 +133,11 @@ def test_only_what_is_held_travels_either_way() -> None:
     adapter = tap()
     _, client = client_data()
     names = set(adapter.names("federated", IMAGE_ONLY))
-    sent = TAP.upload(adapter, client)
+    sent = TAP().upload(adapter, client)
     assert sent.keys() == names
-    server = TAP.start(adapter, ["a"])
+    server = TAP().start(adapter, ["a"])
     assert len(server) == 3 * len(names), "six components on the server, two here"
-    assert TAP.download(TAP.distribute(server, "a"), adapter, client).keys() == names
+    assert TAP().download(TAP().distribute(server, "a"), adapter, client).keys() == names
 
 
 def test_info_nce_by_hand() -> None:
@@ -158,10 +162,10 @@ def test_divergence_of_retrieval_looks_both_ways() -> None:
 
 
 def test_pairs_are_the_images_that_have_captions() -> None:
-    run = client_run(tap(), personal_loss, captions=True)
+    run = client_run(tap(), method(), captions=True)
     adapter = run.adapter
-    assert isinstance(adapter, TAPAdapter)
-    adapter.hold(COMPONENTS)
+    assert isinstance(adapter, ComponentAdapter)
+    adapter.held = COMPONENTS
     chosen = [*run.client.train]
     scores = task_scores(run.backbone, adapter, run.batch(chosen), "personal", "retrieve")
     assert scores.shape == (4, 4)
@@ -172,24 +176,24 @@ def test_pairs_are_the_images_that_have_captions() -> None:
         @ run.backbone.encode_text(captions).T
     )
     torch.testing.assert_close(scores, expected)
-    without = client_run(tap(), personal_loss)
+    without = client_run(tap(), method())
     nothing = task_scores(run.backbone, adapter, without.batch(chosen[:0]), "personal", "retrieve")
     assert nothing.shape == (0, 0)
     assert float(score_loss("retrieve", nothing, torch.tensor([]))) == 0.0
 
 
 def prepared(
-    monkeypatch: pytest.MonkeyPatch, federated: float, mine: float, **parameters: Any
-) -> ClientRun:
+    monkeypatch: pytest.MonkeyPatch, federated: float, mine: float, *, last: float = 0.0
+) -> ClientRun[Any]:
     """A client in its second participation, whose two held-out losses are these."""
-    adapter = tap(**parameters)
+    adapter = tap()
     disturb(adapter, "personal", 1)
     disturb(adapter, "federated", 2)
-    adapter.participations.data.fill_(1)
-    run = client_run(adapter, personal_loss)
+    state = TAPState(IMAGE_ONLY, participations=1, losses={"classify": last})
+    run = client_run(adapter, method(), state=state)
     losses = iter([federated, mine])
     monkeypatch.setattr(run, "held_out", lambda loss: next(losses))
-    monkeypatch.setattr(tap_client, "_fit", lambda run, model: {"classify": mine + 1})
+    monkeypatch.setattr(TAP, "_train_model", lambda *_: {"classify": mine + 1})
     return run
 
 
@@ -203,10 +207,10 @@ def test_replacement_rule(
     """Margin 0.01: only where loss_federated + margin < loss_personal."""
     run = prepared(monkeypatch, federated, mine)
     adapter = run.adapter
-    assert isinstance(adapter, TAPAdapter)
+    assert isinstance(adapter, ComponentAdapter)
     before = personal(adapter)
-    train(run)
-    (line,) = run.record["replacements"]
+    method().train_client(run)
+    (line,) = run.remarks["replacements"]
     assert line == {
         "task": "classify",
         "federated": federated,
@@ -218,74 +222,71 @@ def test_replacement_rule(
     for name in adapter.names("personal", IMAGE_ONLY):
         source = state[name.replace("personal", "federated", 1)] if replaced else before[name]
         assert torch.equal(state[name], source), name
-    for name in adapter.names("personal", [("text", "shared"), ("image", "retrieve")]):
+    for name in adapter.names("personal", ["text/shared", "image/retrieve"]):
         assert torch.equal(state[name], before[name]), "not a component of this client"
 
 
 def test_history_compares_running_training_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     """3.0 in this training of the federated model, 2.5 in the personal one's last."""
-    run = prepared(monkeypatch, 0.0, 2.0, history=True)
-    adapter = run.adapter
-    assert isinstance(adapter, TAPAdapter)
-    adapter.losses.data.copy_(torch.tensor([2.5, 0.0]))
-    train(run)
-    (line,) = run.record["replacements"]
+    run = prepared(monkeypatch, 0.0, 2.0, last=2.5)
+    method(history=True).train_client(run)
+    (line,) = run.remarks["replacements"]
     assert (line["federated"], line["personal"], line["replaced"]) == (3.0, 2.5, False)
-    assert adapter.losses.tolist() == [3.0, 0.0], "the personal model's, for the next time"
+    assert run.state.losses == {"classify": 3.0}, "the personal model's, for the next time"
 
 
 def test_the_first_participation_replaces_and_trains_both_models() -> None:
     adapter = tap()
     disturb(adapter, "federated", 2)
-    run = client_run(adapter, personal_loss, captions=True)
+    run = client_run(adapter, method(), captions=True)
     before = adapter.tensors(*Scope)
-    train(run)
-    assert [line["replaced"] for line in run.record["replacements"]] == [True, True]
-    assert [line["personal"] for line in run.record["replacements"]] == [None, None]
-    assert [line["margin"] for line in run.record["replacements"]] == [0.01, 0.005]
-    assert run.record["components"][0] == "image/shared"
-    assert len(run.record["components"]) == 6
-    assert adapter.participations.item() == 1
+    method().train_client(run)
+    assert [line["replaced"] for line in run.remarks["replacements"]] == [True, True]
+    assert [line["personal"] for line in run.remarks["replacements"]] == [None, None]
+    assert [line["margin"] for line in run.remarks["replacements"]] == [0.01, 0.005]
+    assert run.remarks["components"][0] == "image/shared"
+    assert len(run.remarks["components"]) == 6
+    assert run.state.participations == 1
+    assert run.state.held == COMPONENTS
     state = dict(adapter.named_parameters())
     moved = [n for n in before if not torch.equal(state[n], before[n])]
-    assert {n.split(".")[0] for n in moved} == {
-        "federated", "personal", "holds", "participations", "losses",
-    }  # fmt: skip
+    assert {n.split(".")[0] for n in moved} == {"federated", "personal"}
     mine = "personal.image.shared.0.q.B"
     assert not torch.equal(state[mine], state[mine.replace("personal", "federated")])
 
 
 def test_an_image_only_client_trains_its_own_components_alone() -> None:
     adapter = tap()
-    run = client_run(adapter, personal_loss)
+    run = client_run(adapter, method())
     before = adapter.tensors(Scope.LOCAL, Scope.SHARED)
-    train(run)
+    method().train_client(run)
     state = dict(adapter.named_parameters())
     moved = {tuple(n.split(".")[1:3]) for n in before if not torch.equal(state[n], before[n])}
     assert moved == {("image", "shared"), ("image", "classify")}
 
 
 def test_stage_two_teaches_the_personal_model_and_leaves_the_federated_one() -> None:
-    adapter = tap(distill_batches=3, accumulate=2, distill_lr=0.01)
+    own, adapter = method(distill_batches=3, accumulate=2, distill_lr=0.01), tap()
     disturb(adapter, "federated", 2)
     disturb(adapter, "personal", 3)
-    adapter.participations.data.fill_(1)
-    run = client_run(adapter, personal_loss, scopes=frozenset({Scope.LOCAL}), round=None)
+    state = TAPState(IMAGE_ONLY, participations=1)
+    local = frozenset({Scope.LOCAL})
+    run = client_run(adapter, own, scopes=local, round=None, state=state)
     before = adapter.tensors(*Scope)
-    assert distil(run) > 0
-    state = dict(adapter.named_parameters())
+    assert own.personalize(run) > 0
+    after = dict(adapter.named_parameters())
     shared = adapter.tensors(Scope.SHARED)
     assert all(torch.equal(value, before[name]) for name, value in shared.items())
-    own = adapter.names("personal", IMAGE_ONLY)
-    assert all(not torch.equal(state[name], before[name]) for name in own)
+    names = adapter.names("personal", IMAGE_ONLY)
+    assert all(not torch.equal(after[name], before[name]) for name in names)
 
 
 def test_a_newcomer_starts_from_the_teacher() -> None:
     """After no steps at all its personal model would be the fine-tuned federated one."""
-    adapter = tap(distill_batches=1, distill_lr=1e-12)
+    own, adapter = method(distill_batches=1, distill_lr=1e-12), tap()
     disturb(adapter, "federated", 2)
-    run = client_run(adapter, personal_loss, scopes=frozenset({Scope.LOCAL}), round=None)
-    distil(run)
+    run = client_run(adapter, own, scopes=frozenset({Scope.LOCAL}), round=None)
+    own.personalize(run)
     state = dict(adapter.named_parameters())
     for name in adapter.names("personal", IMAGE_ONLY):
         federated = state[name.replace("personal", "federated", 1)]
@@ -296,13 +297,14 @@ def test_the_teachers_word_counts_by_its_weight() -> None:
     """lambda = 0 is the personal loss; the rest is lambda * KL(teacher || student)."""
     losses = {}
     for weight in (0.0, 2.0):
-        adapter = tap(distill_weight=weight)
+        adapter = tap()
         disturb(adapter, "federated", 2)
         disturb(adapter, "personal", 3)
-        adapter.hold(IMAGE_ONLY)
+        adapter.held = IMAGE_ONLY
         batch = inputs.batch()
-        losses[weight] = tap_client._distillation(tiny_backbone(), adapter, batch)
-        own = personal_loss(tiny_backbone(), adapter, batch)
+        teaching = method(distill_weight=weight)
+        losses[weight] = teaching._distillation(tiny_backbone(), adapter, batch)
+        own = teaching.loss(tiny_backbone(), adapter, batch)
     student = task_scores(tiny_backbone(), adapter, batch, "personal", "classify")
     teacher = task_scores(tiny_backbone(), adapter, batch, "federated", "classify")
     drift = score_divergence("classify", student, teacher)

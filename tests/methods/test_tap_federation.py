@@ -1,4 +1,4 @@
-"""TAP with clients of different modalities and tasks, from a manifest to folded weights."""
+"""TAP with clients of different modalities and tasks, from a manifest to merged weights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfedmma_deploy.config import TrainConfig
-from pfedmma_deploy.evaluation.run import evaluate_run
-from pfedmma_deploy.export.folding import export_open_clip
+from pfedmma_deploy.config import PartitionConfig, TrainConfig
+from pfedmma_deploy.export.merge import export_open_clip
+from pfedmma_deploy.federated.evaluate import evaluate_run
 from pfedmma_deploy.federated.personalize import fine_tune
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.store.run import Run
@@ -55,8 +55,7 @@ def run_tap(manifest: Path, out: Path, **parameters: Any) -> Run:
         backbone=register(),
         pretrained="random",
         method="tap",
-        partition="folders",
-        shots=0,
+        partition=PartitionConfig(scheme="folders", num_shots=0),
         rounds=1,
         local_epochs=1,
         batch_size=4,
@@ -99,7 +98,7 @@ def test_one_federation_of_both_kinds(manifest: Path, tmp_path: Path) -> None:
     assert not [n for n, v in shared.items() if n.endswith(".B") and not v.any()]
     assert evaluate_run(run).personalized_mean.base is not None
 
-    report = export_open_clip(run, tmp_path / "folded")
+    report = export_open_clip(run, tmp_path / "merged")
     assert {name for name in report.files if name.endswith("safetensors")} == {
         "plain.safetensors",
         "words-classify.safetensors",

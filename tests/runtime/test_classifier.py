@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pfedmma_deploy.errors import ImageError, UsageError
-from pfedmma_deploy.export.clients import adapter_hook
+from pfedmma_deploy.export.banks import adapter_hook
 from pfedmma_deploy.runtime import Classifier
 from pfedmma_deploy.types import Skipped
 from tests.export.sample import CLASS_NAMES, CLIENTS, SCALE, images, shared_backbone

@@ -11,18 +11,16 @@ import open_clip
 import pytest
 import torch
 
-from pfedmma_deploy.adapters.components import COMPONENTS
 from pfedmma_deploy.adapters.lora import LoRA
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.errors import ExportError, UsageError
 from pfedmma_deploy.export import folding
-from pfedmma_deploy.export.folding import export_open_clip, fold
+from pfedmma_deploy.export.merge import export_open_clip, fold
 from pfedmma_deploy.export.run import export_run
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.methods.plora import PLORA
 from pfedmma_deploy.methods.registry import METHODS, get_method
-from pfedmma_deploy.methods.tap import TAP
-from pfedmma_deploy.methods.tap_client import TAPAdapter
+from pfedmma_deploy.methods.tap import COMPONENTS, TAP, TAPAdapter
 from pfedmma_deploy.store.run import Run
 from tests.federated.conftest import sites  # noqa: F401  # a fixture
 from tests.methods import inputs
@@ -110,9 +108,9 @@ def test_open_clip_alone_gives_the_clients_features(run: Run, tmp_path: Path) ->
     arguments = {**card["open_clip"], "pretrained": str(tmp_path / "out" / "clinic.safetensors")}
     model, _, _ = open_clip.create_model_and_transforms(**arguments)
     model.eval()
-    from pfedmma_deploy.store.workspace import load_client_adapter, open_run_workspace
+    from pfedmma_deploy.federated.session import load_client_adapter, open_run_session
 
-    workspace = open_run_workspace(run)
+    workspace = open_run_session(run)
     adapter = workspace.build_adapter()
     load_client_adapter(workspace.method, adapter, run.load_client("clinic"), run.load_shared())
     backbone, pixels = workspace.backbone, inputs.pixels()

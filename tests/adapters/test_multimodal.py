@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfedmma_deploy.adapters.mma import MultiModalAdapter, pair_count
-from pfedmma_deploy.backbone.texts import ClassTexts
-from pfedmma_deploy.methods.base import Batch, clip_loss
+from pfedmma_deploy.adapters.multimodal import MultiModalAdapter, pair_count
+from pfedmma_deploy.backbone.clip import ClassTexts
+from pfedmma_deploy.methods.base import Batch
+from pfedmma_deploy.methods.pfedmma import PFedMMA
 from pfedmma_deploy.types import Scope
 from tests import reference
 from tests.tinyclip import tiny_backbone
@@ -95,7 +96,7 @@ def test_gradient_of_every_parameter(scale: float) -> None:
     """Parameters learn as if s were 1, the trunk's gradient stays s-scaled."""
     backbone, adapter = tiny_backbone(), make_adapter(scale)
     pixels, labels, ids = inputs()
-    value = clip_loss(backbone, adapter, batch())
+    value = PFedMMA().loss(backbone, adapter, batch())
     value.backward()  # type: ignore[no-untyped-call]
     expected = reference.gradients(pixels, labels, ids, weights(), doubles(adapter), scale, 20.0)
     assert expected.keys() == dict(adapter.named_parameters()).keys()
@@ -109,7 +110,7 @@ def test_gradient_of_every_parameter(scale: float) -> None:
 
 def test_the_backbone_gets_no_gradient() -> None:
     backbone, adapter = tiny_backbone(), make_adapter()
-    value = clip_loss(backbone, adapter, batch())
+    value = PFedMMA().loss(backbone, adapter, batch())
     value.backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is None and not p.requires_grad for p in backbone.model.parameters())
 

@@ -1,4 +1,4 @@
-"""`pfedmma export --format open_clip`: stock CLIP weights, where a method folds into them."""
+"""`pfedmma export --format open_clip`: stock CLIP weights, where a method merges into them."""
 
 from __future__ import annotations
 
@@ -13,25 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.backbone import tiny
-from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.backbone.texts import ClassTexts, class_texts
+from pfedmma_deploy.backbone.clip import Backbone, ClassTexts, class_texts
+from pfedmma_deploy.backbone.loading import CONFIG_FILE, MODEL_NAME
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export.run import chosen_clients, parity_examples
+from pfedmma_deploy.federated.session import Session, open_run_session
 from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.progress import Progress, Silent
-from pfedmma_deploy.store.clients import StoredClient
 from pfedmma_deploy.store.files import json_bytes, tensor_bytes, write_bytes
-from pfedmma_deploy.store.run import Run
-from pfedmma_deploy.store.workspace import (
-    Workspace,
-    full_precision,
-    load_client_adapter,
-    open_run_workspace,
-)
+from pfedmma_deploy.store.run import Run, StoredClient
 from pfedmma_deploy.types import TOWERS, Tower
 
-__all__ = ["FoldReport", "export_open_clip", "fold", "refuse_open_clip"]
+__all__ = ["MergeReport", "export_open_clip", "merge", "refuse_open_clip"]
 
 BLOCKS: Final[Mapping[Tower, str]] = {
     "image": "visual.transformer.resblocks",
@@ -41,7 +34,7 @@ BLOCKS: Final[Mapping[Tower, str]] = {
 
 
 @dataclass(frozen=True)
-class FoldReport:
+class MergeReport:
     """The files that were written; each was loaded back by open_clip and compared."""
 
     bundle: str
@@ -62,7 +55,7 @@ class FoldReport:
         return {**values, "clients": list(self.clients), "parity": parity}
 
 
-def refuse_open_clip(method: Method) -> NoReturn:
+def refuse_open_clip(method: Method[Any, Any]) -> NoReturn:
     """Say why a method's clients cannot become plain open_clip weights.
 
     Raises:
@@ -79,16 +72,16 @@ def refuse_open_clip(method: Method) -> NoReturn:
         )
     other = (
         " Export ONNX instead: `pfedmma export`, which serves all clients from one file."
-        if method.exportable
+        if not method.export_blocker
         else ""
     )
     raise ExportError(
         f"The clients of {method.name} cannot be written as open_clip weights: {reason}Only "
-        f"methods that change weights (zero-shot, plora, tap) fold exactly.{other}"
+        f"methods that change weights (zero-shot, plora, tap) merge exactly.{other}"
     )
 
 
-def fold(backbone: Backbone, adapter: Adapter) -> dict[str, Tensor]:
+def merge(backbone: Backbone, adapter: Adapter) -> dict[str, Tensor]:
     """The backbone's state dict with an adapter's changes of attention weights in it.
 
     Its keys are open_clip's own; `adapter.task` says for which task.
@@ -107,53 +100,53 @@ def export_open_clip(
     out: Path,
     *,
     clients: Sequence[str] | None = None,
-    workspace: Workspace | None = None,
+    session: Session | None = None,
     progress: Progress | None = None,
-) -> FoldReport:
+) -> MergeReport:
     """Write `<client>.safetensors` and `<client>.json` for every client of a finished run.
 
     A client that knows several tasks has one pair per task, `<client>-<task>`. Every file is loaded
-    by `open_clip.create_model` and gives the trained client's features to the bit, or it is not
-    kept. The JSON says how to load it.
+    by `open_clip.create_model` and gives features bit-identical to the trained client's, or it is
+    not kept. The JSON says how to load it.
 
     Args:
         run: the run.
         out: folder of the files.
         clients: ids; None takes all.
-        workspace: the run's, where it is open already.
+        session: the run's, where it is open already.
         progress: told of the clients.
 
     Raises:
         UsageError: an unknown client.
-        ExportError: the method does not fold, or a file does not give the same features.
+        ExportError: the method does not merge, or a file does not give the same features.
     """
     run.require_complete()
     ids = chosen_clients(run, clients)
-    workspace = full_precision(workspace or open_run_workspace(run))
-    if not workspace.method.folds:
-        refuse_open_clip(workspace.method)
-    shared, adapter = run.load_shared(), workspace.build_adapter().eval()
+    session = (session or open_run_session(run)).full_precision()
+    if not session.method.merges:
+        refuse_open_clip(session.method)
+    shared, adapter = run.load_shared(), session.build_adapter().eval()
     known = run.manifest["class_names"]
-    texts = class_texts(workspace.backbone, known, workspace.config.prompt)
-    pixels = workspace.pixels.load(parity_examples(workspace))
+    texts = class_texts(session.backbone, known, session.config.prompt)
+    pixels = session.pixels.load(parity_examples(session))
     files: dict[str, int] = {}
-    for client in (progress or Silent()).track(ids, "clients folded", len(ids)):
+    for client in (progress or Silent()).track(ids, "clients merged", len(ids)):
         stored = run.load_client(client)
-        load_client_adapter(workspace.method, adapter, stored, shared)
+        session.client_model(stored, shared, adapter)
         for name, task in _named_tasks(client, adapter):
             adapter.task = task
             path = out / f"{name}.safetensors"
-            write_bytes(path, tensor_bytes(fold(workspace.backbone, adapter)))
-            _require_equal(workspace.backbone, adapter, path, pixels, texts)
-            card = _card(workspace, run, stored, task, path)
+            write_bytes(path, tensor_bytes(merge(session.backbone, adapter)))
+            _require_equal(session.backbone, adapter, path, pixels, texts)
+            card = _card(session, run, stored, task, path)
             write_bytes(path.with_suffix(".json"), json_bytes(card))
             for written in (path, path.with_suffix(".json")):
                 files[written.name] = written.stat().st_size
-    if workspace.backbone.name == tiny.MODEL_NAME:
-        config = tiny.CONFIG_FILE.read_bytes()
-        write_bytes(out / tiny.CONFIG_FILE.name, config)
-        files[tiny.CONFIG_FILE.name] = len(config)
-    return FoldReport(str(out), tuple(ids), files, 0.0, len(pixels))
+    if session.backbone.name == MODEL_NAME:
+        config = CONFIG_FILE.read_bytes()
+        write_bytes(out / CONFIG_FILE.name, config)
+        files[CONFIG_FILE.name] = len(config)
+    return MergeReport(str(out), tuple(ids), files, 0.0, len(pixels))
 
 
 def _named_tasks(client: str, adapter: Adapter) -> Iterator[tuple[str, str]]:
@@ -193,14 +186,14 @@ def _require_equal(
 
 
 def _card(
-    workspace: Workspace, run: Run, stored: StoredClient, task: str, path: Path
+    session: Session, run: Run, stored: StoredClient, task: str, path: Path
 ) -> dict[str, Any]:
     """What the file is and how it is loaded."""
-    backbone, config = workspace.backbone, stored.config
+    backbone, config = session.backbone, stored.config
     return {
         "client": stored.id,
         "task": task,
-        "method": workspace.method.name,
+        "method": session.method.name,
         "run": run.folder.resolve().name,
         "open_clip": {
             "model_name": backbone.name,
@@ -214,8 +207,8 @@ def _card(
         "usage": (
             "open_clip.create_model_and_transforms(**open_clip) with the table above"
             + (
-                f", after open_clip.add_model_config('{tiny.CONFIG_FILE.name}')"
-                if backbone.name == tiny.MODEL_NAME
+                f", after open_clip.add_model_config('{CONFIG_FILE.name}')"
+                if backbone.name == MODEL_NAME
                 else ""
             )
         ),

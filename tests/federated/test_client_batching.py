@@ -11,17 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfedmma_deploy.adapters.frozen import Frozen
-from pfedmma_deploy.adapters.mma import MultiModalAdapter
-from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.backbone.images import ImageInputs
-from pfedmma_deploy.backbone.prefixes import PrefixStore
-from pfedmma_deploy.backbone.texts import class_texts, with_prefix
+from pfedmma_deploy.adapters.base import Frozen
+from pfedmma_deploy.adapters.multimodal import MultiModalAdapter
+from pfedmma_deploy.backbone.activation_cache import ActivationCache, ImageInputs
+from pfedmma_deploy.backbone.clip import Backbone, class_texts, with_activations
 from pfedmma_deploy.data.pixels import PixelLoader
-from pfedmma_deploy.federated.cohort import cohort_size, is_stackable
+from pfedmma_deploy.federated.client_batching import cohort_size, is_stackable
 from pfedmma_deploy.federated.engine import InProcessEngine
 from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
-from pfedmma_deploy.methods.pfedmma import PFEDMMA
+from pfedmma_deploy.methods.pfedmma import PFedMMA
 from pfedmma_deploy.store.checkpoint import Checkpoint
 from pfedmma_deploy.types import ClientData, Scope
 from tests.images import MemoryDataset
@@ -59,7 +57,7 @@ def federate(
     backbone: Backbone,
     *,
     together: bool,
-    prefixes: PrefixStore | None = None,
+    prefixes: ActivationCache | None = None,
     rounds: Sequence[list[str]] = ROUNDS,
 ) -> tuple[dict[str, Tensor], Checkpoint]:
     """Several rounds in which not all clients take part; the server's state and the clients'."""
@@ -73,10 +71,10 @@ def federate(
     ).to(backbone.visual.proj.dtype)
     texts = class_texts(backbone, dataset.class_names, "a photo of a {}.")
     if prefixes is not None:
-        texts = with_prefix(backbone, texts, adapter.first_block(backbone, "text"))
+        texts = with_activations(backbone, texts, adapter.first_block(backbone, "text"))
     engine = InProcessEngine(
         backbone=backbone,
-        method=PFEDMMA,
+        method=PFedMMA,
         adapter=adapter,
         clients=members,
         images=ImageInputs(PixelLoader(dataset, 16), prefixes),
@@ -90,7 +88,7 @@ def federate(
     for round, chosen in enumerate(rounds):
         reports = list(engine.run_round(round, chosen, shared))
         assert [report.update.client for report in reports] == chosen
-        shared = PFEDMMA.aggregate([report.update for report in reports], shared)
+        shared = PFedMMA.aggregate([report.update for report in reports], shared)
         engine.checkpoint.commit(round, shared, {})
     return shared, engine.checkpoint
 
@@ -134,8 +132,10 @@ def test_equal_to_one_after_the_other_in_float32(tmp_path: Path) -> None:
 @pytest.mark.parametrize("together", [False, True])
 def test_kept_prefixes_change_nothing(tmp_path: Path, together: bool) -> None:
     backbone = tiny_backbone()
-    plain = federate(tmp_path / "plain", replace(backbone, shortcuts=False), together=together)
-    store = PrefixStore(backbone, tmp_path / "kept", 1 << 30)
+    plain = federate(
+        tmp_path / "plain", replace(backbone, token_shortcuts=False), together=together
+    )
+    store = ActivationCache(backbone, tmp_path / "kept", 1 << 30)
     kept = federate(tmp_path / "kept-run", backbone, together=together, prefixes=store)
     assert list((tmp_path / "kept").glob("*/*.npy"))
     assert largest_difference(plain, kept) < 1e-5
@@ -153,18 +153,18 @@ def test_clients_do_not_touch_each_other(tmp_path: Path) -> None:
 
 def test_what_can_be_stacked() -> None:
     backbone = tiny_backbone()
-    adapter = PFEDMMA.build(backbone, PFEDMMA.parameters(), torch.Generator().manual_seed(0))
-    assert is_stackable(PFEDMMA, adapter, OPTIONS)
-    assert not is_stackable(PFEDMMA, Frozen(), OPTIONS)
-    assert not is_stackable(PFEDMMA, adapter, replace(OPTIONS, optimizer="adam"))
-    own_loss = replace(PFEDMMA, loss=lambda backbone, adapter, batch: batch.labels.sum())
+    adapter = PFedMMA.build(backbone, PFedMMA.parameters(), torch.Generator().manual_seed(0))
+    assert is_stackable(PFedMMA, adapter, OPTIONS)
+    assert not is_stackable(PFedMMA, Frozen(), OPTIONS)
+    assert not is_stackable(PFedMMA, adapter, replace(OPTIONS, optimizer="adam"))
+    own_loss = replace(PFedMMA, loss=lambda backbone, adapter, batch: batch.labels.sum())
     assert not is_stackable(own_loss, adapter, OPTIONS)
 
 
 def test_cohorts_on_a_cpu_stay_in_its_caches() -> None:
     """5 tokens of width 32 an image, 4 x as wide in the MLP, 4 bytes each: 2,560 bytes an image."""
     backbone = tiny_backbone()
-    adapter = PFEDMMA.build(backbone, PFEDMMA.parameters(), torch.Generator().manual_seed(0))
+    adapter = PFedMMA.build(backbone, PFedMMA.parameters(), torch.Generator().manual_seed(0))
     texts = class_texts(backbone, ["cat", "dog", "ship"], "a photo of a {}.")
     assert cohort_size(backbone, adapter, 1000, texts) == 7
     assert cohort_size(backbone, adapter, 4000, texts) == 1

@@ -10,9 +10,9 @@ import pytest
 
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.errors import DataError
+from pfedmma_deploy.federated.session import open_run_session
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.store.run import Run
-from pfedmma_deploy.store.workspace import open_run_workspace
 from tests.federated.conftest import config, one_thread, sites
 
 __all__ = ["config", "one_thread", "sites"]
@@ -36,23 +36,23 @@ def project(
 def test_from_another_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "runs" / "sites").mkdir()
     monkeypatch.chdir(project / "runs")
-    found = open_run_workspace(Run.open(Path("one")))
+    found = open_run_session(Run.open(Path("one")))
     assert len(found.federation.clients) == 2, "not the empty folder of the same name"
 
 
 def test_moved_together(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved = project.rename(project.with_name("elsewhere"))
     monkeypatch.chdir(moved.parent)
-    assert open_run_workspace(Run.open(moved / "runs" / "one")).federation.base_test
+    assert open_run_session(Run.open(moved / "runs" / "one")).federation.base_test
 
 
 def test_the_run_alone_moved(project: Path, tmp_path: Path) -> None:
     """Then `--data` counts as it was given."""
     alone = (project / "runs" / "one").rename(tmp_path / "one")
-    assert open_run_workspace(Run.open(alone)).federation.base_test
+    assert open_run_session(Run.open(alone)).federation.base_test
     (project / "sites").rename(project / "other")
     with pytest.raises(DataError, match="there is no folder 'sites'"):
-        open_run_workspace(Run.open(alone))
+        open_run_session(Run.open(alone))
 
 
 def test_a_sample_has_no_place(

@@ -17,10 +17,9 @@ from safetensors.torch import save_file
 
 from pfedmma_deploy.errors import ExportError, StoreError, UsageError
 from pfedmma_deploy.export import members
-from pfedmma_deploy.export.banks import append_row, ports
-from pfedmma_deploy.export.clients import ExportClient
+from pfedmma_deploy.export.banks import ExportClient, append_row, ports
+from pfedmma_deploy.export.bundle_clients import add_client, remove_client
 from pfedmma_deploy.export.form import Form
-from pfedmma_deploy.export.members import add_client, remove_client
 from pfedmma_deploy.methods.registry import get_method
 from pfedmma_deploy.runtime.bundle import Bundle
 from tests.export.sample import (
@@ -219,7 +218,7 @@ def test_ports_are_where_the_adapters_are(bundle: Path) -> None:
 
 
 def test_open_clip_weights_are_refused_with_the_reason() -> None:
-    from pfedmma_deploy.export.folding import refuse_open_clip
+    from pfedmma_deploy.export.merge import refuse_open_clip
 
     with pytest.raises(ExportError, match=r"pfedmma cannot .*what passes a ReLU is no matrix"):
         refuse_open_clip(get_method("pfedmma"))

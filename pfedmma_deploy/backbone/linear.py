@@ -1,9 +1,9 @@
-"""x W^T + b with frozen weights, by whichever of torch's libraries is fast on this processor.
+"""`F.linear` with frozen weights, by whichever of torch's libraries is fast on this processor.
 
-Torch gives fp32 products to MKL, which has AVX-512 kernels for Intel's processors only: on an AMD
+Torch gives fp32 matmuls to MKL, which has AVX-512 kernels for Intel's processors only: on an AMD
 EPYC with AVX-512 it reaches half the rate. Torch gives convolutions to oneDNN, which asks what the
 processor can do and not who made it. A 1x1 convolution over one pixel per token is the same
-product: 2.0 to 2.2 times as fast there, forward and backward, to the last bits of fp32.
+matmul: 2.0 to 2.2 times as fast there, forward and backward, to the last bits of fp32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pfedmma_deploy.processor import is_amd
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """x [..., K], weight [N, K], bias [N] or None -> [..., N]."""
 FEW_ROWS = 64
-"""Products of fewer rows are left alone: bringing the weights into oneDNN's order costs more."""
+"""Matmuls of fewer rows stay with MKL: reordering the weights for oneDNN costs more."""
 
 
 def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -37,7 +37,7 @@ def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @cache
 def mkl_is_slow() -> bool:
-    """Whether torch's fp32 products use half of what this processor can."""
+    """Whether torch's fp32 matmuls reach half of this processor's rate."""
     libraries = torch.backends.mkl, torch.backends.mkldnn
     if not all(one.is_available() for one in libraries):
         return False

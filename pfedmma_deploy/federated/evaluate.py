@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.backbone.texts import class_texts
+from pfedmma_deploy.backbone.clip import Backbone, class_texts
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.evaluation.accuracy import (
@@ -18,9 +17,9 @@ from pfedmma_deploy.evaluation.accuracy import (
     Scorer,
     mean_accuracy,
 )
+from pfedmma_deploy.federated.session import Session, open_run_session
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.run import Run
-from pfedmma_deploy.store.workspace import Workspace, load_client_adapter, open_run_workspace
 from pfedmma_deploy.types import Dataset, Example
 
 
@@ -46,7 +45,7 @@ def evaluate_run(
     run: Run,
     *,
     clients: Collection[str] | None = None,
-    workspace: Workspace | None = None,
+    session: Session | None = None,
     progress: Progress | None = None,
 ) -> RunEvaluation:
     """Score the federation's clients with their current adapters on the run's test images.
@@ -55,31 +54,31 @@ def evaluate_run(
     scored when they are personalized. With `clients`, only those of them are scored.
     """
     run.require_complete()
-    workspace = workspace or open_run_workspace(run)
-    federation = workspace.federation
-    scorer = open_scorer(workspace)
-    adapter, shared = workspace.build_adapter(), run.load_shared()
+    session = session or open_run_session(run)
+    federation = session.federation
+    scorer = open_scorer(session)
+    adapter, shared = session.build_adapter(), run.load_shared()
     chosen = [c for c in federation.clients if clients is None or c.id in clients]
     zero_shot = scorer.score(None, chosen)
     personalized = {}
     for client in (progress or Silent()).track(chosen, "clients evaluated", len(chosen)):
-        load_client_adapter(workspace.method, adapter, run.load_client(client.id), shared)
+        session.client_model(run.load_client(client.id), shared, adapter)
         (personalized[client.id],) = scorer.score(adapter, [client])
     ids = [client.id for client in chosen]
     return RunEvaluation(dict(zip(ids, zero_shot, strict=True)), personalized)
 
 
-def validate_run(run: Run, workspace: Workspace) -> float:
+def validate_run(run: Run, session: Session) -> float:
     """Mean over clients of the accuracy on their own validation images, among all base names.
 
     Raises:
         UsageError: no client has validation images.
     """
-    scorer, adapter, shared = open_scorer(workspace), workspace.build_adapter(), run.load_shared()
+    scorer, adapter, shared = open_scorer(session), session.build_adapter(), run.load_shared()
     found = []
-    for client in workspace.federation.clients:
+    for client in session.federation.clients:
         if client.val:
-            load_client_adapter(workspace.method, adapter, run.load_client(client.id), shared)
+            session.client_model(run.load_client(client.id), shared, adapter)
             found.append(scorer.accuracy_on(adapter, client.val))
     if not found:
         raise UsageError(
@@ -89,14 +88,14 @@ def validate_run(run: Run, workspace: Workspace) -> float:
     return sum(found) / len(found)
 
 
-def open_scorer(workspace: Workspace) -> Scorer:
-    """A scorer for the models of a workspace."""
+def open_scorer(session: Session) -> Scorer:
+    """A scorer for the models of a session."""
     return Scorer(
-        workspace.backbone,
-        workspace.federation,
-        workspace.images,
-        workspace.config.prompt,
-        workspace.logit_scale,
+        session.backbone,
+        session.federation,
+        session.images,
+        session.config.prompt,
+        session.logit_scale,
     )
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pfedmma_deploy.backbone.flops import image_tokens, tower_flop
 from pfedmma_deploy.memory import peak_memory
 from pfedmma_deploy.methods.client_run import ClientRun
 
 PHASES = ("prefixes", "train", "validate", "store")
+"""Names in `rounds.jsonl` since version 0.1; `prefixes` is the caching of activations."""
 
 
-class Ledger:
+class RoundCost:
     """Seconds and operations since the last `take`."""
 
     def __init__(self) -> None:
@@ -29,12 +31,12 @@ class Ledger:
         finally:
             self._seconds[name] += time.perf_counter() - started
 
-    def count(self, run: ClientRun) -> None:
+    def count(self, run: ClientRun[Any]) -> None:
         """Counts the batches that a client has trained on."""
         backbone, adapter = run.backbone, run.adapter
         image_first = adapter.first_block(backbone, "image")
         text_first = adapter.first_block(backbone, "text")
-        reuses = run.images.prefixes is not None
+        reuses = run.images.cache is not None
         is_kept = reuses and (run.images.views > 0 or not run.options.random_transform)
         image = tower_flop(
             backbone,
@@ -48,7 +50,7 @@ class Ledger:
             backbone,
             "text",
             backbone.prompt_length(texts.prompts),
-            start=text_first if texts.prefix is not None else 0,
+            start=text_first if texts.activations is not None else 0,
             adapted=text_first,
         )
         self._flop += run.images_seen * image.total + run.steps * len(texts.names) * text.total

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma_deploy.backbone import products
-from pfedmma_deploy.backbone.products import FEW_ROWS, fast_linear, mkl_is_slow
+from pfedmma_deploy.backbone.linear import FEW_ROWS, fast_linear, mkl_is_slow
 
 
 @pytest.fixture
