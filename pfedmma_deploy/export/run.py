@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfedmma_deploy.adapters.graph_form import GraphForm
-from pfedmma_deploy.config import nearest
 from pfedmma_deploy.data.checks import class_key
-from pfedmma_deploy.errors import ExportError, UsageError
+from pfedmma_deploy.errors import ExportError, UsageError, nearest
 from pfedmma_deploy.evaluation.accuracy import unique
 from pfedmma_deploy.evaluation.run import RunEvaluation
 from pfedmma_deploy.export.bundle import ExportReport, export_bundle
@@ -107,7 +106,7 @@ def export_run(
         provenance={
             "run": run.folder.resolve().name,
             "data": Path(config.data).name,
-            "config": {**config.to_dict(), "data": Path(config.data).name},
+            "config": {**config.to_options(), "data": Path(config.data).name},
             "rounds": config.rounds,
             "personalized": [c.id for c in stored if c.config["personalized"] is not None],
         },

@@ -16,12 +16,11 @@ import numpy as np
 from torch import Tensor
 
 from pfedmma_deploy.adapters.base import KEPT, Adapter
-from pfedmma_deploy.config import nearest
 from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.data.federation import build_client
 from pfedmma_deploy.data.joined import JoinedDataset
 from pfedmma_deploy.data.pixels import PixelLoader
-from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.errors import UsageError, nearest
 from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.evaluation.run import open_scorer
 from pfedmma_deploy.federated.train import class_prompts, client_config, local_training

@@ -65,7 +65,7 @@ def run_rounds(
     for round in progress.track(range(first, config.rounds), "rounds", config.rounds - first):
         started = time.perf_counter()
         chosen = sample_clients(clients, config.clients_per_round, config.seed, round)
-        chosen = answering(chosen, config.dropout, config.seed, round)
+        chosen = answering(chosen, config.client_dropout, config.seed, round)
         received = engine.run_round(round, chosen, shared)
         reports = list(progress.track(received, f"clients of round {round + 1}", len(chosen)))
         shared = method.aggregate([report.update for report in reports], shared)

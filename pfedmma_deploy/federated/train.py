@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pfedmma_deploy.adapters.base import KEPT, Adapter
+from pfedmma_deploy.backbone.products import Linear
 from pfedmma_deploy.backbone.texts import class_texts, with_prefix
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.data.federation import federation_to_dict
@@ -44,7 +45,12 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, out: Path, *, resume: bool = False, progress: Progress | None = None
+    config: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    linear: Linear | None = None,
 ) -> TrainResult:
     """Train a federation and write its run folder; a stop at any moment can be resumed.
 
@@ -54,6 +60,7 @@ def train(
         resume: continue the run in `out`, to the same bytes as if it had never stopped. Its stored
             configuration must be `config`.
         progress: told of rounds and clients.
+        linear: as `open_workspace`, for benchmarks.
 
     Raises:
         PfedmmaError: anything that is missing or does not fit.
@@ -62,7 +69,7 @@ def train(
     started = time.perf_counter()
     run = Run.open(out) if resume else None
     if run is None:
-        workspace = open_workspace(config, progress)
+        workspace = open_workspace(config, progress, linear=linear)
         run = Run.create(out, _manifest(workspace, out), federation_to_dict(workspace.federation))
     else:
         require_same_config(run, config)
@@ -82,8 +89,8 @@ def train(
 
 def require_same_config(run: Run, config: TrainConfig) -> None:
     """Raises `UsageError` naming the first option in which `config` differs from the run's."""
-    stored = run.config.to_dict()
-    for name, value in config.to_dict().items():
+    stored = run.config.to_options()
+    for name, value in config.to_options().items():
         if stored[name] != value:
             raise UsageError(
                 f"{run.folder} was started with {name} = {stored[name]!r}, not {value!r}. A "
@@ -165,7 +172,7 @@ def _federate(
         options=local_training(workspace),
         checkpoint=checkpoint,
         seed=run.config.seed,
-        together=run.config.engine == "cohort",
+        together=run.config.client_batching,
     )
     ids = [client.id for client in federation.clients]
     server = workspace.method.start(adapter, ids)

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.adapters.graph_form import GraphForm
 from pfedmma_deploy.backbone.clip import Backbone
-from pfedmma_deploy.config import Scalar, nearest
-from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.config import Scalar
+from pfedmma_deploy.errors import UsageError, nearest
 from pfedmma_deploy.methods.client_run import Batch, ClientRun, Loss, Tensors
 from pfedmma_deploy.types import ClientData, Scope
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pfedmma_deploy.config import nearest
-from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.errors import UsageError, nearest
 
 
 def at_least(name: str, value: float, least: float) -> None:

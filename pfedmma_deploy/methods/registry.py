@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pfedmma_deploy.config import nearest
-from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.errors import UsageError, nearest
 from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.methods.clip_adapter import CLIP_ADAPTER
 from pfedmma_deploy.methods.fedavg_mma import FEDAVG_MMA

@@ -10,17 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.backbone.images import ImageInputs
 from pfedmma_deploy.backbone.loading import load_backbone
 from pfedmma_deploy.backbone.prefixes import KIND, PrefixStore, limit_bytes
+from pfedmma_deploy.backbone.products import Linear
 from pfedmma_deploy.caches import cache_folder
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.data.checkup import warn_of_content
-from pfedmma_deploy.data.clients_file import load_federation
 from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.data.federation import build_federation, federation_from_dict
 from pfedmma_deploy.data.pixels import PixelLoader
@@ -31,7 +30,7 @@ from pfedmma_deploy.methods.registry import get_method
 from pfedmma_deploy.progress import Progress
 from pfedmma_deploy.store.clients import StoredClient
 from pfedmma_deploy.store.run import Run
-from pfedmma_deploy.types import Dataset, Federation
+from pfedmma_deploy.types import Federation
 
 
 @dataclass(frozen=True)
@@ -55,16 +54,23 @@ class Workspace:
         return self.method.build(self.backbone, parameters, generator).to(self.backbone.device)
 
 
-def open_workspace(config: TrainConfig, progress: Progress | None = None) -> Workspace:
+def open_workspace(
+    config: TrainConfig, progress: Progress | None = None, *, linear: Linear | None = None
+) -> Workspace:
     """Load what `config` names and divide the data among clients.
+
+    Args:
+        config: the resolved options.
+        progress: told of images that are read.
+        linear: what multiplies with the blocks' weights, for benchmarks; None takes the faster.
 
     Raises:
         PfedmmaError: anything that is missing or does not fit, before any training.
     """
     method = get_method(config.method)
     dataset = load_dataset(config.data, progress=progress)
-    federation = warn_of_content(_divide(dataset, config))
-    return _workspace(config, method, federation)
+    federation = warn_of_content(build_federation(dataset, config.partition, seed=config.seed))
+    return _workspace(config, method, federation, linear)
 
 
 def open_run_workspace(run: Run) -> Workspace:
@@ -140,22 +146,6 @@ def load_client_adapter(
         ) from error
 
 
-def _divide(dataset: Dataset, config: TrainConfig) -> Federation:
-    if config.clients_file is not None:
-        return load_federation(dataset, Path(config.clients_file))
-    return build_federation(
-        dataset,
-        clients=config.clients,
-        classes=config.classes,
-        partition=config.partition,
-        dirichlet_beta=config.dirichlet_beta,
-        num_shots=config.shots,
-        seed=config.seed,
-        unseen_domain=config.unseen_domain,
-        superclasses=config.superclasses,
-    )
-
-
 def image_inputs(config: TrainConfig, backbone: Backbone, pixels: PixelLoader) -> ImageInputs:
     """What the models are given of images, with the prefix cache where the configuration has it."""
     store = None
@@ -165,12 +155,14 @@ def image_inputs(config: TrainConfig, backbone: Backbone, pixels: PixelLoader) -
     return ImageInputs(pixels, store, views=config.views, seed=config.seed)
 
 
-def _workspace(config: TrainConfig, method: Method, federation: Federation) -> Workspace:
+def _workspace(
+    config: TrainConfig, method: Method, federation: Federation, linear: Linear | None = None
+) -> Workspace:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(config.backbone, config.pretrained, device=device)
-    backbone = replace(backbone, shortcuts=config.cache, precision=config.autocast)
-    if not config.cache:
-        backbone = replace(backbone, linear=F.linear)
+    backbone = replace(backbone, shortcuts=config.token_shortcuts, precision=config.autocast)
+    if linear is not None:
+        backbone = replace(backbone, linear=linear)
     if config.compile:
         backbone = replace(backbone, run_block=torch.compile(backbone.run_block))
     pixels = PixelLoader(

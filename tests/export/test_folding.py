@@ -13,7 +13,7 @@ import torch
 
 from pfedmma_deploy.adapters.components import COMPONENTS
 from pfedmma_deploy.adapters.lora import LoRA
-from pfedmma_deploy.config import TrainConfig
+from pfedmma_deploy.config import PartitionConfig, TrainConfig
 from pfedmma_deploy.errors import ExportError, UsageError
 from pfedmma_deploy.export import folding
 from pfedmma_deploy.export.folding import export_open_clip, fold
@@ -35,8 +35,7 @@ def options(method: str, folder: Path, **parameters: Any) -> TrainConfig:
         backbone=register(),
         pretrained="random",
         method=method,
-        partition="folders",
-        shots=0,
+        partition=PartitionConfig(scheme="folders", num_shots=0),
         rounds=1,
         local_epochs=1,
         batch_size=4,

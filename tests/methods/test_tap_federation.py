@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfedmma_deploy.config import TrainConfig
+from pfedmma_deploy.config import PartitionConfig, TrainConfig
 from pfedmma_deploy.evaluation.run import evaluate_run
 from pfedmma_deploy.export.folding import export_open_clip
 from pfedmma_deploy.federated.personalize import fine_tune
@@ -55,8 +55,7 @@ def run_tap(manifest: Path, out: Path, **parameters: Any) -> Run:
         backbone=register(),
         pretrained="random",
         method="tap",
-        partition="folders",
-        shots=0,
+        partition=PartitionConfig(scheme="folders", num_shots=0),
         rounds=1,
         local_epochs=1,
         batch_size=4,
