@@ -115,7 +115,7 @@ def test_old_names_of_options_count_with_a_warning(
 ) -> None:
     line = "train --data x --backbone pfedmma-tiny --engine sequential --dropout 0.1"
     assert run(line.split()) == 1
-    first, second, error = capsys.readouterr().err.splitlines()
+    first, second, *_, error = capsys.readouterr().err.splitlines()
     assert first == (
         "warning: the command line: dropout is called client_dropout now; the old name goes in the"
         " next version"
