@@ -73,8 +73,7 @@ def clear(
       pfedmma cache clear
       pfedmma cache clear prefixes
     """
-    from pfedmma_deploy.config import nearest
-    from pfedmma_deploy.errors import UsageError
+    from pfedmma_deploy.errors import UsageError, nearest
 
     with open_output(as_json=as_json, quiet=quiet) as output:
         for name in kind or ():

@@ -7,16 +7,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pfedmma_deploy.config import read_options
+from pfedmma_deploy.config import read_changes, read_options
 from pfedmma_deploy.errors import UsageError
 
-from .options import AsJson, Preset, Quiet, Verbose, split_names
+from .options import (
+    NO_PARTITION,
+    AsJson,
+    BackboneName,
+    Data,
+    LocalEpochs,
+    PartitionOptions,
+    Preset,
+    Pretrained,
+    Quiet,
+    Rounds,
+    Verbose,
+    split_names,
+    with_partition,
+)
 from .output import Output, Row, open_output
 
 if TYPE_CHECKING:
     from pfedmma_deploy.config import TrainConfig
 
 
+@with_partition
 def compare(
     methods: Annotated[
         str, typer.Option(metavar="NAMES", help='Methods such as "pfedmma,promptfl", or "all".')
@@ -24,26 +39,12 @@ def compare(
     seeds: Annotated[
         str, typer.Option(metavar="LIST", help="Seeds, one repetition each.")
     ] = "0,1,2",
-    data: Annotated[
-        str | None, typer.Option(metavar="NAME_OR_DIR", help="An embedded sample, or images.")
-    ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(metavar="NAME", help="pfedmma-tiny, or an open_clip model.")
-    ] = None,
-    pretrained: Annotated[
-        str | None, typer.Option(metavar="TAG_OR_FILE", help="open_clip tag or weights file.")
-    ] = None,
-    clients: Annotated[int | None, typer.Option(metavar="N", help="Number of clients.")] = None,
-    partition: Annotated[
-        str | None, typer.Option(metavar="NAME", help="How images are divided among clients.")
-    ] = None,
-    shots: Annotated[
-        int | None, typer.Option(metavar="K", help="Training images per class; 0 takes all.")
-    ] = None,
-    rounds: Annotated[int | None, typer.Option(metavar="N", help="Rounds of training.")] = None,
-    local_epochs: Annotated[
-        int | None, typer.Option(metavar="N", help="Epochs that a client trains in a round.")
-    ] = None,
+    data: Data = None,
+    backbone: BackboneName = None,
+    pretrained: Pretrained = None,
+    partition: PartitionOptions = NO_PARTITION,
+    rounds: Rounds = None,
+    local_epochs: LocalEpochs = None,
     tune: Annotated[
         bool,
         typer.Option(
@@ -79,9 +80,7 @@ def compare(
         "data": data,
         "backbone": backbone,
         "pretrained": pretrained,
-        "clients": clients,
-        "partition": partition,
-        "shots": shots,
+        **partition,
         "rounds": rounds,
         "local_epochs": local_epochs,
     }
@@ -94,6 +93,9 @@ def compare(
         def configure(method: str, seed: int) -> TrainConfig:
             options = read_options({**flags, "method": method, "seed": seed}, config, preset)
             return resolve_run(options)
+
+        for warning in read_changes(flags, config, preset).warnings:
+            output.note(f"warning: {warning}")
 
         try:
             _compare(names, _seeds(seeds), configure, out, tune, jobs, output)
@@ -119,8 +121,9 @@ def _compare(
         names, seeds, configure, out, tune=tune, jobs=jobs, progress=output.progress
     )
     config = found.config
-    protocol = {"classes": config.classes, "partition": config.partition}
-    theirs = published_rows(config.data, protocol, config.backbone, config.shots)
+    partition = config.partition
+    protocol = {"classes": partition.classes, "partition": partition.scheme}
+    theirs = published_rows(config.data, protocol, config.backbone, partition.num_shots)
     files = write_comparison(found, theirs)
     values = to_dict(found, theirs)
     _print(output, values)

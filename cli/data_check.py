@@ -12,20 +12,16 @@ from pfedmma_deploy.errors import UsageError
 
 from .data_list import DataRoot
 from .data_partition import Heatmap, show_heatmap
-from .division import (
-    Beta,
-    ClassesOption,
-    Clients,
-    ClientsFile,
-    PartitionOption,
+from .options import (
+    NO_PARTITION,
+    AsJson,
+    PartitionOptions,
+    Pretrained,
+    Quiet,
     Seed,
-    Shots,
-    Superclasses,
-    UnseenDomain,
-    read_division,
-    refuse_beside_file,
+    Verbose,
+    with_partition,
 )
-from .options import AsJson, Quiet, Verbose
 from .output import Output, open_output
 
 if TYPE_CHECKING:
@@ -37,24 +33,16 @@ if TYPE_CHECKING:
 _MARKS = {"fatal": "FATAL", "error": "ERROR", "warning": "warning"}
 
 
+@with_partition
 def check(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Data set, sample or folder.")],
-    partition: PartitionOption = None,
-    clients: Clients = None,
-    classes: ClassesOption = None,
-    dirichlet_beta: Beta = None,
-    unseen_domain: UnseenDomain = None,
-    superclasses: Superclasses = None,
-    shots: Shots = None,
+    partition: PartitionOptions = NO_PARTITION,
     seed: Seed = None,
-    clients_file: ClientsFile = None,
     backbone: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Also test zero-shot, for example with pfedmma-tiny."),
     ] = None,
-    pretrained: Annotated[
-        str | None, typer.Option(metavar="TAG_OR_FILE", help="open_clip tag or weights file.")
-    ] = None,
+    pretrained: Pretrained = None,
     prompt: Annotated[
         str, typer.Option(metavar="TEXT", help="Text around a class name, with --backbone.")
     ] = "a photo of a {}.",
@@ -79,28 +67,16 @@ def check(
       pfedmma data check my_photos --partition dirichlet --clients 5 --heatmap clients.png
       pfedmma data check my_photos --clients-file clients.toml --json
     """
-    options = {
-        "clients": clients,
-        "classes": classes,
-        "partition": partition,
-        "dirichlet_beta": dirichlet_beta,
-        "shots": shots,
-        "seed": seed,
-        "unseen_domain": unseen_domain,
-        "superclasses": superclasses,
-    }
-    refuse_beside_file({**options, "clients_file": clients_file})
-    division: Any = clients_file
-    if any(value is not None for value in options.values()):
-        division = read_division(num_shots=options.pop("shots"), **options)
     if backbone is None and pretrained is not None:
         raise UsageError("--pretrained belongs to --backbone: name both, or neither")
+    from pfedmma_deploy.config import PartitionConfig
     from pfedmma_deploy.data.checkup import check_data
     from pfedmma_deploy.data.datasets import load_dataset
 
     with open_output(as_json=as_json, quiet=quiet) as output:
         dataset = load_dataset(data, root=data_root, progress=output.progress)
-        found = check_data(dataset, division, progress=output.progress)
+        wanted = PartitionConfig.from_options(partition) if partition or seed is not None else None
+        found = check_data(dataset, wanted, seed=seed or 0, progress=output.progress)
         sanity = None
         if backbone is not None:
             sanity = _test_zero_shot(dataset, backbone, pretrained, prompt, output)

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .data_list import DataRoot
-from .division import (
-    Beta,
-    ClassesOption,
-    Clients,
-    PartitionOption,
-    Seed,
-    Shots,
-    Superclasses,
-    UnseenDomain,
-    read_division,
-)
-from .options import AsJson, Quiet, Verbose
+from .options import NO_PARTITION, AsJson, PartitionOptions, Quiet, Seed, Verbose, with_partition
 from .output import Output, open_output
 
 if TYPE_CHECKING:
+    from pfedmma_deploy.config import PartitionConfig
     from pfedmma_deploy.types import Federation
 
 Heatmap = Annotated[
@@ -32,15 +23,10 @@ Heatmap = Annotated[
 ]
 
 
+@with_partition
 def partition(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Data set, sample or folder.")],
-    partition: PartitionOption = None,
-    clients: Clients = None,
-    classes: ClassesOption = None,
-    dirichlet_beta: Beta = None,
-    unseen_domain: UnseenDomain = None,
-    superclasses: Superclasses = None,
-    shots: Shots = None,
+    partition: PartitionOptions = NO_PARTITION,
     seed: Seed = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="Write the division here.")
@@ -63,36 +49,29 @@ def partition(
       pfedmma data partition domains-sample --partition leave-one-domain-out --clients 5
         --unseen-domain sketch --classes all
     """
-    division = read_division(
-        clients=clients,
-        classes=classes,
-        partition=partition,
-        dirichlet_beta=dirichlet_beta,
-        num_shots=shots,
-        seed=seed,
-        unseen_domain=unseen_domain,
-        superclasses=superclasses,
-    )
+    from pfedmma_deploy.config import PartitionConfig
     from pfedmma_deploy.data.clients_file import write_clients
     from pfedmma_deploy.data.datasets import load_dataset
     from pfedmma_deploy.data.federation import build_federation
 
+    chosen = PartitionConfig.from_options(partition)
+    made_with = describe_partition(chosen, seed or 0)
     with open_output(as_json=as_json, quiet=quiet) as output:
         dataset = load_dataset(data, root=data_root, progress=output.progress)
-        federation = build_federation(dataset, **division.to_dict())
+        federation = build_federation(dataset, chosen, seed=seed or 0)
         if out is not None:
-            write_clients(federation, out, division.to_dict())
+            write_clients(federation, out, made_with)
         for warning in federation.warnings:
             output.note(f"warning: {warning}")
         show_federation(federation, output)
-        show_heatmap(federation, heatmap, f"{dataset.name}: {division.partition}", output)
+        show_heatmap(federation, heatmap, f"{dataset.name}: {chosen.scheme}", output)
         if out is not None:
             output.say(f"Division: {out}")
             output.note(f"Next: pfedmma train --data {data} --clients-file {out}")
         output.result(
             {
                 "data": data,
-                **division.to_dict(),
+                **made_with,
                 "clients": [
                     {
                         "id": client.id,
@@ -112,6 +91,13 @@ def partition(
                 "heatmap": None if heatmap is None else str(heatmap),
             }
         )
+
+
+def describe_partition(partition: PartitionConfig, seed: int) -> dict[str, Any]:
+    """What a partition was made with, for the record; options that are not set are left out."""
+    values = {**dataclasses.asdict(partition), "seed": seed}
+    values["partition"] = values.pop("scheme")
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def show_federation(federation: Federation, output: Output) -> None:

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 
 import typer
 
-from pfedmma_deploy.config import Scalar
+from pfedmma_deploy.config import DEFAULTS, Classes, Scheme
 from pfedmma_deploy.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
+    from pfedmma_deploy.config import Scalar
     from pfedmma_deploy.store.run import Run
 
 EXPORTS = Path("exports")
 """Where `pfedmma export` writes, below the current folder."""
+
+
+def option(name: str, text: str, metavar: str) -> Any:
+    """The flag of an option of `TrainConfig`; the help shows the default from there."""
+    default = DEFAULTS[name]
+    shown = f" [default: {default}]" if isinstance(default, int | float | str) else ""
+    return typer.Option(f"--{name.replace('_', '-')}", help=text + shown, metavar=metavar)
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
@@ -35,6 +47,103 @@ Preset = Annotated[
         help="Values to start from: paper (the defaults), or quickstart (for pfedmma-tiny).",
     ),
 ]
+Data = Annotated[
+    str | None,
+    option("data", "A sample, a known data set, a folder or a manifest.", "NAME|DIR|FILE"),
+]
+BackboneName = Annotated[
+    str | None, option("backbone", "pfedmma-tiny, or any open_clip model name.", "NAME")
+]
+Pretrained = Annotated[
+    str | None, option("pretrained", "open_clip tag or weights file.", "TAG_OR_FILE")
+]
+Rounds = Annotated[int | None, option("rounds", "Rounds of training.", "N")]
+LocalEpochs = Annotated[
+    int | None, option("local_epochs", "Epochs that a client trains in a round.", "N")
+]
+Seed = Annotated[int | None, option("seed", "Seed of all randomness.", "N")]
+
+Clients = Annotated[int | None, option("clients", "Number of clients.", "N")]
+_PARTITION: Final[Mapping[str, Any]] = {
+    "clients": Clients,
+    "classes": Annotated[
+        str | None,
+        option(
+            "classes",
+            "Train on the first half of the classes, or on all.",
+            "|".join(get_args(Classes)),
+        ),
+    ],
+    "partition": Annotated[
+        str | None,
+        option("partition", "How images are divided among clients.", "|".join(get_args(Scheme))),
+    ],
+    "dirichlet_beta": Annotated[
+        float | None, option("dirichlet_beta", "Smaller is more skewed.", "BETA")
+    ],
+    "unseen_domain": Annotated[
+        str | None,
+        option("unseen_domain", "With leave-one-domain-out: the domain nobody trains on.", "NAME"),
+    ],
+    "superclasses": Annotated[
+        str | None,
+        option(
+            "superclasses",
+            "With pachinko: superclasses. [default: those of CIFAR-100]",
+            "FILE.toml",
+        ),
+    ],
+    "clients_file": Annotated[
+        str | None,
+        option(
+            "clients_file",
+            "A partition that `pfedmma data partition` wrote; edit it freely.",
+            "FILE.toml",
+        ),
+    ],
+    "shots": Annotated[int | None, option("shots", "Training images per class; 0 takes all.", "K")],
+}
+"""The options of a partition, by name."""
+PartitionOptions = Mapping[str, Any]
+"""Those of them that are given."""
+NO_PARTITION: Final[PartitionOptions] = MappingProxyType({})
+
+
+def with_partition(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command every option of a partition.
+
+    It has a parameter `partition: PartitionOptions = NO_PARTITION`, in whose place they stand in
+    the help.
+    """
+    parameters: list[inspect.Parameter] = []
+    signature = inspect.signature(command, eval_str=True)
+    for parameter in signature.parameters.values():
+        if parameter.name != "partition":
+            parameters.append(parameter)
+            continue
+        for name, annotation in _PARTITION.items():
+            parameters.append(parameter.replace(name=name, annotation=annotation, default=None))
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        options = {name: values.pop(name) for name in _PARTITION}
+        given = {name: value for name, value in options.items() if value is not None}
+        _refuse_beside_file(given)
+        command(**values, partition=given)
+
+    # What typer reads instead of the parameters of `run`.
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return run
+
+
+def _refuse_beside_file(given: Mapping[str, Any]) -> None:
+    """Raises `UsageError` where a clients file is given beside an option that it decides."""
+    beside = [name for name in given if name != "clients_file"]
+    if "clients_file" in given and beside:
+        raise UsageError(
+            f"--clients-file says already who holds which images: leave out"
+            f" --{beside[0].replace('_', '-')}, or the file"
+        )
 
 
 def open_run(folder: Path | None) -> Run:

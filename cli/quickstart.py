@@ -13,7 +13,7 @@ from pfedmma_deploy.memory import peak_memory
 
 from .evaluate import evaluation_values
 from .export import print_report
-from .options import EXPORTS, AsJson, Quiet, Verbose, free_folder
+from .options import EXPORTS, AsJson, Clients, Quiet, Seed, Verbose, free_folder
 from .output import Output, Row, open_output
 from .tables import compare, each_client
 
@@ -32,10 +32,8 @@ def quickstart(
             metavar="NAME_OR_DIR", help="Other images. [default: cifar10-sample, in this package]"
         ),
     ] = None,
-    clients: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of clients. [default: 10]")
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all randomness.")] = 0,
+    clients: Clients = None,
+    seed: Seed = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -70,7 +68,7 @@ def _run(config: TrainConfig, folder: Path, output: Output) -> None:
     from pfedmma_deploy.federated.train import train
     from pfedmma_deploy.federated.session import open_run_session
 
-    times.start("train", f"Training {config.clients} clients for {config.rounds} rounds")
+    times.start("train", f"Training {config.partition.clients} clients for {config.rounds} rounds")
     trained = train(config, folder, progress=output.progress)
     run = trained.run
     times.start("personalize", "Personalizing every client")

@@ -3,90 +3,67 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pfedmma_deploy.config import (
-    TrainConfig,
-    config_from_mapping,
-    read_changes,
-    read_options,
-)
+from pfedmma_deploy.config import DEFAULTS
 
-from .division import (
-    PARTITIONS,
-    ClientsFile,
-    Superclasses,
-    UnseenDomain,
-    refuse_beside_file,
+from .options import (
+    NO_PARTITION,
+    AsJson,
+    BackboneName,
+    Data,
+    LocalEpochs,
+    PartitionOptions,
+    Preset,
+    Pretrained,
+    Quiet,
+    Rounds,
+    Seed,
+    Verbose,
+    free_folder,
+    open_run,
+    option,
+    parse_settings,
+    with_partition,
 )
-from .options import AsJson, Preset, Quiet, Verbose, free_folder, open_run, parse_settings
 from .output import Output, open_output
 
-_FIELDS = TrainConfig.__dataclass_fields__
+if TYPE_CHECKING:
+    from pfedmma_deploy.config import Options, TrainConfig
+
+_OLD_NAMES = ("dropout", "engine")
 
 
-def _option(name: str, text: str, metavar: str) -> Any:
-    """An option that fills the field `name`; the help shows the default from `TrainConfig`."""
-    default = _FIELDS[name].default
-    shown = f" [default: {default}]" if isinstance(default, int | float | str) else ""
-    return typer.Option(help=text + shown, metavar=metavar)
-
-
+@with_partition
 def train(
     context: typer.Context,
-    data: Annotated[
+    data: Data = None,
+    backbone: BackboneName = None,
+    pretrained: Pretrained = None,
+    method: Annotated[str | None, option("method", "Federated method.", "NAME")] = None,
+    partition: PartitionOptions = NO_PARTITION,
+    aggregate: Annotated[
         str | None,
-        _option("data", "A sample, a known data set, a folder or a manifest.", "NAME|DIR|FILE"),
+        option("aggregate", "How the server combines updates. [default: the method's]", "NAME"),
     ] = None,
-    backbone: Annotated[
-        str | None, _option("backbone", "pfedmma-tiny, or any open_clip model name.", "NAME")
-    ] = None,
-    pretrained: Annotated[
-        str | None, _option("pretrained", "open_clip tag or weights file.", "TAG_OR_FILE")
-    ] = None,
-    method: Annotated[str | None, _option("method", "Federated method.", "NAME")] = None,
-    clients: Annotated[int | None, _option("clients", "Number of clients.", "N")] = None,
-    classes: Annotated[
-        str | None,
-        _option("classes", "Train on the first half of the classes, or on all.", "base-novel|all"),
-    ] = None,
-    partition: Annotated[
-        str | None,
-        _option(
-            "partition",
-            "How images are divided among clients.",
-            PARTITIONS,
-        ),
-    ] = None,
-    dirichlet_beta: Annotated[
-        float | None, _option("dirichlet_beta", "Smaller is more skewed.", "BETA")
-    ] = None,
-    unseen_domain: UnseenDomain = None,
-    superclasses: Superclasses = None,
-    clients_file: ClientsFile = None,
-    shots: Annotated[
-        int | None, _option("shots", "Training images per class; 0 takes all.", "K")
-    ] = None,
-    rounds: Annotated[int | None, _option("rounds", "Rounds of training.", "N")] = None,
-    local_epochs: Annotated[
-        int | None, _option("local_epochs", "Epochs that a client trains in a round.", "N")
-    ] = None,
+    rounds: Rounds = None,
+    local_epochs: LocalEpochs = None,
     clients_per_round: Annotated[
         float | None,
-        _option("clients_per_round", "Fraction of the clients that train in a round.", "FRACTION"),
+        option("clients_per_round", "Fraction of the clients that train in a round.", "FRACTION"),
     ] = None,
-    seed: Annotated[int | None, _option("seed", "Seed of all randomness.", "N")] = None,
-    batch_size: Annotated[int | None, _option("batch_size", "Images in a step.", "N")] = None,
+    seed: Seed = None,
+    batch_size: Annotated[int | None, option("batch_size", "Images in a step.", "N")] = None,
     optimizer: Annotated[
-        str | None, _option("optimizer", "How a client learns.", "sgd|adam|adamw")
+        str | None, option("optimizer", "How a client learns.", "sgd|adam|adamw")
     ] = None,
-    lr: Annotated[float | None, _option("lr", "Learning rate.", "RATE")] = None,
-    momentum: Annotated[float | None, _option("momentum", "Momentum of SGD.", "M")] = None,
-    weight_decay: Annotated[float | None, _option("weight_decay", "Weight decay.", "DECAY")] = None,
+    lr: Annotated[float | None, option("lr", "Learning rate.", "RATE")] = None,
+    momentum: Annotated[float | None, option("momentum", "Momentum of SGD.", "M")] = None,
+    weight_decay: Annotated[float | None, option("weight_decay", "Weight decay.", "DECAY")] = None,
     parameters: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,37 +73,47 @@ def train(
         ),
     ] = None,
     prompt: Annotated[
-        str | None, _option("prompt", "Text around a class name; {} is its place.", "TEXT")
+        str | None, option("prompt", "Text around a class name; {} is its place.", "TEXT")
     ] = None,
     transform: Annotated[
         str | None,
-        _option("transform", "Crop and flip training images at random, or not.", "random|none"),
+        option("transform", "Crop and flip training images at random, or not.", "random|none"),
     ] = None,
     views: Annotated[
         int | None,
-        _option("views", "Draw this many crops per image once, and keep them; 0: afresh.", "N"),
+        option("views", "Draw this many crops per image once, and keep them; 0: afresh.", "N"),
     ] = None,
     autocast: Annotated[
-        str | None, _option("autocast", "Precision of matrix products.", "none|bf16|fp16")
+        str | None, option("autocast", "Precision of matrix products.", "none|bf16|fp16")
     ] = None,
-    engine: Annotated[
-        str | None,
-        _option("engine", "Several clients in one pass, or one by one.", "cohort|sequential"),
+    client_batching: Annotated[
+        bool | None,
+        typer.Option(
+            "--client-batching/--no-client-batching",
+            help="Train several clients in one pass, or one by one.",
+        ),
     ] = None,
     compile_blocks: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="Compile the blocks first.")
     ] = None,
-    dropout: Annotated[
+    client_dropout: Annotated[
         float | None,
-        _option("dropout", "Simulate: share of clients that fail in a round.", "FRACTION"),
+        option("client_dropout", "Simulate: share of clients that fail in a round.", "FRACTION"),
     ] = None,
     cache: Annotated[
         bool | None,
-        typer.Option("--cache/--no-cache", help="Reuse what the frozen blocks compute."),
+        typer.Option("--cache/--no-cache", help="Keep the activations of the frozen blocks."),
+    ] = None,
+    token_shortcuts: Annotated[
+        bool | None,
+        typer.Option(
+            "--token-shortcuts/--no-token-shortcuts",
+            help="Compute no token that cannot change a feature.",
+        ),
     ] = None,
     logit_scale: Annotated[
         float | None,
-        _option("logit_scale", "Factor on similarities. [default: the backbone's]", "FACTOR"),
+        option("logit_scale", "Factor on similarities. [default: the backbone's]", "FACTOR"),
     ] = None,
     preset: Preset = None,
     config: Annotated[
@@ -142,6 +129,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out, or else the newest.")
     ] = False,
+    # Old names, accepted for one version.
+    dropout: Annotated[float | None, typer.Option(hidden=True)] = None,
+    engine: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -162,18 +152,19 @@ def train(
       pfedmma train --preset quickstart --data my_photos --clients-file clients.toml
       pfedmma train --resume --out runs/sites
     """
-    flags = {name: context.params.get(name) for name in _FIELDS}
+    flags = {name: context.params.get(name) for name in (*DEFAULTS, *_OLD_NAMES)}
     flags["compile"] = compile_blocks
     flags["parameters"] = parse_settings(parameters)
-    flags["superclasses"] = superclasses and str(superclasses)
-    flags["clients_file"] = clients_file and str(clients_file)
-    refuse_beside_file(flags)
     with open_output(as_json=as_json, quiet=quiet) as output:
+        from pfedmma_deploy.config import read_changes, read_options
+
+        options = (read_changes if resume else read_options)(flags, config, preset)
+        for warning in options.warnings:
+            output.note(f"warning: {warning}")
         if resume:
             folder = open_run(out).folder
-            resolved = _resumed(folder, flags, config, preset)
+            resolved = _resumed(folder, options)
         else:
-            options = read_options(flags, config, preset)
             from pfedmma_deploy.methods.registry import resolve_run
 
             resolved = resolve_run(options)
@@ -233,12 +224,11 @@ def _train(config: TrainConfig, folder: Path, resume: bool, output: Output) -> N
     )
 
 
-def _resumed(
-    folder: Path, flags: Mapping[str, object], file: Path | None, preset: str | None
-) -> TrainConfig:
+def _resumed(folder: Path, changes: Options) -> TrainConfig:
     """The stored configuration with what was given on top; training refuses what differs."""
-    stored = open_run(folder).config.to_dict()
-    changes = read_changes(flags, file, preset)
+    from pfedmma_deploy.config import config_from_mapping
+
+    stored = open_run(folder).config.to_options()
     given = {**changes.suggested, **changes.given}
     parameters = {**stored["parameters"], **given.pop("parameters", {})}
     return config_from_mapping({**stored, **given, "parameters": parameters})

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pfedmma_deploy.config import nearest
 from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.data.preprocess import resize_crop
 from pfedmma_deploy.data.samples import SAMPLE_NAMES
-from pfedmma_deploy.errors import DataError, ImageError, UsageError
+from pfedmma_deploy.errors import DataError, ImageError, UsageError, nearest
 from pfedmma_deploy.runtime import Classifier
 from pfedmma_deploy.runtime.manifest import ClientInfo, Manifest
 from pfedmma_deploy.types import Dataset, Example

@@ -4,159 +4,216 @@ A value given on the command line wins over the configuration file, the file ove
 asks for, that over the preset, the preset over the defaults below, which are the paper's (pFedMMA,
 arXiv 2507.05394, section 5 and appendix). `pfedmma_deploy.methods.resolve` puts them together. The
 resolved configuration is stored with the run, so nothing is decided twice.
+
+People write options flat, by the names of the flags (`partition = "dirichlet"`, `shots = 16`). A
+`TrainConfig` and what is stored have those of the partition in one place, `TrainConfig.partition`.
+`config_from_mapping` turns the first into the second.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    # Annotations stay text until a configuration is made, when `validation` looks these up.
+    from typing import Annotated
+
+    from pydantic import Field
+
+    from pfedmma_deploy.validation import Count, Name
 
 __all__ = [
+    "DEFAULTS",
     "PRESETS",
+    "Autocast",
     "Classes",
     "Optimizer",
     "Options",
-    "Partition",
+    "PartitionConfig",
     "Scalar",
+    "Scheme",
     "TrainConfig",
     "Transform",
     "config_from_mapping",
-    "nearest",
     "read_changes",
     "read_options",
+    "stored_config",
 ]
 
 Scalar = str | int | float | bool
 """A value of one of a method's hyper-parameters."""
 
 Classes = Literal["base-novel", "all"]
-Partition = Literal[
-    "disjoint", "dirichlet", "pachinko", "domain", "leave-one-domain-out", "folders"
-]
+Scheme = Literal["disjoint", "dirichlet", "pachinko", "domain", "leave-one-domain-out", "folders"]
 Transform = Literal["random", "none"]
 Optimizer = Literal["sgd", "adam", "adamw"]
-EngineName = Literal["cohort", "sequential"]
 Autocast = Literal["none", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionConfig:
+    """Who holds which images; `data.federation.build_federation` explains each scheme.
+
+    Raises `UsageError` on a value out of range.
+    """
+
+    scheme: Annotated[Scheme, Field(title="partition")] = "disjoint"
+    """How images are divided among clients: the option `partition`."""
+    clients: Count = 10
+    """Number of clients N: a multiple of the domains with `scheme="domain"`; with `"folders"` the
+    data decide."""
+    classes: Classes = "base-novel"
+    """`base-novel` trains on the first half of the classes and keeps the rest unseen."""
+    # Far below the lower bound the proportions underflow.
+    dirichlet_beta: Annotated[
+        float, Field(ge=1e-3, le=1e6, description="between 0.001 and 1000000")
+    ] = 0.3
+    """Concentration of the Dirichlet distribution: smaller is more skewed."""
+    num_shots: Annotated[
+        int,
+        Field(ge=0, title="shots", description="0 (all images) or more images per class"),
+    ] = 16
+    """Training images per class (K); 0 takes all. The option `shots`."""
+    unseen_domain: str | None = None
+    """The domain that nobody trains on, with `scheme="leave-one-domain-out"`."""
+    superclasses: str | None = None
+    """TOML file of superclasses for `scheme="pachinko"`; None is CIFAR-100's table."""
+    clients_file: str | None = None
+    """A partition written by `pfedmma data partition`; then it decides who holds which images, and
+    the other fields do not count."""
+
+    def __post_init__(self) -> None:
+        from pfedmma_deploy.validation import check
+
+        check(self)
+        if self.clients_file is not None:
+            return
+        for option, scheme in _ONLY_WITH.items():
+            if getattr(self, option) is not None and self.scheme != scheme:
+                raise UsageError(
+                    f"--{option.replace('_', '-')} belongs to --partition {scheme}, not to"
+                    f" '{self.scheme}': leave it out, or change the partition"
+                )
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> PartitionConfig:
+        """The partition that these flags ask for; those that are left out take the default."""
+        return cls(**{_PARTITION_FIELDS[option]: value for option, value in options.items()})
+
+    def to_options(self) -> dict[str, Any]:
+        """The values by the names of the flags; `from_options` reads them back."""
+        return {option: getattr(self, name) for option, name in _PARTITION_FIELDS.items()}
+
+
+_ONLY_WITH: Final = {"unseen_domain": "leave-one-domain-out", "superclasses": "pachinko"}
+_FLAG_OF: Final = {"scheme": "partition", "num_shots": "shots"}
+_PARTITION_FIELDS: Final = {
+    _FLAG_OF.get(field.name, field.name): field.name
+    for field in dataclasses.fields(PartitionConfig)
+}
+"""Fields of `PartitionConfig` by the flat names of the options."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """Everything that decides what a run computes. Raises `UsageError` on a value out of range."""
 
-    data: str
+    data: Name
     """An embedded sample, a known data set by name, a folder of images or a manifest's file."""
-    backbone: str
+    backbone: Name
     """Name of an open_clip model; `pfedmma-tiny` is in this package."""
     pretrained: str | None = None
     """open_clip tag or file of weights; None takes the backbone's own default."""
-    method: str = "pfedmma"
-    clients: int = 10
-    """Number of clients N: a multiple of the domains with `partition="domain"`; with `"folders"`
-    the data decide."""
-    classes: Classes = "base-novel"
-    """`base-novel` trains on the first half of the classes and keeps the rest unseen."""
-    partition: Partition = "disjoint"
-    dirichlet_beta: float = 0.3
-    """Concentration of the Dirichlet distribution: smaller is more skewed."""
-    unseen_domain: str | None = None
-    """The domain that nobody trains on, with `partition="leave-one-domain-out"`."""
-    superclasses: str | None = None
-    """TOML file of superclasses for `partition="pachinko"`; None is CIFAR-100's table."""
-    clients_file: str | None = None
-    """A division written by `pfedmma data partition`; then it decides clients, classes and shots,
-    and the other options of the division do not count."""
-    shots: int = 16
-    """Training images per class (K); 0 takes all."""
-    rounds: int = 50
-    local_epochs: int = 2
+    method: Name = "pfedmma"
+    aggregate: str | None = None
+    """The rule by which the server combines updates; None takes the method's own."""
+    partition: PartitionConfig = dataclasses.field(default_factory=PartitionConfig)
+    rounds: Count = 50
+    local_epochs: Count = 2
     """Epochs that a client trains in one round (E)."""
-    clients_per_round: float = 1.0
+    clients_per_round: Annotated[
+        float, Field(gt=0, le=1, description="a fraction above 0, at most 1")
+    ] = 1.0
     """Fraction of the clients that train in one round."""
-    seed: int = 0
-    batch_size: int = 32
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="a whole number from 0 to 2^63 - 1")] = 0
+    batch_size: Count = 32
     optimizer: Optimizer = "sgd"
-    lr: float = 1e-3
+    lr: Annotated[float, Field(gt=0, description="a number above 0")] = 1e-3
     """Learning rate, constant over the run."""
-    momentum: float = 0.9
+    momentum: Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1")] = 0.9
     """Of SGD."""
-    weight_decay: float = 5e-4
-    parameters: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
+    weight_decay: Annotated[float, Field(ge=0, description="a number of 0 or more")] = 5e-4
+    parameters: Annotated[
+        Mapping[str, Scalar], Field(description="a table of names and values")
+    ] = dataclasses.field(default_factory=dict)
     """The method's own hyper-parameters; what is not named keeps the method's default."""
     prompt: str = "a photo of a {}."
     """Text around a class name."""
     transform: Transform = "random"
     """Training images: `random` crops and flips them, `none` shows them as in testing."""
-    views: int = 0
+    views: Annotated[int, Field(ge=0, description="a whole number of 0 or more")] = 0
     """Augmentations per training image that are drawn once and kept; 0 draws a fresh one each time,
     as the paper does."""
     cache: bool = True
-    """Keep on disk what the frozen blocks make of an image that is seen again, and compute no
-    token that cannot change a feature. False recomputes everything, for comparison."""
-    engine: EngineName = "cohort"
-    """`cohort` trains several clients in one pass where the method allows it, `sequential` one
-    after the other."""
+    """Keep the activations that the frozen blocks compute of an image that is seen again."""
+    token_shortcuts: bool = True
+    """Compute no token that cannot change a feature."""
+    client_batching: bool = True
+    """Train several clients in one pass where the method allows it, not one after the other."""
     autocast: Autocast = "none"
     """Precision of matrix products: `bf16` or `fp16` where the hardware has it."""
     compile: bool = False
     """Compile the blocks with torch.compile first: minutes at the start, faster steps on a GPU."""
-    dropout: float = 0.0
+    client_dropout: Annotated[
+        float, Field(ge=0, lt=1, description="a fraction from 0 to below 1")
+    ] = 0.0
     """Simulated: the share of selected clients that fail to answer in a round."""
-    logit_scale: float | None = None
+    logit_scale: Annotated[float, Field(gt=0, description="a number above 0")] | None = None
     """Factor on the cosine similarities; None takes the backbone's own."""
 
     def __post_init__(self) -> None:
-        for name in ("data", "backbone", "method"):
-            _require(bool(getattr(self, name).strip()), name, getattr(self, name), "a name")
-        for name, choices in _CHOICES.items():
-            _require_choice(name, getattr(self, name), choices)
-        for name in ("clients", "rounds", "local_epochs", "batch_size"):
-            value = getattr(self, name)
-            _require(value >= 1, name, value, "a whole number of 1 or more")
-        _require(self.views >= 0, "views", self.views, "a whole number of 0 or more")
-        _require(self.shots >= 0, "shots", self.shots, "0 (all images) or more images per class")
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
-        for name in ("lr", "dirichlet_beta"):
-            value = getattr(self, name)
-            _require(value > 0 and math.isfinite(value), name, value, "a number above 0")
-        if self.logit_scale is not None:
-            good = self.logit_scale > 0 and math.isfinite(self.logit_scale)
-            _require(good, "logit_scale", self.logit_scale, "a number above 0")
-        fraction = self.clients_per_round
-        _require(0 < fraction <= 1, "clients_per_round", fraction, "a fraction above 0, at most 1")
-        lost = self.dropout
-        _require(0 <= lost < 1, "dropout", lost, "a fraction from 0 to below 1")
-        _require(0 <= self.momentum < 1, "momentum", self.momentum, "a number from 0 to below 1")
-        decay = self.weight_decay
-        _require(
-            decay >= 0 and math.isfinite(decay), "weight_decay", decay, "a number of 0 or more"
-        )
-        _require(
-            self.prompt.count("{}") == 1, "prompt", self.prompt, "a text with {} for the class name"
-        )
+        from pfedmma_deploy.validation import check
+
+        check(self)
+        if self.prompt.count("{}") != 1:
+            raise UsageError(
+                f"prompt must be a text with {{}} for the class name, not {self.prompt!r}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values by field name, in field order; `config_from_mapping` reads them back."""
+        """Plain values as runs store them; `stored_config` reads them back."""
         return dataclasses.asdict(self)
 
+    def to_options(self) -> dict[str, Any]:
+        """Plain values by the names of the flags; `config_from_mapping` reads them back."""
+        found: dict[str, Any] = {}
+        for name, value in self.to_dict().items():
+            found |= self.partition.to_options() if name == "partition" else {name: value}
+        return found
 
-_CHOICES: Final[dict[str, tuple[str, ...]]] = {
-    "classes": get_args(Classes),
-    "partition": get_args(Partition),
-    "transform": get_args(Transform),
-    "optimizer": get_args(Optimizer),
-    "engine": get_args(EngineName),
-    "autocast": get_args(Autocast),
-}
-_FIELDS: Final = {field.name: field for field in dataclasses.fields(TrainConfig)}
+
+def _defaults() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(TrainConfig):
+        if field.name == "partition":
+            own = {each.name: each.default for each in dataclasses.fields(PartitionConfig)}
+            found |= {option: own[name] for option, name in _PARTITION_FIELDS.items()}
+        else:
+            found[field.name] = None if field.default is dataclasses.MISSING else field.default
+    return found
+
+
+DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(_defaults())
+"""Every option by the name of its flag, with its default; None where there is none."""
+
 _REQUIRED: Final = {
     "data": "cifar10-sample (in this package) or a folder with one sub-folder of images per class",
     "backbone": "pfedmma-tiny (in this package) or an open_clip name such as ViT-B-16",
@@ -188,17 +245,19 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         ),
     }
 )
-"""Named sets of values; `paper` is the defaults."""
+"""Named sets of options; `paper` is the defaults."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is given for a run, before the method has its say."""
+    """What is given for a run, by the names of the flags, before the method has its say."""
 
     given: Mapping[str, Any]
     """From flags and file."""
     suggested: Mapping[str, Any]
     """From the preset."""
+    warnings: tuple[str, ...] = ()
+    """One sentence for each option that was given by an old name."""
 
 
 def read_options(
@@ -207,13 +266,14 @@ def read_options(
     """The options that are given at all, flag before file, each found to be a valid one.
 
     Args:
-        flags: values by field name; None means that the flag was not given.
-        config_file: TOML file of `field = value` lines, and a table `[parameters]`.
+        flags: values by option; None means that the flag was not given.
+        config_file: TOML file of `option = value` lines, and a table `[parameters]`; the options of
+            the partition may stand in a table `[partition]`.
         preset: a name in `PRESETS`.
 
     Raises:
-        UsageError: an unknown key or preset, an unreadable file, a value of the wrong type or out
-            of range, or no data or backbone at all.
+        UsageError: an unknown option or preset, an unreadable file, a value of the wrong type or
+            out of range, or no data or backbone at all.
     """
     options = read_changes(flags, config_file, preset)
     config_from_mapping({**options.suggested, **options.given})
@@ -224,37 +284,88 @@ def read_changes(
     flags: Mapping[str, object], config_file: Path | None = None, preset: str | None = None
 ) -> Options:
     """As `read_options`, but only names are checked: what is missing may be known elsewhere."""
-    suggested: Mapping[str, Any] = {}
-    if preset is not None:
-        _require_choice("preset", preset, tuple(PRESETS))
-        suggested = PRESETS[preset]
+    if preset is not None and preset not in PRESETS:
+        raise UsageError(
+            f"preset must be one of {', '.join(PRESETS)}, not {preset!r}{nearest(preset, PRESETS)}"
+        )
     values: dict[str, Any] = {}
+    warnings: list[str] = []
     if config_file is not None:
-        values.update(_check_keys(_read_toml(config_file), str(config_file)))
-    given = {name: value for name, value in flags.items() if value is not None}
+        values, warnings = _flat(_read_toml(config_file), str(config_file))
+    given, more = _flat({k: v for k, v in flags.items() if v is not None}, "the command line")
     own = {**_table(values), **_table(given)}
-    values.update(_check_keys(given, "the command line"))
-    return Options({**values, "parameters": own} if own else values, suggested)
+    values.update(given)
+    if own:
+        values["parameters"] = own
+    return Options(values, PRESETS[preset] if preset else {}, (*warnings, *more))
 
 
 def config_from_mapping(values: Mapping[str, object], source: str = "the options") -> TrainConfig:
-    """A configuration from plain values, as a file or a stored run holds them.
+    """A configuration from options, flat as people write them or nested as runs store them.
 
     Raises:
-        UsageError: an unknown key, a value of the wrong type or out of range, or no data or
+        UsageError: an unknown option, a value of the wrong type or out of range, or no data or
             backbone at all; `source` is named in the message.
     """
-    checked = _check_keys(values, source)
+    flat, _ = _flat(values, source)
     for name, advice in _REQUIRED.items():
-        if checked.get(name) is None:
+        if flat.get(name) is None:
             raise UsageError(f"no {name} given: name one with --{name}, for example {advice}")
-    return TrainConfig(**{name: _typed(name, value) for name, value in checked.items()})  # type: ignore[arg-type]  # _typed has checked each
+    own = {option: flat.pop(option) for option in _PARTITION_FIELDS if option in flat}
+    return TrainConfig(partition=PartitionConfig.from_options(own), **flat)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name closest to `name`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
+def stored_config(values: Mapping[str, Any], source: str) -> TrainConfig:
+    """The configuration of a run or a trial, as `TrainConfig.to_dict` gave it to this or an earlier
+    version. Raises `UsageError` as `config_from_mapping` does.
+    """
+    values = dict(values)
+    # The first format was flat, and its one switch stood for two.
+    if not isinstance(values.get("partition"), Mapping) and values.get("cache") is False:
+        values["token_shortcuts"] = False
+    return config_from_mapping(values, source)
+
+
+_OPTION_OF: Final = {field: option for option, field in _PARTITION_FIELDS.items()}
+_RENAMED: Final = {"dropout": "client_dropout", "engine": "client_batching"}
+
+
+def _flat(
+    values: Mapping[str, Any], source: str, known: Mapping[str, Any] = DEFAULTS
+) -> tuple[dict[str, Any], list[str]]:
+    """Options by the names of their flags, and a warning for each that was given by an old name.
+
+    Raises:
+        UsageError: a name that is not among `known`, or two values for one option.
+    """
+    found: dict[str, Any] = {}
+    warnings: list[str] = []
+    for given, value in values.items():
+        if given == "partition" and isinstance(value, Mapping):
+            new, more = _flat(value, f"[partition] of {source}", _PARTITION_FIELDS)
+            warnings += more
+        elif given in _RENAMED and known is DEFAULTS:
+            name = _RENAMED[given]
+            new = {name: _engine(value) if given == "engine" else value}
+            warnings.append(
+                f"{source}: {given} is called {name} now; the old name goes in the next version"
+            )
+        else:
+            new = {_OPTION_OF.get(given, given): value}
+        for name, each in new.items():
+            if name not in known:
+                hint = nearest(name, known) or f"; known options are {', '.join(known)}"
+                raise UsageError(f"unknown option '{name}' in {source}{hint}")
+            if name in found:
+                raise UsageError(f"{source} has two values for {name}: leave one out")
+            found[name] = each
+    return found, warnings
+
+
+def _engine(value: object) -> bool:
+    if value not in ("cohort", "sequential"):
+        raise UsageError(f"engine must be cohort or sequential, not {value!r}.")
+    return value == "cohort"
 
 
 def _read_toml(path: Path) -> dict[str, object]:
@@ -270,48 +381,6 @@ def _read_toml(path: Path) -> dict[str, object]:
 def _table(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """The method's hyper-parameters among the values."""
     found = values.get("parameters", {})
-    good = isinstance(found, Mapping)
-    _require(good, "parameters", found, "a table of names and values")
-    return dict(found)
-
-
-def _check_keys(values: Mapping[str, object], source: str) -> Mapping[str, object]:
-    for name in values:
-        if name not in _FIELDS:
-            hint = nearest(name, _FIELDS) or f"; known options are {', '.join(_FIELDS)}"
-            raise UsageError(f"unknown option '{name}' in {source}{hint}")
-    return values
-
-
-def _typed(name: str, value: object) -> object:
-    """`value` as the type of field `name`: whole numbers pass as floats, nothing else changes."""
-    annotation = str(_FIELDS[name].type)
-    if name == "parameters":
-        return _table({name: value})
-    if value is None and "None" in annotation:
-        return None
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if annotation.startswith("float"):
-        _require(number, name, value, "a number")
-        return float(value)  # type: ignore[arg-type]  # checked above
-    if annotation == "bool":
-        _require(isinstance(value, bool), name, value, "true or false")
-        return value
-    if annotation == "int":
-        _require(number and isinstance(value, int), name, value, "a whole number")
-        return value
-    _require(isinstance(value, str), name, value, "a text")
-    return value
-
-
-def _require(good: bool, name: str, found: object, expected: str) -> None:
-    if not good:
-        raise UsageError(f"{name} must be {expected}, not {found!r}")
-
-
-def _require_choice(name: str, found: str, choices: tuple[str, ...]) -> None:
-    if found not in choices:
-        expected = ", ".join(choices)
-        raise UsageError(
-            f"{name} must be one of {expected}, not {found!r}{nearest(found, choices)}"
-        )
+    if not isinstance(found, Mapping):
+        raise UsageError(f"parameters must be a table of names and values, not {found!r}.")
+    return found

@@ -16,6 +16,9 @@ A message names the thing, what was expected, what was found and what to do next
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "BackboneError",
     "BundleError",
@@ -27,6 +30,7 @@ __all__ = [
     "StoreError",
     "TrainingError",
     "UsageError",
+    "nearest",
 ]
 
 
@@ -68,3 +72,9 @@ class BundleError(PfedmmaError):
 
 class DeviceError(PfedmmaError):
     """A device or execution provider that was asked for and cannot be used."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the known name closest to `name`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pfedmma_deploy.config import PRESETS, TrainConfig, config_from_mapping, read_options
+from pfedmma_deploy.config import (
+    DEFAULTS,
+    PRESETS,
+    PartitionConfig,
+    TrainConfig,
+    config_from_mapping,
+    read_options,
+)
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.methods.registry import resolve_run
 
@@ -29,7 +37,11 @@ def test_defaults_are_the_papers() -> None:
         {"bottleneck_dim": 32, "scale": 1e-3, "share": "projection", "towers": "both"},
         None,
     )
-    assert (config.clients, config.clients_per_round, config.shots) == (10, 1.0, 16)
+    assert (config.partition.clients, config.clients_per_round, config.partition.num_shots) == (
+        10,
+        1.0,
+        16,
+    )
     assert config.prompt == "a photo of a {}."
     assert resolve(NEEDED, preset="paper") == config
 
@@ -66,6 +78,83 @@ def test_a_preset_suggests_only_what_the_method_has() -> None:
 def test_the_resolved_configuration_reads_back() -> None:
     config = resolve({"seed": 3}, preset="quickstart")
     assert config_from_mapping(config.to_dict()) == config
+
+
+def test_the_flat_form_reads_back_too() -> None:
+    config = resolve({"shots": 4, "partition": "domain"}, preset="quickstart")
+    assert config.partition == PartitionConfig(scheme="domain", num_shots=4)
+    options = config.to_options()
+    assert (options["partition"], options["shots"], options["clients"]) == ("domain", 4, 10)
+    assert config_from_mapping(options) == config
+    assert list(options) == list(DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'partition = "dirichlet"\nshots = 4\nclients = 3\n',
+        'partition = "dirichlet"\nnum_shots = 4\nclients = 3\n',
+        '[partition]\nscheme = "dirichlet"\nnum_shots = 4\nclients = 3\n',
+        '[partition]\npartition = "dirichlet"\nshots = 4\nclients = 3\n',
+    ],
+)
+def test_a_partition_in_a_file(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    expected = PartitionConfig(scheme="dirichlet", num_shots=4, clients=3)
+    assert resolve(NEEDED, file).partition == expected
+    # A flag wins over the table as over a line.
+    assert resolve({**NEEDED, "shots": 5}, file).partition == replace(expected, num_shots=5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[partition]\nrounds = 3\n", r"unknown option 'rounds' in \[partition\] of .*run\.toml"),
+        ("shots = 3\nnum_shots = 3\n", r"run\.toml has two values for shots: leave one out"),
+        ("shots = 3\n[partition]\nnum_shots = 3\n", "has two values for shots: leave one out"),
+        ('engine = "quick"\n', "engine must be cohort or sequential, not 'quick'"),
+    ],
+)
+def test_files_that_contradict_themselves(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        resolve(NEEDED, file)
+
+
+def test_old_names_count_with_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('engine = "sequential"\ndropout = 0.1\n')
+    options = read_options({**NEEDED, "dropout": 0.2}, file)
+    config = resolve_run(options)
+    assert (config.client_batching, config.client_dropout) == (False, 0.2)
+    assert options.warnings == (
+        f"{file}: engine is called client_batching now; the old name goes in the next version",
+        f"{file}: dropout is called client_dropout now; the old name goes in the next version",
+        "the command line: dropout is called client_dropout now; the old name goes in the next"
+        " version",
+    )
+    assert read_options(NEEDED).warnings == ()
+
+
+def test_a_switch_of_a_file_does_what_it_is_called_after(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("cache = false\n")
+    assert resolve(NEEDED, file).token_shortcuts
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"unseen_domain": "ink"}, "--unseen-domain belongs to --partition leave-one-domain-out,"),
+        ({"superclasses": "x.toml"}, "--superclasses belongs to --partition pachinko, not to"),
+    ],
+)
+def test_options_of_another_partition(options: Mapping[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve({**NEEDED, **options})
+    assert resolve({**NEEDED, **options, "clients_file": "c.toml"}).partition.clients_file
 
 
 def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
@@ -122,10 +211,10 @@ def test_data_and_backbone_are_needed(missing: str) -> None:
         ("rounds", -1, "rounds must be a whole number of 1 or more, not -1"),
         ("local_epochs", 0, "local_epochs must be a whole number of 1 or more"),
         ("batch_size", 0, "batch_size must be a whole number of 1 or more"),
-        ("classes", "novel", "classes must be one of base-novel, all, not 'novel'"),
+        ("classes", "novel", "classes must be base-novel or all, not 'novel'"),
         ("partition", "dirichle", "not 'dirichle'; did you mean 'dirichlet'?"),
-        ("transform", "crop", "transform must be one of random, none, not 'crop'"),
-        ("dirichlet_beta", 0, "dirichlet_beta must be a number above 0, not 0.0"),
+        ("transform", "crop", "transform must be random or none, not 'crop'"),
+        ("dirichlet_beta", 0, "dirichlet_beta must be between 0.001 and 1000000, not 0.0"),
         ("shots", -1, "shots must be 0 (all images) or more images per class, not -1"),
         ("clients_per_round", 1.5, "clients_per_round must be a fraction above 0, at most 1"),
         ("clients_per_round", 0, "clients_per_round must be a fraction above 0, at most 1"),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pfedmma_deploy.config import TrainConfig
+from pfedmma_deploy.config import PartitionConfig, TrainConfig
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.memory import peak_memory
 from pfedmma_deploy.processes import process_pool
@@ -65,10 +65,9 @@ def time_scale(clients: int, threads: int) -> ScaleResult:
         config = TrainConfig(
             data=str(data),
             backbone="pfedmma-tiny",
-            partition="folders",
-            classes="all",
-            shots=0,
-            clients=clients,
+            partition=PartitionConfig(
+                scheme="folders", classes="all", num_shots=0, clients=clients
+            ),
             clients_per_round=FRACTION,
             rounds=ROUNDS,
             local_epochs=1,

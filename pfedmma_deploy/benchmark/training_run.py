@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from pfedmma_deploy.backbone.loading import load_backbone
-from pfedmma_deploy.backbone.linear import mkl_is_slow
+from pfedmma_deploy.backbone.linear import Linear, fast_linear, mkl_is_slow
 from pfedmma_deploy.benchmark.report import Section
 from pfedmma_deploy.benchmark.round_flop import count_round
 from pfedmma_deploy.benchmark.scale import bench_scale
@@ -102,22 +103,23 @@ def bench_many_clients(
 def bench_accuracy(progress: Progress) -> tuple[list[dict[str, Any]], list[Section]]:
     """Seconds of training until the quickstart's clients are right on their validation images."""
     config = resolve_run(read_options({}, preset="quickstart"))
-    ways = {
-        STRAIGHT: replace(config, engine="sequential", cache=False),
-        OURS: config,
+    naive = replace(config, client_batching=False, cache=False, token_shortcuts=False)
+    ways: dict[str, tuple[TrainConfig, Linear]] = {
+        STRAIGHT: (naive, F.linear),
+        OURS: (config, fast_linear),
     }
     rows = []
     for name in progress.track(list(ways), "ways to the accuracy", len(ways)):
-        rows.append({"measure": "accuracy", "name": name, **_to_accuracy(ways[name])})
+        rows.append({"measure": "accuracy", "name": name, **_to_accuracy(*ways[name])})
     first = rows[0]["seconds"]
     for row in rows:
         row["ratio"] = None if row is rows[0] or not row["seconds"] else first / row["seconds"]
     return rows, [accuracy_section(rows)]
 
 
-def _to_accuracy(config: TrainConfig) -> dict[str, Any]:
+def _to_accuracy(config: TrainConfig, linear: Linear) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        train(config, Path(folder) / "run")
+        train(config, Path(folder) / "run", linear=linear)
         lines = (Path(folder) / "run" / "rounds.jsonl").read_text("utf-8").splitlines()
     seconds = 0.0
     for record in map(json.loads, lines):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
+from pfedmma_deploy.config import PartitionConfig
 from pfedmma_deploy.data.checks import (
     Problem,
     check_balance,
@@ -15,8 +14,6 @@ from pfedmma_deploy.data.checks import (
     check_order,
     find_problem,
 )
-from pfedmma_deploy.data.clients_file import read_clients
-from pfedmma_deploy.data.division import Division
 from pfedmma_deploy.data.facts import facts_folder, read_facts
 from pfedmma_deploy.data.federation import divide, hold_all
 from pfedmma_deploy.errors import DataError
@@ -52,16 +49,18 @@ class Checkup:
 
 def check_data(
     dataset: Dataset,
-    division: Division | Path | None = None,
+    partition: PartitionConfig | None = None,
     *,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Checkup:
     """Looks at names, paths, the division among clients, and every image.
 
     Args:
         dataset: what to check.
-        division: options, or a clients file; None takes the data's client folders as clients, or
-            else all images as those of one.
+        partition: who holds which images; None takes the data's client folders as clients, or else
+            all images as those of one.
+        seed: of the partition.
         progress: told of batches of images.
 
     Raises:
@@ -70,13 +69,13 @@ def check_data(
     problems = [*check_dataset(dataset), *check_order(dataset)]
     federation = None
     try:
-        federation, found = _divider(dataset, division)()
+        federation, found = _divide(dataset, partition, seed)
         problems += [*found, *check_balance(federation)]
     except DataError as error:
         problems += find_problem("impossible-division", [str(error)])
     facts, broken = read_facts(dataset, dataset.examples, cache=facts_folder(), progress=progress)
     problems += find_problem("skipped-files", [f"{key} ({why})" for key, why in broken.items()])
-    dealt = None if division is None else federation
+    dealt = None if partition is None else federation
     problems += check_content(dataset, facts, dealt)
     return Checkup(_sort(tuple(problems)), len(facts), federation)
 
@@ -96,17 +95,14 @@ def warn_of_content(federation: Federation, *, progress: Progress | None = None)
     return replace(federation, warnings=(*federation.warnings, *map(str, found)))
 
 
-def _divider(
-    dataset: Dataset, division: Division | Path | None
-) -> Callable[[], tuple[Federation, tuple[Problem, ...]]]:
-    if isinstance(division, Path):
-        return lambda: read_clients(dataset, division)
-    if division is not None:
-        return lambda: divide(dataset, division)
+def _divide(
+    dataset: Dataset, partition: PartitionConfig | None, seed: int
+) -> tuple[Federation, tuple[Problem, ...]]:
+    if partition is not None:
+        return divide(dataset, partition, seed)
     if dataset.examples and all(example.client for example in dataset.examples):
-        by_folder = Division(clients=1, classes="all", partition="folders", num_shots=0)
-        return lambda: divide(dataset, by_folder)
-    return lambda: hold_all(dataset)
+        return divide(dataset, PartitionConfig(scheme="folders", classes="all", num_shots=0))
+    return hold_all(dataset)
 
 
 def _sort(problems: tuple[Problem, ...]) -> tuple[Problem, ...]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pfedmma_deploy.config import nearest
 from pfedmma_deploy.data.folders import CLASSES_FILE
-from pfedmma_deploy.errors import DataError
+from pfedmma_deploy.errors import DataError, nearest
 
 __all__ = ["class_name", "label_folders"]
 

@@ -8,8 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Final, NoReturn
 
-from pfedmma_deploy.config import nearest
-from pfedmma_deploy.errors import DataError
+from pfedmma_deploy.errors import DataError, nearest
 from pfedmma_deploy.types import ClientData, Dataset, Example, Federation, Split
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "ClientsReader"]

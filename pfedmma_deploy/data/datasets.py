@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from pfedmma_deploy.config import nearest
 from pfedmma_deploy.data.checks import Problem
 from pfedmma_deploy.data.images import ImageSource, decode_image, verify_image
 from pfedmma_deploy.data.index import Index
@@ -21,7 +20,7 @@ from pfedmma_deploy.data.known import absent, find_known, known_datasets
 from pfedmma_deploy.data.readers.base import Listing
 from pfedmma_deploy.data.readers.registry import READERS
 from pfedmma_deploy.data.samples import SAMPLE_NAMES, load_sample
-from pfedmma_deploy.errors import DataError, ImageError
+from pfedmma_deploy.errors import DataError, ImageError, nearest
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.types import Dataset, Example, Skipped
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from pfedmma_deploy.config import Classes, Partition
+from pfedmma_deploy.config import Classes, PartitionConfig
 from pfedmma_deploy.data.checks import (
     Problem,
     check_dataset,
@@ -22,7 +22,7 @@ from pfedmma_deploy.data.checks import (
     find_problem,
     require_usable,
 )
-from pfedmma_deploy.data.division import Division
+from pfedmma_deploy.data.clients_file import read_clients
 from pfedmma_deploy.data.members import (
     draw_images,
     labels_of,
@@ -36,7 +36,7 @@ from pfedmma_deploy.data.pools import clients_per_pool, make_pools, take_unseen
 from pfedmma_deploy.data.records import federation_from_dict, federation_to_dict
 from pfedmma_deploy.data.splits import carve_splits
 from pfedmma_deploy.data.superclasses import read_superclasses
-from pfedmma_deploy.errors import DataError
+from pfedmma_deploy.errors import DataError, UsageError
 from pfedmma_deploy.types import ClientData, Dataset, Example, Federation, Split
 
 __all__ = [
@@ -53,18 +53,7 @@ __all__ = [
 _STREAM: Final = 0xDA7A
 
 
-def build_federation(
-    dataset: Dataset,
-    *,
-    clients: int,
-    classes: Classes = "base-novel",
-    partition: Partition = "disjoint",
-    dirichlet_beta: float = 0.3,
-    num_shots: int = 16,
-    seed: int = 0,
-    unseen_domain: str | None = None,
-    superclasses: str | None = None,
-) -> Federation:
+def build_federation(dataset: Dataset, partition: PartitionConfig, *, seed: int = 0) -> Federation:
     """Divides `dataset` among clients.
 
     Base and novel classes: with `classes="base-novel"` the first ceil(C/2) classes in class order
@@ -85,6 +74,8 @@ def build_federation(
       `classes="all"`, of every class; `novel` is then the same as `base`.
     - `folders`: each client folder is a client; `clients` and `dirichlet_beta` do not count.
 
+    With a `clients_file`, that file decides all of it.
+
     Shots: K = `num_shots` training images of every base class are drawn, K per class from the whole
     data for `disjoint`, `dirichlet` and `pachinko` (so K x base classes in the federation), K per
     class from every domain for the partitions by domain, and K per class from every client for
@@ -100,37 +91,34 @@ def build_federation(
 
     Raises:
         UsageError: a value out of range, or an `unseen_domain` that the data do not have.
-        DataError: fatal problems (`checks.KINDS`), or a partition that the data do not allow.
+        DataError: fatal problems (`checks.KINDS`), a partition that the data do not allow, or a
+            clients file that does not fit them.
     """
-    division = Division(
-        clients=clients,
-        classes=classes,
-        partition=partition,
-        dirichlet_beta=dirichlet_beta,
-        num_shots=num_shots,
-        seed=seed,
-        unseen_domain=unseen_domain,
-        superclasses=superclasses,
-    )
     problems = require_usable(check_dataset(dataset))
-    federation, found = divide(dataset, division)
+    federation, found = divide(dataset, partition, seed)
     warnings = (*problems, *require_usable(found))
     return replace(federation, warnings=tuple(map(str, warnings)))
 
 
-def divide(dataset: Dataset, division: Division) -> tuple[Federation, tuple[Problem, ...]]:
-    """A division as `build_federation` makes it, and what is wrong with it, fatal or not.
+def divide(
+    dataset: Dataset, partition: PartitionConfig, seed: int = 0
+) -> tuple[Federation, tuple[Problem, ...]]:
+    """A federation as `build_federation` makes it, and what is wrong with it, fatal or not.
 
     Raises:
         UsageError, DataError: the data do not allow this partition.
     """
-    rng = np.random.default_rng([division.seed, _STREAM])
-    base, novel = split_base_novel(len(dataset.class_names), division.classes)
-    pools = make_pools(dataset, division.partition)
+    if partition.clients_file is not None:
+        return read_clients(dataset, Path(partition.clients_file))
+    if seed < 0:
+        raise UsageError(f"seed must be 0 or more, not {seed}.")
+    rng = np.random.default_rng([seed, _STREAM])
+    base, novel = split_base_novel(len(dataset.class_names), partition.classes)
+    pools = make_pools(dataset, partition.scheme)
     unseen: tuple[Example, ...] = ()
-    if division.partition == "leave-one-domain-out":
-        unseen, novel = take_unseen(pools, division.unseen_domain), novel or base
-    per_pool = clients_per_pool(division.clients, division.partition, len(pools))
+    if partition.scheme == "leave-one-domain-out":
+        unseen, novel = take_unseen(pools, partition.unseen_domain), novel or base
+    per_pool = clients_per_pool(partition.clients, partition.scheme, len(pools))
     small: list[str] = []
     members: list[ClientData] = []
     tests: list[Example] = []
@@ -139,8 +127,8 @@ def divide(dataset: Dataset, division: Division) -> tuple[Federation, tuple[Prob
         named = [dataset.class_names[label] for label in few if label in base]
         small += [f"{name}: {each}" if name else each for each in named]
         tests += [example for example in examples if example.split == "test"]
-        drawn = draw_images(examples, base, division.num_shots, rng)
-        members += _divide_pool(dataset, name, drawn, per_pool, division, base, rng)
+        drawn = draw_images(examples, base, partition.num_shots, rng)
+        members += _divide_pool(dataset, name, drawn, per_pool, partition, base, rng)
     federation = Federation(
         dataset=dataset,
         base=base,
@@ -148,9 +136,9 @@ def divide(dataset: Dataset, division: Division) -> tuple[Federation, tuple[Prob
         clients=tuple(members),
         base_test=of_labels(tests, base),
         novel_test=of_labels(unseen or tests, novel),
-        unseen_domain=division.unseen_domain,
+        unseen_domain=partition.unseen_domain,
     )
-    problems = check_federation(federation, division.num_shots)
+    problems = check_federation(federation, partition.num_shots)
     return federation, (*find_problem("few-images", small), *problems)
 
 
@@ -199,19 +187,19 @@ def _divide_pool(
     pool: str,
     drawn: dict[Split, list[Example]],
     clients: int,
-    division: Division,
+    partition: PartitionConfig,
     base: Sequence[int],
     rng: np.random.Generator,
 ) -> list[ClientData]:
     labels: Labels = {split: labels_of(of_split) for split, of_split in drawn.items()}
-    beta = division.dirichlet_beta
-    match division.partition:
+    beta = partition.dirichlet_beta
+    match partition.scheme:
         case "folders":
             return [make_client(pool, drawn)]
         case "disjoint":
             parts = disjoint(labels, base, clients, rng)
         case "pachinko":
-            file = None if division.superclasses is None else Path(division.superclasses)
+            file = None if partition.superclasses is None else Path(partition.superclasses)
             groups = read_superclasses(dataset.class_names, file)
             parts = pachinko(labels, groups, clients, beta, rng)
         case _:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pfedmma_deploy.config import nearest
 from pfedmma_deploy.data.known import ROOT_VARIABLE, Known, data_root, find_known, known_datasets
-from pfedmma_deploy.errors import DataError, UsageError
+from pfedmma_deploy.errors import DataError, UsageError, nearest
 
 __all__ = ["fetch", "find_fetchable", "missing_files"]
 

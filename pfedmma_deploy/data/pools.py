@@ -6,8 +6,8 @@ import math
 import re
 from dataclasses import replace
 
-from pfedmma_deploy.config import Partition, nearest
-from pfedmma_deploy.errors import DataError, UsageError
+from pfedmma_deploy.config import Scheme
+from pfedmma_deploy.errors import DataError, UsageError, nearest
 from pfedmma_deploy.types import Dataset, Example
 
 __all__ = ["clients_per_pool", "make_pools", "take_unseen"]
@@ -15,7 +15,7 @@ __all__ = ["clients_per_pool", "make_pools", "take_unseen"]
 _BY_DOMAIN = ("domain", "leave-one-domain-out")
 
 
-def make_pools(dataset: Dataset, partition: Partition) -> dict[str, list[Example]]:
+def make_pools(dataset: Dataset, partition: Scheme) -> dict[str, list[Example]]:
     """The images that are divided together, by name of the pool ("" where it is all of them).
 
     Pools stand in natural order of their names: site-2 before site-10.
@@ -67,7 +67,7 @@ def take_unseen(pools: dict[str, list[Example]], unseen_domain: str | None) -> t
     return tuple(tests or (replace(example, split="test") for example in images))
 
 
-def clients_per_pool(clients: int, partition: Partition, pools: int) -> int:
+def clients_per_pool(clients: int, partition: Scheme, pools: int) -> int:
     """How many clients share each of the `pools`, given how many are wanted in all.
 
     Raises:
@@ -85,7 +85,7 @@ def clients_per_pool(clients: int, partition: Partition, pools: int) -> int:
     return clients // pools
 
 
-def _without_pools(dataset: Dataset, partition: Partition, example: Example) -> DataError:
+def _without_pools(dataset: Dataset, partition: Scheme, example: Example) -> DataError:
     if partition == "folders":
         expected = "one folder per client, <client>/<class>/*.jpg"
         others = "--partition disjoint or dirichlet"

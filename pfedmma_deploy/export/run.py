@@ -97,7 +97,7 @@ def export_run(
         provenance={
             "run": run.folder.resolve().name,
             "data": Path(config.data).name,
-            "config": {**config.to_dict(), "data": Path(config.data).name},
+            "config": {**config.to_options(), "data": Path(config.data).name},
             "rounds": config.rounds,
             "personalized": [c.id for c in stored if c.config["personalized"] is not None],
         },

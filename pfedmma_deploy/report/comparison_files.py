@@ -53,7 +53,7 @@ def write_comparison(
 def to_dict(comparison: Comparison, published: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """JSON-ready: options, one row per method, the grids; accuracies in percent."""
     first = comparison.results[comparison.methods[0]][0]
-    config = comparison.config.to_dict()
+    config = comparison.config.to_options()
     shared = {name: config[name] for name in SHARED_OPTIONS}
     shared["data"] = Path(shared["data"]).name
     return {

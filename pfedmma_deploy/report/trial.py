@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pfedmma_deploy.config import TrainConfig, config_from_mapping
+from pfedmma_deploy.config import TrainConfig, stored_config
 from pfedmma_deploy.errors import StoreError, TrainingError, UsageError
 from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.federated.evaluate import evaluate_run, validate_run
@@ -84,8 +84,8 @@ def read_result(trial: Trial) -> Result | None:
     if not path.exists():
         return None
     stored = json.loads(path.read_text("utf-8"))
-    made_with = config_from_mapping(stored["config"], str(path)).to_dict()
-    for name, value in trial.config.to_dict().items():
+    made_with = stored_config(stored["config"], str(path)).to_options()
+    for name, value in trial.config.to_options().items():
         if made_with[name] != value:
             raise UsageError(
                 f"{trial.folder} was made with {name} = {made_with[name]!r}, now it is {value!r}. "

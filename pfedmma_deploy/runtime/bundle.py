@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pfedmma_deploy.config import nearest
-from pfedmma_deploy.errors import BundleError, UsageError
+from pfedmma_deploy.errors import BundleError, UsageError, nearest
 from pfedmma_deploy.runtime.manifest import Manifest
 
 __all__ = [

@@ -24,8 +24,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pfedmma_deploy.config import TrainConfig, config_from_mapping, nearest
-from pfedmma_deploy.errors import StoreError, UsageError
+from pfedmma_deploy.config import TrainConfig, stored_config
+from pfedmma_deploy.errors import StoreError, UsageError, nearest
 from pfedmma_deploy.store.checkpoint import Checkpoint
 from pfedmma_deploy.store.files import (
     json_bytes,
@@ -37,7 +37,8 @@ from pfedmma_deploy.store.files import (
 )
 
 FORMAT = "pfedmma-run"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: the configuration is nested, and splits are in the format of a clients file. 1 is read too."""
 RUNS = Path("runs")
 SHARED_FILE = "shared/shared.safetensors"
 SPLITS_FILE = "splits.json"
@@ -96,7 +97,7 @@ class Run:
                 f"`pfedmma train --out {folder}` makes one."
             )
         manifest = parse_json(read_bytes(path), path)
-        if manifest.get("format") != FORMAT or manifest.get("format_version") != FORMAT_VERSION:
+        if manifest.get("format") != FORMAT or manifest.get("format_version") not in (1, 2):
             raise StoreError(
                 f"{path}: expected format {FORMAT} version {FORMAT_VERSION}, found "
                 f"{manifest.get('format')} version {manifest.get('format_version')}."
@@ -108,7 +109,7 @@ class Run:
     @property
     def config(self) -> TrainConfig:
         """The resolved configuration that the run was trained with."""
-        return config_from_mapping(self.manifest["config"], str(self.folder / "manifest.json"))
+        return stored_config(self.manifest["config"], str(self.folder / "manifest.json"))
 
     @property
     def checkpoint(self) -> Checkpoint:

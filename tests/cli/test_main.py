@@ -110,6 +110,20 @@ def test_mistakes(
     assert list(in_empty_folder.iterdir()) == []
 
 
+def test_old_names_of_options_count_with_a_warning(
+    in_empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "train --data x --backbone pfedmma-tiny --engine sequential --dropout 0.1"
+    assert run(line.split()) == 1
+    first, second, *_, error = capsys.readouterr().err.splitlines()
+    assert first == (
+        "warning: the command line: dropout is called client_dropout now; the old name goes in the"
+        " next version"
+    )
+    assert second.startswith("warning: the command line: engine is called client_batching now;")
+    assert error.startswith("Error: there is no folder 'x'")
+
+
 def test_verbose_shows_where(in_empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", "--verbose"]) == 1
     printed = capsys.readouterr().err

@@ -17,9 +17,9 @@ from pfedmma_deploy.data.checks import (
     require_usable,
 )
 from pfedmma_deploy.data.datasets import load_dataset
-from pfedmma_deploy.data.federation import build_federation
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.types import Federation
+from tests.data.toy import partitioned
 
 
 def make(root: Path, sizes: dict[str, int]) -> Path:
@@ -33,7 +33,7 @@ def make(root: Path, sizes: dict[str, int]) -> Path:
 
 def build(root: Path, **options: Any) -> Federation:
     values: dict[str, Any] = {"clients": 2, "classes": "all", "num_shots": 0}
-    return build_federation(load_dataset(root), **(values | options))
+    return partitioned(load_dataset(root), **(values | options))
 
 
 def refusal(root: Path, **options: Any) -> str:

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pfedmma_deploy.config import PartitionConfig
 from pfedmma_deploy.data import facts as facts_module
 from pfedmma_deploy.data.checks import KINDS, check_content
 from pfedmma_deploy.data.checkup import check_data, warn_of_content
 from pfedmma_deploy.data.datasets import FolderDataset, load_dataset
-from pfedmma_deploy.data.division import Division
 from pfedmma_deploy.data.facts import Facts, facts_folder, measure, read_facts
-from pfedmma_deploy.data.federation import build_federation
 from pfedmma_deploy.types import Example
 from tests.data.bad_folder import EXPECTED, make_bad_folder, noise
+from tests.data.toy import partitioned
 from tests.images import MemoryDataset
 
 
@@ -88,7 +88,7 @@ def test_tiny_images() -> None:
 def test_the_division_decides_who_holds_what() -> None:
     data = MemoryDataset(("ant", "bee", "cow", "dog"), [0, 1, 2, 3] * 20)
     data.pixels[data.examples[4].key] = data.pixels[data.examples[0].key]
-    federation = build_federation(data, clients=2, classes="all", num_shots=0, seed=0)
+    federation = partitioned(data, clients=2, classes="all", num_shots=0, seed=0)
     (warning,) = warn_of_content(federation).warnings
     assert "4.png" in warning and "0.png" in warning
     # In the data set both are training images; which is a leak depends on the parts set aside.
@@ -177,7 +177,7 @@ def test_nothing_is_wrong_with_the_samples(name: str) -> None:
 
 def test_an_impossible_division_is_a_finding_beside_the_others() -> None:
     data = load_dataset("cifar10-sample")
-    found = check_data(data, Division(clients=50))
+    found = check_data(data, PartitionConfig(clients=50))
     (problem,) = found.problems
     assert (problem.kind, problem.level, found.federation) == ("impossible-division", "fatal", None)
     assert "there are 50 clients and 5 classes to train on" in problem.examples[0]

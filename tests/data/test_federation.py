@@ -20,7 +20,6 @@ from PIL import Image
 from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.data.federation import (
     build_client,
-    build_federation,
     federation_from_dict,
     federation_to_dict,
     split_base_novel,
@@ -28,6 +27,7 @@ from pfedmma_deploy.data.federation import (
 from pfedmma_deploy.data.splits import carve_splits, carved_sizes
 from pfedmma_deploy.errors import DataError, UsageError
 from pfedmma_deploy.types import Example, Federation, Skipped, Split
+from tests.data.toy import partitioned
 
 
 @dataclass(eq=False)
@@ -63,7 +63,7 @@ def toy(
 
 def build(dataset: Toy, **options: Any) -> Federation:
     values: dict[str, Any] = {"clients": 3, "partition": "disjoint", "num_shots": 4, "seed": 0}
-    return build_federation(dataset, **(values | options))
+    return partitioned(dataset, **(values | options))
 
 
 def per_class(examples: tuple[Example, ...]) -> dict[int, int]:
@@ -240,8 +240,8 @@ def test_partitions_that_the_data_do_not_allow(partition: str, message: str) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clients": 0}, "clients must be 1 or more, not 0"),
-        ({"num_shots": -1}, "num_shots must be 0 (all images) or more, not -1"),
+        ({"clients": 0}, "clients must be a whole number of 1 or more, not 0"),
+        ({"num_shots": -1}, "shots must be 0 (all images) or more images per class, not -1"),
         ({"dirichlet_beta": 0.0}, "dirichlet_beta must be between 0.001 and 1000000, not 0.0"),
         ({"dirichlet_beta": float("nan")}, "dirichlet_beta must be between"),
         ({"seed": -1}, "seed must be 0 or more, not -1"),
@@ -341,7 +341,7 @@ def test_one_client_holds_a_whole_data_set() -> None:
 
 def test_the_quickstart_federation() -> None:
     data = load_dataset("cifar10-sample")
-    federation = build_federation(
+    federation = partitioned(
         data, clients=10, partition="dirichlet", dirichlet_beta=0.3, num_shots=100, seed=0
     )
     assert federation.names(federation.base) == list(data.class_names[:5])
@@ -356,9 +356,10 @@ def test_the_quickstart_federation() -> None:
 PROGRAM = """
 import json, sys
 from pfedmma_deploy.data.datasets import load_dataset
-from pfedmma_deploy.data.federation import build_federation, federation_to_dict
+from pfedmma_deploy.data.federation import federation_to_dict
+from tests.data.toy import partitioned
 data = load_dataset(sys.argv[1])
-federation = build_federation(data, clients=2, partition="dirichlet", dirichlet_beta=1.0, seed=3)
+federation = partitioned(data, clients=2, partition="dirichlet", dirichlet_beta=1.0, seed=3)
 print(json.dumps(federation_to_dict(federation)))
 assert "torch" not in sys.modules
 """

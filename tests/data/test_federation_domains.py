@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfedmma_deploy.data.federation import build_federation
 from pfedmma_deploy.errors import DataError, UsageError
-from tests.data.toy import Toy, held, make_toy
+from tests.data.toy import Toy, held, make_toy, partitioned
 
 NAMES = ("ant", "bee", "cow", "dog", "elk")
 DOMAINS = ("ink", "photo", "sketch")
@@ -27,7 +26,7 @@ def build(data: Toy, **options: Any) -> Any:
         "dirichlet_beta": 5.0,
         "num_shots": 0,
     }
-    return build_federation(data, **(values | options))
+    return partitioned(data, **(values | options))
 
 
 def test_all_classes_by_hand() -> None:
@@ -111,15 +110,14 @@ def test_a_single_domain_leaves_nothing() -> None:
 
 PROGRAM = """
 from pfedmma_deploy.data.clients_file import format_clients
-from pfedmma_deploy.data.federation import build_federation
-from tests.data.toy import make_toy
+from tests.data.toy import make_toy, partitioned
 from tests.data.test_partition_pachinko import CIFAR100
 names = tuple(CIFAR100[:10])
 data = make_toy(names, {"train": 15, "test": 4}, ("ink", "photo", "sketch"))
 for partition in ("disjoint", "dirichlet", "pachinko", "domain", "leave-one-domain-out"):
     unseen = "ink" if partition == "leave-one-domain-out" else None
     clients = 6 if partition == "domain" else 4
-    federation = build_federation(
+    federation = partitioned(
         data, clients=clients, partition=partition, unseen_domain=unseen, num_shots=6, seed=3
     )
     print(format_clients(federation, {"seed": 3}))
@@ -144,10 +142,10 @@ def test_divisions_do_not_depend_on_the_hash_seed() -> None:
 def test_divisions_are_the_same_on_every_machine() -> None:
     # Pinned: the seeds of published runs must go on meaning what they meant.
     data = make_toy(tuple("abcdefgh"), {"train": 10, "val": 2, "test": 2})
-    disjoint = build_federation(data, clients=2, num_shots=2, seed=1)
+    disjoint = partitioned(data, clients=2, num_shots=2, seed=1)
     assert [[e.key[len("None/train/") :] for e in c.train] for c in disjoint.clients] == [
         ["a/2.png", "a/7.png", "c/2.png", "c/3.png"],
         ["b/2.png", "b/5.png", "d/7.png", "d/8.png"],
     ]
-    skewed = build_federation(data, clients=3, partition="dirichlet", num_shots=0, seed=1)
+    skewed = partitioned(data, clients=3, partition="dirichlet", num_shots=0, seed=1)
     assert [len(client.train) for client in skewed.clients] == [12, 14, 14]

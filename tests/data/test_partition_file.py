@@ -19,10 +19,9 @@ from pfedmma_deploy.data.clients_file import (
     parse_clients,
     write_clients,
 )
-from pfedmma_deploy.data.federation import build_federation
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.types import Federation
-from tests.data.toy import Toy, held, make_toy
+from tests.data.toy import Toy, held, make_toy, partitioned
 
 NAMES = ("ant", "bee", "cow", "dog")
 DATA = make_toy(NAMES, {"train": 6, "val": 1, "test": 2}, ("ink", "photo"))
@@ -31,7 +30,7 @@ MADE_WITH: dict[str, str | int | float] = {"partition": "disjoint", "seed": 0}
 
 def divided(**options: Any) -> Federation:
     values: dict[str, Any] = {"clients": 2, "num_shots": 0, "dirichlet_beta": 5.0}
-    return build_federation(DATA, **(values | options))
+    return partitioned(DATA, **(values | options))
 
 
 TEXT = format_clients(divided(), MADE_WITH)
@@ -76,7 +75,7 @@ def test_the_file_can_be_read_by_people() -> None:
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda t: "/" not in t))
 def test_any_name_survives(name: str) -> None:
     data = make_toy((f"a{name}", f"b{name}"), {"train": 5, "val": 1, "test": 1})
-    federation = build_federation(data, clients=1, classes="all", num_shots=0)
+    federation = partitioned(data, clients=1, classes="all", num_shots=0)
     again, _ = parse_clients(data, format_clients(federation, {"note": name}), "x")
     assert again.clients == federation.clients
 

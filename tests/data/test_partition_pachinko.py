@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfedmma_deploy.config import Classes
-from pfedmma_deploy.data.federation import build_federation
 from pfedmma_deploy.data.pachinko import draw_counts, pachinko
 from pfedmma_deploy.data.partition import Labels
 from pfedmma_deploy.data.superclasses import read_superclasses
 from pfedmma_deploy.errors import DataError, UsageError
-from tests.data.toy import held, make_toy
+from tests.data.toy import held, make_toy, partitioned
 
 # Fine classes in sorted order and the number of each one's superclass, superclasses sorted too, as
 # in the data set's own files (fine_label_names, and coarse_labels of one image per class).
@@ -110,7 +109,7 @@ def test_a_federation_of_cifar100() -> None:
     data = make_toy(tuple(CIFAR100), {"train": 20, "val": 2, "test": 4})
     protocols: tuple[tuple[Classes, int], ...] = (("all", 100), ("base-novel", 50))
     for classes, base in protocols:
-        federation = build_federation(
+        federation = partitioned(
             data, clients=20, classes=classes, partition="pachinko", dirichlet_beta=0.1, num_shots=0
         )
         assert {len(client.train) for client in federation.clients} == {base}
@@ -129,7 +128,7 @@ def test_a_table_of_ones_own(tmp_path: Path) -> None:
     file.write_text('pets = ["Cat", "dog"]\n"farm animals" = ["ox", "sheep"]\n')
     assert read_superclasses(["cat", "ox", "Dog"], file) == (0, 1, 0)
     data = make_toy(("cat", "dog", "ox", "sheep"), {"train": 10, "val": 2, "test": 4})
-    federation = build_federation(
+    federation = partitioned(
         data, clients=2, classes="all", partition="pachinko", superclasses=str(file), num_shots=0
     )
     assert [len(client.train) for client in federation.clients] == [20, 20]
@@ -155,13 +154,13 @@ def test_tables_that_do_not_fit(text: str, message: str, tmp_path: Path) -> None
 def test_other_data_need_a_table() -> None:
     data = make_toy(("cat", "ox", "zebu"), {"train": 10, "val": 1, "test": 4})
     with pytest.raises(DataError) as caught:
-        build_federation(data, clients=2, classes="all", partition="pachinko")
+        partitioned(data, clients=2, classes="all", partition="pachinko")
     assert str(caught.value) == (
         "partition 'pachinko' needs the superclass of every class, but the superclasses of"
         " CIFAR-100 lack 3 of 3: 'cat', 'ox', 'zebu'; name a table of your own with --superclasses"
         " FILE.toml"
     )
     with pytest.raises(UsageError, match="--superclasses belongs to --partition pachinko, not to"):
-        build_federation(data, clients=2, superclasses="x.toml")
+        partitioned(data, clients=2, superclasses="x.toml")
     with pytest.raises(DataError, match=r"superclasses x\.toml: No such file or directory; expect"):
-        build_federation(data, clients=2, partition="pachinko", superclasses="x.toml")
+        partitioned(data, clients=2, partition="pachinko", superclasses="x.toml")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
-from pfedmma_deploy.types import Example, Federation, Skipped, Split
+from pfedmma_deploy.config import PartitionConfig
+from pfedmma_deploy.data.federation import build_federation
+from pfedmma_deploy.types import Dataset, Example, Federation, Skipped, Split
 
 
 @dataclass(eq=False)
@@ -36,6 +39,13 @@ def make_toy(
             for number in range(size)
         ),
     )
+
+
+def partitioned(
+    dataset: Dataset, *, partition: Any = "disjoint", seed: int = 0, **options: Any
+) -> Federation:
+    """`build_federation` with the fields of a `PartitionConfig` as keywords."""
+    return build_federation(dataset, PartitionConfig(scheme=partition, **options), seed=seed)
 
 
 def held(federation: Federation) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pfedmma_deploy.adapters.lora import LoRA
-from pfedmma_deploy.config import TrainConfig
+from pfedmma_deploy.config import PartitionConfig, TrainConfig
 from pfedmma_deploy.errors import ExportError, UsageError
 from pfedmma_deploy.export import folding
 from pfedmma_deploy.export.merge import export_open_clip, fold
@@ -33,8 +33,7 @@ def options(method: str, folder: Path, **parameters: Any) -> TrainConfig:
         backbone=register(),
         pretrained="random",
         method=method,
-        partition="folders",
-        shots=0,
+        partition=PartitionConfig(scheme="folders", num_shots=0),
         rounds=1,
         local_epochs=1,
         batch_size=4,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pfedmma_deploy.config import TrainConfig
+from pfedmma_deploy.config import PartitionConfig, TrainConfig
 from tests.tinyclip import register
 
 COLOURS = {
@@ -51,8 +51,7 @@ def config(sites: Path) -> TrainConfig:
         data=str(sites),
         backbone=register(),
         pretrained="random",
-        partition="folders",
-        shots=0,
+        partition=PartitionConfig(scheme="folders", num_shots=0),
         rounds=2,
         local_epochs=1,
         batch_size=4,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
@@ -19,11 +18,9 @@ from tests.federated.test_resume import contents
 HUGE = 1e30
 
 
-@pytest.mark.parametrize("engine", ["sequential", "cohort"])
-def test_a_round_that_diverges(
-    config: TrainConfig, engine: Literal["sequential", "cohort"], tmp_path: Path
-) -> None:
-    wild = replace(config, lr=HUGE, engine=engine)
+@pytest.mark.parametrize("client_batching", [False, True])
+def test_a_round_that_diverges(config: TrainConfig, client_batching: bool, tmp_path: Path) -> None:
+    wild = replace(config, lr=HUGE, client_batching=client_batching)
     with pytest.raises(TrainingError, match=r"client clinic diverged in round 1.*--lr 1e\+29"):
         train(wild, tmp_path / "run")
     run = Run.open(tmp_path / "run")
@@ -35,7 +32,7 @@ def test_rounds_before_it_are_kept(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What diverges in round 2 once goes on from round 1 later, to what it would have been."""
-    sequential = replace(config, engine="sequential")
+    sequential = replace(config, client_batching=False)
     train(sequential, tmp_path / "whole")
     batches = ClientRun.batches
 

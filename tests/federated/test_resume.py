@@ -26,13 +26,13 @@ Rename = Callable[[Path, Path], Path]
 CHILD = """
 import json, sys, torch
 from pathlib import Path
-from pfedmma_deploy.config import TrainConfig
+from pfedmma_deploy.config import config_from_mapping
 from pfedmma_deploy.federated.train import train
 from tests.tinyclip import register
 torch.set_num_threads(1)
 register()
 out = Path(sys.argv[1])
-train(TrainConfig(**json.loads(sys.argv[2])), out, resume=(out / "manifest.json").exists())
+train(config_from_mapping(json.loads(sys.argv[2])), out, resume=(out / "manifest.json").exists())
 """
 
 

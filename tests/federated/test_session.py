@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pfedmma_deploy.config import TrainConfig
+from pfedmma_deploy.config import PartitionConfig, TrainConfig
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.federated.session import open_run_session
 from pfedmma_deploy.federated.train import train
@@ -62,6 +62,8 @@ def test_a_sample_has_no_place(
 ) -> None:
     (tmp_path / "cifar10-sample").mkdir()
     monkeypatch.chdir(tmp_path)
-    sample = replace(config, data="cifar10-sample", partition="disjoint", clients=2, shots=1)
+    sample = replace(
+        config, data="cifar10-sample", partition=PartitionConfig(clients=2, num_shots=1)
+    )
     run = train(replace(sample, rounds=1), Path("run")).run
     assert run.manifest["data_path"] is None

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pfedmma_deploy.config import PartitionConfig
 from pfedmma_deploy.data.federation import build_federation
 from pfedmma_deploy.report.blocks import draw_blocks
 from pfedmma_deploy.report.heatmap import Holdings, count_holdings, draw_heatmap
@@ -25,7 +26,7 @@ def holdings(rows: int, columns: int, top: int = 9) -> Holdings:
 
 def test_training_images_of_base_classes_are_counted() -> None:
     data = make_toy(("ant", "bee", "cow", "dog"), {"train": 5, "val": 1, "test": 3})
-    federation = build_federation(data, clients=2, num_shots=3)
+    federation = build_federation(data, PartitionConfig(clients=2, num_shots=3))
     counted = count_holdings(federation)
     assert (counted.clients, counted.classes) == (("0", "1"), ("ant", "bee"))
     owner = federation.clients[0].classes[0]

@@ -14,11 +14,10 @@ from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
-from pfedmma_deploy.config import nearest
 from pfedmma_deploy.data.classes import label_folders
 from pfedmma_deploy.data.layout import SPLITS
 from pfedmma_deploy.data.readers.base import Listing, Scanner, read_text
-from pfedmma_deploy.errors import DataError
+from pfedmma_deploy.errors import DataError, nearest
 from pfedmma_deploy.types import Example, Skipped
 
 __all__ = ["COLUMNS", "find", "read"]
