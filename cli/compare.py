@@ -85,8 +85,7 @@ def compare(
         "local_epochs": local_epochs,
     }
     with open_output(as_json=as_json, quiet=quiet) as output:
-        from pfedmma_deploy.methods.registry import METHODS
-        from pfedmma_deploy.methods.registry import resolve_run
+        from pfedmma_deploy.methods.registry import METHODS, resolve_run
 
         names = list(METHODS) if methods == "all" else split_names(methods) or []
 

@@ -73,8 +73,8 @@ def _list(output: Output, rows: list[MethodFacts], backbone: str) -> None:
                 f"{f.shared:,}",
                 f"{f.bytes_up:,}",
                 f"{f.bytes_down:,}",
-                _yes(f.method.folds),
-                _yes(f.method.exportable),
+                _yes(f.method.merges),
+                _yes(not f.method.export_blocker),
                 f.method.paper,
             ]
             for f in rows
@@ -89,9 +89,9 @@ def _show(output: Output, facts: MethodFacts, known: list[HyperParameter], backb
     output.say(f"A client trains: {method.trained} ({facts.trained:,} numbers on {backbone})")
     output.say(f"It shares: {method.shared} ({facts.shared:,} numbers)")
     output.say(f"Bytes per client and round: {facts.bytes_up:,} up, {facts.bytes_down:,} down")
-    output.say(f"Folds into plain CLIP weights: {_yes(method.folds)}")
-    reason = f": {method.obstacle}" if method.obstacle else ""
-    output.say(f"Exports to ONNX: {_yes(method.exportable)}{reason}")
+    output.say(f"Folds into plain CLIP weights: {_yes(method.merges)}")
+    reason = f": {method.export_blocker}" if method.export_blocker else ""
+    output.say(f"Exports to ONNX: {_yes(not method.export_blocker)}{reason}")
     if method.defaults:
         own = ", ".join(f"{option} = {value}" for option, value in method.defaults.items())
         output.say(f"Options with a default of their own: {own}")

@@ -18,8 +18,8 @@ from .output import Output, Row, open_output
 from .tables import compare, each_client
 
 if TYPE_CHECKING:
+    from pfedmma_deploy.federated.session import Session
     from pfedmma_deploy.runtime import Prediction
-    from pfedmma_deploy.federated.session import Workspace
 
 SHOWN = 6
 """Test images whose predictions are shown."""
@@ -62,29 +62,29 @@ def quickstart(
 
 def _run(config: TrainConfig, folder: Path, output: Output) -> None:
     times = _Times(output)
-    from pfedmma_deploy.federated.evaluate import evaluate_run
     from pfedmma_deploy.export.run import export_run
+    from pfedmma_deploy.federated.evaluate import evaluate_run
     from pfedmma_deploy.federated.personalize import fine_tune
-    from pfedmma_deploy.federated.train import train
     from pfedmma_deploy.federated.session import open_run_session
+    from pfedmma_deploy.federated.train import train
 
     times.start("train", f"Training {config.partition.clients} clients for {config.rounds} rounds")
     trained = train(config, folder, progress=output.progress)
     run = trained.run
     times.start("personalize", "Personalizing every client")
-    workspace = open_run_session(run)
+    session = open_run_session(run)
     for client in output.progress.track(run.client_ids, "clients", len(run.client_ids)):
-        fine_tune(run, client, workspace=workspace)
+        fine_tune(run, client, session=session)
     times.start("evaluate", "Comparing with zero-shot CLIP")
-    found = evaluate_run(run, workspace=workspace, progress=output.progress)
+    found = evaluate_run(run, session=session, progress=output.progress)
     values = evaluation_values(found)
     times.start("export", "Exporting all clients into one bundle, checked against torch")
     bundle = EXPORTS / folder.name
     report = export_run(
-        run, bundle, measured=found, workspace=workspace, progress=output.progress
+        run, bundle, measured=found, session=session, progress=output.progress
     ).to_dict()
     times.start("predict", "Predicting with the bundle")
-    predictions = _predict(workspace, bundle, run.client_ids[0])
+    predictions = _predict(session, bundle, run.client_ids[0])
     times.stop()
 
     print_report(output, report)
@@ -141,12 +141,12 @@ class _Times:
         return f"{self.total:.0f} ({parts})"
 
 
-def _predict(workspace: Workspace, bundle: Path, client: str) -> list[Row]:
+def _predict(session: Session, bundle: Path, client: str) -> list[Row]:
     """A few test images of one client through the bundle, as production would see them."""
     from pfedmma_deploy.runtime import Classifier
 
     classifier = Classifier.load(bundle)
-    federation = workspace.federation
+    federation = session.federation
     held = next(c for c in federation.clients if c.id == client).test
     examples = [held[i * len(held) // SHOWN] for i in range(SHOWN)] if held else []
     images = [federation.dataset.open_image(example) for example in examples]

@@ -2,7 +2,7 @@
 
 A value given on the command line wins over the configuration file, the file over what the method
 asks for, that over the preset, the preset over the defaults below, which are the paper's (pFedMMA,
-arXiv 2507.05394, section 5 and appendix). `pfedmma_deploy.methods.resolve` puts them together. The
+arXiv 2507.05394, section 5 and appendix). `pfedmma_deploy.methods.registry` puts them together. The
 resolved configuration is stored with the run, so nothing is decided twice.
 
 People write options flat, by the names of the flags (`partition = "dirichlet"`, `shots = 16`). A

@@ -41,7 +41,7 @@ Made = TypeVar("Made")
 
 _RULES: Final = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _WORDS: Final = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-_IN_A_LINE: Final = 4
+_IN_A_LINE: Final = 5
 """More choices than this are listed with commas."""
 
 
@@ -91,8 +91,10 @@ def _validated(cls: type[Any], values: Mapping[str, Any], prefix: str) -> dict[s
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        sentence = _sentence(name, values[name], hints[name], str(first["type"]))
-        raise UsageError(prefix + sentence) from None
+        kind = str(first["type"])
+        sentence = _sentence(name, values[name], hints[name], kind)
+        # Out of range says enough by itself.
+        raise UsageError((prefix if kind.endswith("_type") else "") + sentence) from None
     return {name: getattr(found, name) for name in values}
 
 

@@ -9,30 +9,34 @@ from __future__ import annotations
 import io
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pfedmma_deploy.adapters.multimodal import pair_count
+from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.data.prompts import build_prompts
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.export import describe
-from pfedmma_deploy.export.banks import tensor_name
+from pfedmma_deploy.export.banks import (
+    ExportClient,
+    client_banks,
+    replace_banks,
+    stack_banks,
+)
 from pfedmma_deploy.export.card import seal
-from pfedmma_deploy.export.banks import ExportClient, expected_shapes, stack_banks
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.export.graph import ImageGraph
 from pfedmma_deploy.export.models import portable_model, reduced_model, write_fp32
 from pfedmma_deploy.export.onnx_file import LARGEST, to_bytes
 from pfedmma_deploy.export.parity import compare, run_clients
 from pfedmma_deploy.export.tokenizer import write_tokenizer
+from pfedmma_deploy.methods.pfedmma import PFedMMA
 from pfedmma_deploy.runtime import bundle as names
 from pfedmma_deploy.runtime.manifest import Manifest
 from pfedmma_deploy.runtime.providers import open_session
 from pfedmma_deploy.store.files import write_bytes
-from pfedmma_deploy.types import Tower
 
 if TYPE_CHECKING:
     import onnx
@@ -56,11 +60,6 @@ class RandomBundles:
         self.backbone = backbone
         self.folder = folder
         self.bottleneck_dim = bottleneck_dim
-        pairs = pair_count(backbone.depth("image"), backbone.depth("text"))
-        self.blocks: dict[Tower, list[int]] = {
-            "image": list(range(backbone.depth("image")))[-pairs:],
-            "text": list(range(backbone.depth("text")))[-pairs:],
-        }
 
     def make(self, clients: int, form: Form) -> Path:
         """A bundle that serves zero-shot and `clients` random clients.
@@ -79,7 +78,7 @@ class RandomBundles:
         model = reduced_model(onnx.load(self._exact(form) / names.VISION_MODEL), form)
         self._require_room(model, clients)
         out.mkdir()
-        with_clients(model, self.blocks["image"], clients)
+        with_clients(model, clients)
         file = out / names.VISION_MODEL
         write_bytes(file, to_bytes(model, describe.metadata(manifest, names.VISION_MODEL)))
         rng = np.random.default_rng(0)
@@ -98,17 +97,15 @@ class RandomBundles:
     def _portable(self) -> onnx.ModelProto:
         """The image tower with one client, in standard operators."""
         graph = ImageGraph(
-            self.backbone,
-            stack_banks([self._client], self.backbone, self.bottleneck_dim)["image"],
-            SCALE,
+            self.backbone, stack_banks([ExportClient("1", self._adapter)], self.backbone)["image"]
         )
         tokens = self.backbone.tokenize(build_prompts(CLASS_NAMES[:1], PROMPT))
         return portable_model(names.VISION_MODEL, graph, tokens, self._images())
 
-    @property
-    def _client(self) -> ExportClient:
-        shapes = expected_shapes(self.blocks, self.backbone, self.bottleneck_dim)
-        return ExportClient("1", {name: torch.randn(shape) for name, shape in shapes.items()})
+    @cached_property
+    def _adapter(self) -> Adapter:
+        parameters = {"bottleneck_dim": self.bottleneck_dim, "scale": SCALE}
+        return PFedMMA.configure(parameters).build(self.backbone, torch.Generator())
 
     def _exact(self, form: Form) -> Path:
         """Folder of the fp32 model with one client, in the form's flavour."""
@@ -124,24 +121,20 @@ class RandomBundles:
     def _manifest(self, clients: int, form: Form) -> Manifest:
         return describe.manifest(
             self.backbone,
-            [ExportClient(str(number), {}) for number in range(1, clients + 1)],
+            [ExportClient(str(number), self._adapter) for number in range(1, clients + 1)],
             class_names=CLASS_NAMES,
             prompt=PROMPT,
             base=range(len(CLASS_NAMES)),
             novel=(),
-            adapter={
-                "method": "pfedmma",
-                "bottleneck_dim": self.bottleneck_dim,
-                "scale": SCALE,
-                "blocks": self.blocks,
-            },
+            adapter={"method": PFedMMA.name, **self._adapter.export_settings()},
             logit_scale=self.backbone.logit_scale,
             form=form,
             provenance={"run": "benchmark: random adapters"},
         )
 
     def _require_room(self, model: onnx.ModelProto, clients: int) -> None:
-        banks = [e for e in model.graph.initializer if self._is_bank(e.name)]
+        named = set(client_banks(model))
+        banks = [e for e in model.graph.initializer if e.name in named]
         row = sum(len(e.raw_data) // e.dims[0] for e in banks)
         size = model.ByteSize() + row * (clients - 1)
         if size > LARGEST:
@@ -149,9 +142,6 @@ class RandomBundles:
                 f"{clients} clients on {self.backbone.name} make a model of {size / 1e9:.1f} GB, "
                 "one ONNX file holds 2.1: measure fewer, or store them with --weights fp16"
             )
-
-    def _is_bank(self, name: str) -> bool:
-        return tensor_name("image", name, self.blocks["image"]) is not None
 
     def _images(self) -> NDArray[np.uint8]:
         size = self.backbone.image_size
@@ -167,18 +157,14 @@ class RandomBundles:
         return compare(found, wanted, text, clients, 0.0, **limits).to_dict()
 
 
-def with_clients(model: onnx.ModelProto, blocks: list[int], clients: int) -> None:
+def with_clients(model: onnx.ModelProto, clients: int) -> None:
     """Give the banks of an image tower rows for `clients` random clients behind zero-shot's."""
-    from onnx import numpy_helper
-
     rng = np.random.default_rng(1)
-    for entry in model.graph.initializer:
-        if tensor_name("image", entry.name, blocks) is None:
-            continue
-        kind = numpy_helper.to_array(entry).dtype
-        rows = rng.standard_normal((clients + 1, *entry.dims[1:]), np.float32)
+
+    def random(name: str, values: NDArray[Any]) -> NDArray[Any]:
+        rows = rng.standard_normal((clients + 1, *values.shape[1:]), np.float32)
         rows *= DEVIATION
         rows[0] = 0
-        entry.CopyFrom(numpy_helper.from_array(rows.astype(kind, copy=False), entry.name))
-    # Shapes of inner values that were noted for another number of clients.
-    del model.graph.value_info[:]
+        return rows.astype(values.dtype, copy=False)
+
+    replace_banks(model, random)

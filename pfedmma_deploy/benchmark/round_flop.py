@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.backbone.clip import Backbone, class_texts
 from pfedmma_deploy.backbone.flops import image_tokens, tower_flop
-from pfedmma_deploy.backbone.clip import class_texts
 from pfedmma_deploy.benchmark.training import TEMPLATE, TrainingTask
-from pfedmma_deploy.methods.pfedmma import PFEDMMA
+from pfedmma_deploy.methods.pfedmma import PFedMMA
 from pfedmma_deploy.types import TOWERS
 
 
@@ -29,7 +28,7 @@ class RoundFlop:
 
 def count_round(task: TrainingTask, backbone: Backbone) -> RoundFlop:
     """Count a round of a task: training and evaluation of its participants."""
-    adapter = PFEDMMA.build(backbone, PFEDMMA.parameters(), torch.Generator().manual_seed(0))
+    adapter = PFedMMA().build(backbone, torch.Generator().manual_seed(0))
     names = [f"class {i}" for i in range(2 * task.classes)]
     prompts = class_texts(backbone, names, TEMPLATE).prompts
     share = task.classes * task.shots // task.clients

@@ -24,17 +24,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from pfedmma_deploy.backbone.activation_cache import ImageInputs
-from pfedmma_deploy.backbone.loading import load_backbone
-from pfedmma_deploy.backbone.activation_cache import ActivationCache
-from pfedmma_deploy.backbone.linear import fast_linear
+from pfedmma_deploy.backbone.activation_cache import ActivationCache, ImageInputs
 from pfedmma_deploy.backbone.clip import class_texts, with_activations
+from pfedmma_deploy.backbone.linear import fast_linear
+from pfedmma_deploy.backbone.loading import load_backbone
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.evaluation.accuracy import Scorer
 from pfedmma_deploy.federated.engine import InProcessEngine
 from pfedmma_deploy.memory import peak_memory
 from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
-from pfedmma_deploy.methods.pfedmma import PFEDMMA
+from pfedmma_deploy.methods.pfedmma import PFedMMA
 from pfedmma_deploy.processes import process_pool
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.checkpoint import Checkpoint
@@ -133,7 +132,7 @@ def time_subject(task: TrainingTask, name: str, threads: int) -> TrainingSeconds
         if not is_straight:
             store = ActivationCache(backbone, Path(folder) / "prefixes", 1 << 36)
         images = ImageInputs(pixels, store)
-        adapter = PFEDMMA.build(backbone, PFEDMMA.parameters(), torch.Generator().manual_seed(0))
+        adapter = PFedMMA().build(backbone, torch.Generator().manual_seed(0))
         options = LocalTraining(
             epochs=1,
             batch_size=task.batch_size,
@@ -149,7 +148,7 @@ def time_subject(task: TrainingTask, name: str, threads: int) -> TrainingSeconds
             texts = with_activations(backbone, texts, adapter.first_block(backbone, "text"))
         engine = InProcessEngine(
             backbone=backbone,
-            method=PFEDMMA,
+            method=PFedMMA(),
             adapter=adapter,
             clients=federation.clients,
             images=images,
@@ -157,7 +156,7 @@ def time_subject(task: TrainingTask, name: str, threads: int) -> TrainingSeconds
             options=options,
             checkpoint=Checkpoint(Path(folder) / "checkpoint"),
             seed=0,
-            together=not is_straight,
+            client_batching=not is_straight,
         )
         scorer = Scorer(backbone, federation, images, TEMPLATE, backbone.logit_scale)
         return _run(task, name, engine, scorer)
@@ -176,7 +175,7 @@ def _run(task: TrainingTask, name: str, engine: InProcessEngine, scorer: Scorer)
     for round in range(task.rounds):
         began = time.perf_counter()
         reports = list(engine.run_round(round, ids, shared))
-        shared = PFEDMMA.aggregate([report.update for report in reports], shared)
+        shared = PFedMMA().aggregator().combine([report.update for report in reports], shared)
         engine.checkpoint.commit(round, shared, {})
         middle = time.perf_counter()
         for client in clients:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pfedmma_deploy.backbone.loading import load_backbone
 from pfedmma_deploy.backbone.linear import Linear, fast_linear, mkl_is_slow
+from pfedmma_deploy.backbone.loading import load_backbone
 from pfedmma_deploy.benchmark.report import Section
 from pfedmma_deploy.benchmark.round_flop import count_round
 from pfedmma_deploy.benchmark.scale import bench_scale

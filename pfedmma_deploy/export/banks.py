@@ -79,6 +79,12 @@ def stack_banks(
         ExportError: clients that do not have the same tensors, or a tensor that is not finite.
     """
     each = [_by_place(client, backbone) for client in clients]
+    for client, own in zip(clients, each, strict=True):
+        for tower, place in sorted(own.keys() - each[0].keys()):
+            raise ExportError(
+                f"The adapter of client {client.id!r} alone has {place} in the {tower} tower: all "
+                "clients of a bundle need the same layers, on the same backbone."
+            )
     found: dict[Tower, dict[str, nn.Module]] = {tower: {} for tower in TOWERS}
     for (tower, place), first in each[0].items():
         banks = {}

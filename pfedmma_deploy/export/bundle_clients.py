@@ -470,7 +470,7 @@ def _tapped(model: onnx.ModelProto, banks: ExportBanks) -> tuple[str, str]:
     reader = {name: node for node in model.graph.node for name in node.input}
 
     def row(name: str) -> str:
-        gathered = reader[f"{banks.place}.{name}"].output[0]
+        gathered: str = reader[f"{banks.place}.{name}"].output[0]
         # Banks stored in fp16 are converted behind the Gather.
         return reader[gathered].output[0] if reader[gathered].op_type == "Cast" else gathered
 

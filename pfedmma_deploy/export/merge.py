@@ -55,21 +55,16 @@ class MergeReport:
         return {**values, "clients": list(self.clients), "parity": parity}
 
 
-def refuse_open_clip(method: Method[Any, Any]) -> NoReturn:
+def refuse_open_clip(method: type[Method[Any, Any]]) -> NoReturn:
     """Say why a method's clients cannot become plain open_clip weights.
 
     Raises:
         ExportError: always.
     """
-    reason = (
+    reason = method.merge_blocker or (
         f"what it trains ({method.trained}) is more than a change of the weights that CLIP has "
         "already. "
     )
-    if method.name in ("pfedmma", "local", "fedavg-mma"):
-        reason = (
-            "its adapter computes s * up(relu(W relu(down(h)))) beside each block, and what passes "
-            "a ReLU is no matrix that could be added to the block's own. "
-        )
     other = (
         " Export ONNX instead: `pfedmma export`, which serves all clients from one file."
         if not method.export_blocker
@@ -124,7 +119,7 @@ def export_open_clip(
     ids = chosen_clients(run, clients)
     session = (session or open_run_session(run)).full_precision()
     if not session.method.merges:
-        refuse_open_clip(session.method)
+        refuse_open_clip(type(session.method))
     shared, adapter = run.load_shared(), session.build_adapter().eval()
     known = run.manifest["class_names"]
     texts = class_texts(session.backbone, known, session.config.prompt)

@@ -70,6 +70,7 @@ class Method(ABC, Generic[A, P]):
         defaults: options whose default for this method is not pFedMMA's.
         rule: the paper's aggregation, a name in `AGGREGATORS`.
         merges: whether a client's model is plain CLIP with other weights, exactly.
+        merge_blocker: why not, where there is more to say than what is trained; a sentence's start.
         is_two_stage: whether the paper's own model is the one after `personalize`.
         is_trained: whether there is anything to train.
         export_blocker: why `pfedmma export` cannot write the clients as ONNX, as a clause; empty
@@ -87,6 +88,7 @@ class Method(ABC, Generic[A, P]):
     defaults: ClassVar[Mapping[str, Scalar]] = NO_DEFAULTS
     rule: ClassVar[str] = "mean"
     merges: ClassVar[bool] = False
+    merge_blocker: ClassVar[str] = ""
     is_two_stage: ClassVar[bool] = False
     is_trained: ClassVar[bool] = True
     export_blocker: ClassVar[str] = ""
@@ -194,7 +196,8 @@ def divergence(student: Tensor, teacher: Tensor) -> Tensor:
     Temperature 1; the teacher gets no gradient.
     """
     log_student, log_teacher = student.log_softmax(dim=-1), teacher.detach().log_softmax(dim=-1)
-    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    # Written out, because `torch.func.vmap` has no rule for `F.kl_div`.
+    return (log_teacher.exp() * (log_teacher - log_student)).sum(dim=-1).mean()
 
 
 def state_to_dict(state: Any) -> dict[str, Any]:

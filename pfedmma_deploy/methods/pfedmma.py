@@ -85,6 +85,10 @@ class PFedMMA(Method[MultiModalAdapter, PFedMMAParameters]):
     paper = "pFedMMA, arXiv 2507.05394 (ICLR 2026)"
     trained = "down, projection and up layers in the upper two thirds of both towers"
     shared = "the projections"
+    merge_blocker = (
+        "its adapter computes s * up(relu(W relu(down(h)))) beside each block, and what passes "
+        "a ReLU is no matrix that could be added to the block's own. "
+    )
     Parameters = PFedMMAParameters
 
     def build(self, backbone: Backbone, generator: torch.Generator) -> MultiModalAdapter:
@@ -103,6 +107,7 @@ class Local(Method[MultiModalAdapter, AdapterParameters]):
     paper = "local training of pFedMMA's adapter, arXiv 2507.05394"
     trained = PFedMMA.trained
     shared = "nothing"
+    merge_blocker = PFedMMA.merge_blocker
     Parameters = AdapterParameters
 
     def build(self, backbone: Backbone, generator: torch.Generator) -> MultiModalAdapter:
@@ -117,6 +122,7 @@ class FedAvgMMA(Method[MultiModalAdapter, AdapterParameters]):
     paper = "FedAvg, arXiv 1602.05629, on pFedMMA's adapter"
     trained = PFedMMA.trained
     shared = "all of it"
+    merge_blocker = PFedMMA.merge_blocker
     Parameters = AdapterParameters
 
     def build(self, backbone: Backbone, generator: torch.Generator) -> MultiModalAdapter:

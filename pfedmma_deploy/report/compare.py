@@ -99,7 +99,7 @@ def best_rate(results: Sequence[Result]) -> float:
 
 
 def _learns(name: str) -> bool:
-    return get_method(name).trained != "nothing"
+    return get_method(name).is_trained
 
 
 def _tune(

@@ -35,7 +35,7 @@ class HyperParameter:
 class MethodFacts:
     """A method and its sizes on one backbone, with its default hyper-parameters."""
 
-    method: Method
+    method: type[Method[Any, Any]]
     trained: int
     """Numbers that a client trains."""
     shared: int
@@ -54,18 +54,19 @@ class MethodFacts:
             "shared": method.shared,
             "parameters": {"trained": self.trained, "shared": self.shared},
             "bytes_per_round": {"up": self.bytes_up, "down": self.bytes_down},
-            "folds": method.folds,
-            "exportable": method.exportable,
-            "obstacle": method.obstacle,
+            "folds": method.merges,
+            "exportable": not method.export_blocker,
+            "obstacle": method.export_blocker,
         }
 
 
-def method_facts(method: Method, backbone: Backbone) -> MethodFacts:
+def method_facts(method: type[Method[Any, Any]], backbone: Backbone) -> MethodFacts:
     """Sizes of a method; the weights of the backbone do not matter (see `backbone_shapes`)."""
-    adapter = _empty_adapter(method, backbone)
+    made = method()
+    adapter = _empty_adapter(made, backbone)
     clients = [ClientData(str(i), (0,), (), (), ()) for i in range(CLIENTS)]
-    sent = method.upload(adapter, clients[0])
-    sizes = traffic(method, adapter, clients)
+    sent = made.upload(adapter, clients[0])
+    sizes = traffic(made, adapter, clients)
     trained = adapter.tensors(Scope.SHARED, Scope.LOCAL)
     return MethodFacts(
         method=method,
@@ -76,23 +77,23 @@ def method_facts(method: Method, backbone: Backbone) -> MethodFacts:
     )
 
 
-def _empty_adapter(method: Method, backbone: Backbone) -> Adapter:
+def _empty_adapter(method: Method[Any, Any], backbone: Backbone) -> Adapter:
     """The adapter with zeros for values: only its shapes count here."""
     with torch.device(backbone.device):
-        adapter = method.build(backbone, method.configure({}), torch.Generator("cpu"))
+        adapter: Adapter = method.build(backbone, torch.Generator("cpu"))
     adapter.to_empty(device="cpu")
     for value in adapter.parameters():
         value.data.zero_()
     return adapter
 
 
-def hyper_parameters(method: Method) -> list[HyperParameter]:
+def hyper_parameters(method: type[Method[Any, Any]]) -> list[HyperParameter]:
     """A method's hyper-parameters in their order."""
-    meanings = field_docstrings(method.parameters)
-    defaults = method.configure({})
+    meanings = field_docstrings(method.Parameters)
+    defaults = method().parameters
     return [
         HyperParameter(f.name, getattr(defaults, f.name), meanings.get(f.name, ""))
-        for f in fields(method.parameters)
+        for f in fields(method.Parameters)
     ]
 
 

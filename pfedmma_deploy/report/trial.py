@@ -15,10 +15,10 @@ from pfedmma_deploy.errors import StoreError, TrainingError, UsageError
 from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.federated.evaluate import evaluate_run, validate_run
 from pfedmma_deploy.federated.personalize import fine_tune
+from pfedmma_deploy.federated.session import open_run_session
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.store.files import json_bytes, write_bytes
 from pfedmma_deploy.store.run import Run
-from pfedmma_deploy.federated.session import open_run_session
 
 RESULT = "result.json"
 
@@ -122,20 +122,20 @@ def run_trial(trial: Trial, threads: int | None = None) -> Result:
 
 
 def _score(run: Run, trial: Trial) -> Result:
-    workspace = open_run_session(run)
+    session = open_run_session(run)
     rounds = run.rounds
     if len(rounds) != run.config.rounds:
         raise StoreError(f"{run.folder} has {len(rounds)} of {run.config.rounds} rounds recorded.")
     seconds = sum(record["seconds"] for record in rounds)
-    if workspace.method.is_two_stage and not trial.is_tuning:
+    if session.method.is_two_stage and not trial.is_tuning:
         seconds += sum(
-            fine_tune(run, client.id, workspace=workspace).seconds
-            for client in workspace.federation.clients
+            fine_tune(run, client.id, session=session).seconds
+            for client in session.federation.clients
         )
     result = _result(run, trial.config, seconds)
     if trial.is_tuning:
-        return replace(result, validation=validate_run(run, workspace))
-    found = evaluate_run(run, workspace=workspace)
+        return replace(result, validation=validate_run(run, session))
+    found = evaluate_run(run, session=session)
     local = [one.local for one in found.personalized.values() if one.local is not None]
     return replace(
         result,

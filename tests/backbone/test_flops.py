@@ -25,8 +25,8 @@ def test_a_block_by_hand() -> None:
 
 def test_a_block_of_one_token_by_hand() -> None:
     """Keys and values of both tokens 4*2*9, then 4*9 + 4*2*3 + 4*3*5 of the one."""
-    assert block_flop(2, 3, 5, asking=1) == 72 + 36 + 24 + 60
-    assert backward_flop(2, 3, 5, asking=1) == 192 + 24
+    assert block_flop(2, 3, 5, queries=1) == 72 + 36 + 24 + 60
+    assert backward_flop(2, 3, 5, queries=1) == 192 + 24
 
 
 @pytest.mark.parametrize(
@@ -54,15 +54,15 @@ def test_a_tower_is_the_sum_of_its_blocks() -> None:
 
 def test_shortcuts_and_prefixes_save_what_they_should() -> None:
     backbone = tiny_backbone()
-    block, last = block_flop(5, 32, 128), block_flop(5, 32, 128, asking=1)
+    block, last = block_flop(5, 32, 128), block_flop(5, 32, 128, queries=1)
     found = tower_flop(backbone, "image", 5, start=1, adapted=1)
     assert found.forward == block + last + 2 * 32 * 16
-    assert found.backward == backward_flop(5, 32, 128, asking=1) + 2 * 32 * 16
+    assert found.backward == backward_flop(5, 32, 128, queries=1) + 2 * 32 * 16
 
 
 def test_an_image_as_exported_and_as_written() -> None:
     backbone = tiny_backbone()
-    saved = block_flop(5, 32, 128) - block_flop(5, 32, 128, asking=1)
+    saved = block_flop(5, 32, 128) - block_flop(5, 32, 128, queries=1)
     assert image_flop(backbone, token_shortcuts=False) - image_flop(backbone) == saved
 
 

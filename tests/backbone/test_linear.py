@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfedmma_deploy.backbone import products
+from pfedmma_deploy.backbone import linear as linear_module
 from pfedmma_deploy.backbone.linear import FEW_ROWS, fast_linear, mkl_is_slow
 
 
@@ -21,7 +21,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(x.shape[2])
         return plain(x, weight, bias)
 
-    monkeypatch.setattr(products, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(linear_module, "mkl_is_slow", lambda: True)
     monkeypatch.setattr(F, "conv2d", conv2d)
     return seen
 
@@ -77,7 +77,7 @@ def test_whose_processor_needs_it(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    monkeypatch.setattr(products, "is_amd", lambda: amd)
+    monkeypatch.setattr(linear_module, "is_amd", lambda: amd)
     mkl_is_slow.cache_clear()
     try:
         assert mkl_is_slow() is expected

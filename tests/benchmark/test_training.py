@@ -50,7 +50,7 @@ def test_a_round_counted_by_hand() -> None:
     found = count_round(TASK, backbone)
     assert found.straight == trained + evaluated
     # One block of three is kept, and of the last only one token is computed.
-    least = block_flop(tokens, 32, 128) + block_flop(tokens, 32, 128, asking=1)
+    least = block_flop(tokens, 32, 128) + block_flop(tokens, 32, 128, queries=1)
     assert tower_flop(backbone, "image", tokens, start=1).forward == least + 2 * 32 * 16
     assert found.bound > 5
 

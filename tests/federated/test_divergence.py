@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_rounds_before_it_are_kept(
     train(sequential, tmp_path / "whole")
     batches = ClientRun.batches
 
-    def diverging(self: ClientRun, *args: object) -> object:
+    def diverging(self: ClientRun[Any], *args: object) -> object:
         if self.round == 1:
             self.adapter.get_parameter("image.2.up.weight").data.fill_(float("inf"))
         return batches(self, *args)  # type: ignore[arg-type]  # passed on as it came

@@ -142,8 +142,8 @@ def test_export_and_predict_equal_training(run: Run, newcomer: Path, tmp_path: P
     assert report.parity.max_abs_error < 1e-5
     classifier = Classifier.load(tmp_path / "bundle", device="cpu")
     assert classifier.class_names == ("cat", "dog", "ship", "tree", "lighthouse")
-    workspace = open_run_session(run)
-    federation = workspace.federation
+    session = open_run_session(run)
+    federation = session.federation
     base = federation.names(federation.base)
     images = [federation.dataset.open_image(e) for e in federation.base_test]
     right = sum(
@@ -154,7 +154,7 @@ def test_export_and_predict_equal_training(run: Run, newcomer: Path, tmp_path: P
             strict=True,
         )
     )
-    measured = evaluate_run(run, workspace=workspace).personalized["clinic"].base
+    measured = evaluate_run(run, session=session).personalized["clinic"].base
     assert measured == pytest.approx(100 * right / len(images))
 
 

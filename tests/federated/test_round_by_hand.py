@@ -14,7 +14,7 @@ from pfedmma_deploy.backbone.activation_cache import ImageInputs
 from pfedmma_deploy.backbone.clip import class_texts
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.federated.engine import ClientReport, InProcessEngine
-from pfedmma_deploy.methods.base import Update, weighted_mean
+from pfedmma_deploy.methods.aggregation import Mean, Update
 from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
 from pfedmma_deploy.methods.pfedmma import PFedMMA
 from pfedmma_deploy.store.checkpoint import Checkpoint
@@ -55,7 +55,7 @@ def new_engine(folder: Path) -> tuple[InProcessEngine, MultiModalAdapter]:
     texts = class_texts(backbone, dataset.class_names, "a photo of a {}.")
     engine = InProcessEngine(
         backbone=backbone,
-        method=PFedMMA,
+        method=PFedMMA(),
         adapter=adapter,
         clients=clients,
         images=ImageInputs(PixelLoader(dataset, 16)),
@@ -63,7 +63,7 @@ def new_engine(folder: Path) -> tuple[InProcessEngine, MultiModalAdapter]:
         options=OPTIONS,
         checkpoint=Checkpoint(folder),
         seed=SEED,
-        together=False,
+        client_batching=False,
     )
     return engine, adapter
 
@@ -99,7 +99,7 @@ def test_one_round_by_hand(tmp_path: Path) -> None:
     dataset, clients = federation()
     initial = {**adapter.tensors(Scope.LOCAL), **adapter.tensors(Scope.SHARED)}
     reports = list(engine.run_round(0, ["a", "b"], adapter.tensors(Scope.SHARED)))
-    shared = PFedMMA.aggregate([report.update for report in reports], {})
+    shared = PFedMMA().aggregator().combine([report.update for report in reports], {})
 
     expected = []
     for i, client in enumerate(clients):
@@ -121,7 +121,7 @@ def test_one_round_by_hand(tmp_path: Path) -> None:
 def run_round(engine: InProcessEngine, round: int, ids: list[str]) -> list[ClientReport]:
     shared = engine.checkpoint.load_shared() or engine.adapter.tensors(Scope.SHARED)
     reports = list(engine.run_round(round, ids, shared))
-    engine.checkpoint.commit(round, weighted_mean([r.update for r in reports]), {})
+    engine.checkpoint.commit(round, Mean().combine([r.update for r in reports], {}), {})
     return reports
 
 
@@ -172,13 +172,13 @@ def test_weighted_mean() -> None:
         Update("b", {"w": torch.tensor([1.0, 2.0])}, 1),
         Update("a", {"w": torch.tensor([5.0, 6.0])}, 3),
     ]
-    assert weighted_mean(updates)["w"].tolist() == [4.0, 5.0]
+    assert Mean().combine(updates, {})["w"].tolist() == [4.0, 5.0]
 
 
 def test_weighted_mean_refuses_updates_that_differ() -> None:
     updates = [Update("a", {"w": torch.zeros(1)}, 1), Update("b", {"v": torch.zeros(1)}, 1)]
     with pytest.raises(ValueError, match="client b and a disagree on v"):
-        weighted_mean(updates)
+        Mean().combine(updates, {})
 
 
 def test_examples_carry_their_own_pixels() -> None:

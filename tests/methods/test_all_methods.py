@@ -277,7 +277,9 @@ def test_half_precision_trains_nearly_the_same(
 ) -> None:
     """Products in half precision; what is stored is fp32 and moved nearly as without."""
     ends = []
-    plain = replace(options(name, sites), rounds=1)
+    # Adam turns the smallest difference of a small gradient into one of a whole step, on some
+    # processors more than on others: SGD shows the gradients as they are.
+    plain = replace(options(name, sites), rounds=1, optimizer="sgd")
     for config in (plain, replace(plain, autocast=precision)):
         run = train(config, tmp_path / config.autocast).run
         assert evaluate_run(run).personalized_mean.base is not None
