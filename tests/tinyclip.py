@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import open_clip
+import torch
 
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.backbone.loading import load_backbone
@@ -38,4 +39,6 @@ def register(name: str = NAME, **changes: object) -> str:
 @functools.cache
 def tiny_backbone() -> Backbone:
     """The backbone with seeded random weights."""
-    return load_backbone(register(), "random")
+    # Whoever asks first may do so in inference mode, others then want gradients.
+    with torch.inference_mode(False):
+        return load_backbone(register(), "random")

@@ -122,8 +122,8 @@ class MultiModalAdapter(Adapter):
     def export_banks(self, backbone: Backbone) -> list[ExportBanks]:
         """Every adapted block, weights as `h @ weight` takes them."""
         found = []
-        for tower, first in self.first.items():
-            for block in range(first, backbone.depth(tower)):
+        for tower in self.first:
+            for block in self._blocks(tower):
                 rows = {}
                 for layer, linear in self._layers_of(tower, block).items():
                     # Bundles call the projection of a pair of blocks "pair".
@@ -150,10 +150,7 @@ class MultiModalAdapter(Adapter):
             "bottleneck_dim": self.bottleneck_dim,
             "scale": self.scale,
             "blocks": {
-                tower: [int(block) for block, _ in self.get_submodule(tower).named_children()]
-                if tower in self.first
-                else []
-                for tower in TOWERS
+                tower: self._blocks(tower) if tower in self.first else [] for tower in TOWERS
             },
         }
 
@@ -168,11 +165,15 @@ class MultiModalAdapter(Adapter):
     def _paths(self) -> Iterator[tuple[str, Layer]]:
         """Where every layer is, and which of the three it is."""
         for tower in self.first:
-            for block, _ in self.get_submodule(tower).named_children():
+            for block in self._blocks(tower):
                 yield f"{tower}.{block}.down", "down"
                 yield f"{tower}.{block}.up", "up"
         for pair, _ in self.pair.named_children():
             yield f"pair.{pair}", "projection"
+
+    def _blocks(self, tower: Tower) -> list[int]:
+        """The adapted blocks of an adapted tower."""
+        return [int(block) for block, _ in self.get_submodule(tower).named_children()]
 
     def _layers_of(self, tower: Tower, block: int) -> dict[Layer, nn.Linear]:
         """The three layers of one block, the projection shared with the other tower's block."""

@@ -20,6 +20,7 @@ from pfedmma_deploy.export import describe
 from pfedmma_deploy.export.banks import ExportClient, require_names
 from pfedmma_deploy.export.card import seal
 from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.graph import ClassifierGraph
 from pfedmma_deploy.export.models import (
     build_graphs,
     portable_model,
@@ -125,16 +126,15 @@ def export_bundle(
         )
     require_replaceable(out)
     require_names(clients)
-    require_flavour(form, clients, backbone)
+    require_flavour(form, method, clients, backbone)
+    graphs = build_graphs(clients, backbone)
     adapter = {"method": method, **clients[0].adapter.export_settings()}
     trained = trained_side(backbone, clients, adapter, class_names, prompt, parity_images)
     text, tokens = trained.text, trained.tokens[-1]
-    graphs = build_graphs(
-        clients,
-        backbone,
-        text_embeds=torch.from_numpy(text) if classifier else None,
-        logit_scale=factor,
-    )
+    if classifier:
+        graphs[names.CLASSIFIER_MODEL] = ClassifierGraph(
+            graphs[names.VISION_MODEL], torch.from_numpy(text), factor
+        )
     manifest = describe.manifest(
         backbone,
         clients,

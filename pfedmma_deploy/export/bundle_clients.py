@@ -21,12 +21,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from torch import Tensor
 
 from pfedmma_deploy.adapters.base import Adapter, ExportBanks
-from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.backbone.loading import backbone_shapes
 from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.data.prompts import build_prompts
@@ -44,6 +43,7 @@ from pfedmma_deploy.export.history import without_client
 from pfedmma_deploy.export.onnx_file import to_bytes
 from pfedmma_deploy.export.parity import run_clients
 from pfedmma_deploy.export.publish import staged
+from pfedmma_deploy.methods.base import Method, Tensors
 from pfedmma_deploy.methods.registry import make_method
 from pfedmma_deploy.runtime import bundle as names
 from pfedmma_deploy.runtime.bundle import Bundle
@@ -209,12 +209,14 @@ def _read_newcomer(folder: Path, name: str | None, opened: Bundle) -> _Newcomer:
         ("logit scale", config["logit_scale"], manifest.logit_scale),
     )
     backbone = backbone_shapes(manifest.backbone["name"])
-    model = _read_model(folder, config, backbone)
+    method = make_method(config["method"], config["parameters"])
+    model: Adapter = method.build(backbone, torch.Generator())
     # Bundles of an earlier version do not say which kind their clients are: there was one.
     known = {"kind": "multimodal", **adapter}
     for key, value in model.export_settings().items():
         if key != "blocks":  # their banks are compared below
             _require_same(id, (_SETTING_NAMES.get(key, key), value, known.get(key)))
+    _load_model(folder, config, method, model)
     named = [*config["seen"], *config.get("base", ()), *config.get("novel", ())]
     for unknown in (one for one in named if one not in manifest.class_names):
         raise ExportError(
@@ -245,14 +247,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_model(folder: Path, config: Mapping[str, Any], backbone: Backbone) -> Adapter:
-    """The client's adapter. Raises `ExportError` where something is missing or does not fit."""
-    import torch
-
-    method = make_method(config["method"], config["parameters"])
+def _load_model(
+    folder: Path, config: Mapping[str, Any], method: Method[Any, Any], adapter: Adapter
+) -> None:
+    """Put the client into its adapter; raises `ExportError` where it lacks or has too much."""
     stored = parse_tensors(read_bytes(folder / ADAPTER), folder / ADAPTER)
     tensors, state = method.read_state(stored, config.get("state"))
-    adapter: Adapter = method.build(backbone, torch.Generator())
     missing = adapter.scopes().keys() - tensors.keys()
     if missing:
         tensors = {**_shared_of_run(folder, min(missing), method, config), **tensors}
@@ -260,12 +260,12 @@ def _read_model(folder: Path, config: Mapping[str, Any], backbone: Backbone) -> 
         method.load_client(adapter, tensors, state)
     except ValueError as error:
         raise ExportError(f"{folder}: {error}. Train the client again.") from error
-    return adapter.eval()
+    adapter.eval()
 
 
 def _shared_of_run(
-    folder: Path, missing: str, method: Any, config: Mapping[str, Any]
-) -> dict[str, Tensor]:
+    folder: Path, missing: str, method: Method[Any, Any], config: Mapping[str, Any]
+) -> Tensors:
     """What the run that the folder lies in shares with its client."""
     run = folder.resolve().parents[1]
     if not (run / "manifest.json").is_file():
@@ -274,8 +274,7 @@ def _shared_of_run(
             "would have what its method shares: personalize the client first (then it has its "
             "own copy), or name its folder inside the run, runs/NAME/clients/ID."
         )
-    found: dict[str, Tensor] = method.distribute(Run.open(run).load_shared(), str(config["client"]))
-    return found
+    return method.distribute(Run.open(run).load_shared(), str(config["client"]))
 
 
 def _require_same(id: str, *pairs: tuple[str, Any, Any]) -> None:

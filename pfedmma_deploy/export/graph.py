@@ -117,7 +117,7 @@ class TextGraph(nn.Module):
 class ClassifierGraph(nn.Module):
     """pixel_values, client -> logits [B, C]; each client has its own text features baked in."""
 
-    def __init__(self, image: ImageGraph, text_embeds: Tensor, logit_scale: float) -> None:
+    def __init__(self, image: nn.Module, text_embeds: Tensor, logit_scale: float) -> None:
         super().__init__()
         self.image = image
         self.text = nn.Buffer((text_embeds * logit_scale).transpose(1, 2).contiguous())

@@ -19,7 +19,7 @@ from pfedmma_deploy.export import describe
 from pfedmma_deploy.export.banks import TOWER_OF, ExportClient, client_banks, stack_banks
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.export.fusion import TowerShape, fuse
-from pfedmma_deploy.export.graph import ClassifierGraph, ImageGraph, TextGraph
+from pfedmma_deploy.export.graph import ImageGraph, TextGraph
 from pfedmma_deploy.export.onnx_file import to_bytes, to_onnx
 from pfedmma_deploy.export.precision import halve_weights, to_half, to_int8
 from pfedmma_deploy.runtime import bundle as names
@@ -41,34 +41,31 @@ __all__ = [
 ]
 
 
-def require_flavour(form: Form, clients: Sequence[ExportClient], backbone: Backbone) -> None:
+def require_flavour(
+    form: Form, method: str, clients: Sequence[ExportClient], backbone: Backbone
+) -> None:
     """Raises `ExportError` where the clients' changes keep attention from being fused."""
     banks = clients[0].adapter.export_banks(backbone) if form.flavour == "ort" else ()
     if any(one.place.endswith(".low_rank") for one in banks):
         raise ExportError(
-            "--flavour ort fuses queries, keys and values into one operator, and these clients "
-            "change queries and values each on their own: add --flavour portable, which every "
-            "precision has."
+            "--flavour ort fuses queries, keys and values into one operator, and clients of "
+            f"{method} change queries and values each on their own: add --flavour portable, which "
+            "every precision has."
         )
 
 
-def build_graphs(
-    clients: Sequence[ExportClient],
-    backbone: Backbone,
-    *,
-    text_embeds: Tensor | None,
-    logit_scale: float,
-) -> dict[str, nn.Module]:
-    """The modules to export by file name; with `text_embeds` [clients, C, D] the classifier too."""
+def build_graphs(clients: Sequence[ExportClient], backbone: Backbone) -> dict[str, nn.Module]:
+    """The towers to export by file name.
+
+    Raises:
+        ExportError: clients that do not have the same tensors, or sit where the backbone has no
+            blocks.
+    """
     places = stack_banks(clients, backbone)
-    image = ImageGraph(backbone, places["image"])
-    graphs: dict[str, nn.Module] = {
-        names.VISION_MODEL: image,
+    return {
+        names.VISION_MODEL: ImageGraph(backbone, places["image"]),
         names.TEXT_MODEL: TextGraph(backbone, places["text"]),
     }
-    if text_embeds is not None:
-        graphs[names.CLASSIFIER_MODEL] = ClassifierGraph(image, text_embeds, logit_scale)
-    return graphs
 
 
 def portable_model(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +10,39 @@ import torch
 from pfedmma_deploy.export import ExportClient, ExportReport, export_bundle
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.methods.registry import METHODS, get_method
-from pfedmma_deploy.methods.tap import Component, ComponentAdapter
+from pfedmma_deploy.methods.tap import ComponentAdapter
 from tests.methods import inputs
 from tests.tinyclip import tiny_backbone
 
-EXPORTABLE = tuple(name for name, method in METHODS.items() if method.exportable)
+EXPORTABLE = tuple(name for name, method in METHODS.items() if not method.export_blocker)
 
 
-def clients_of(name: str, **parameters: Any) -> tuple[list[ExportClient], Mapping[str, Any]]:
-    """The clients "a" and "b", and what they have in common (`adapter` of a manifest)."""
-    method = get_method(name)
-    chosen = method.configure(parameters)
-    assert method.graph is not None
+def clients_of(name: str, **parameters: Any) -> list[ExportClient]:
+    """The clients "a" and "b"."""
     clients = []
     for seed, client in enumerate("ab", start=1):
-        adapter = inputs.build(method, **parameters)
+        adapter = inputs.build(get_method(name), **parameters)
         generator = torch.Generator().manual_seed(seed)
         for value in adapter.parameters():
             if value.requires_grad:
                 # Fresh adapters add nothing, and equal ones could be mixed up.
                 value.data.add_(torch.randn(value.shape, generator=generator) * 0.3)
         if isinstance(adapter, ComponentAdapter):
-            held: list[Component] = [("image", "shared"), ("image", "classify"), ("text", "shared")]
-            adapter.hold(held[: 4 - seed])
-        form = method.graph(adapter.tensors(*set(adapter.scopes().values())), chosen)
-        clients.append(ExportClient(client, form.tensors, (0,), trained=adapter.eval()))
-    return clients, {"method": name, **form.settings}
+            held = ("image/shared", "image/classify", "text/shared")
+            adapter.held = held[: 4 - seed]
+        clients.append(ExportClient(client, adapter.eval(), (0,)))
+    return clients
 
 
 def export_kind(out: Path, name: str, form: Form | None = None, **changes: Any) -> ExportReport:
     """The bundle of those clients."""
-    clients, adapter = clients_of(name)
+    clients = clients_of(name)
     arguments: dict[str, Any] = {
         "class_names": inputs.NAMES,
         "prompt": inputs.TEMPLATE,
         "base": (0, 1),
         "novel": (2,),
-        "adapter": adapter,
+        "method": name,
         "parity_images": inputs.pixels().numpy(),
         "provenance": {"run": "test"},
         "form": form or Form(flavour="portable"),

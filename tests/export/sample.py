@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,22 +14,18 @@ import torch
 from numpy.typing import NDArray
 from open_clip.model import CLIP
 
+from pfedmma_deploy.adapters.multimodal import MultiModalAdapter
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.backbone.loading import fingerprint
 from pfedmma_deploy.export import ExportClient, ExportReport, export_bundle
+from pfedmma_deploy.types import Tower
 
 IMAGE_SIZE = 16
 BOTTLENECK_DIM = 4
 SCALE = 0.5
 CLASS_NAMES = ("cat", "dog", "fire_truck", "owl")
 PROMPT = "a photo of a {}."
-ADAPTER = {
-    "method": "pfedmma",
-    "kind": "multimodal",
-    "bottleneck_dim": BOTTLENECK_DIM,
-    "scale": SCALE,
-}
-WIDTHS = {"image": 64, "text": 48}
+WIDTHS: dict[Tower, int] = {"image": 64, "text": 48}
 
 
 def tiny_backbone(*, layers: int = 3, quick_gelu: bool = False, **vision: Any) -> Backbone:
@@ -64,25 +61,16 @@ def tiny_backbone(*, layers: int = 3, quick_gelu: bool = False, **vision: Any) -
     )
 
 
-def random_client(name: str, seed: int, blocks: tuple[int, ...] = (1, 2)) -> ExportClient:
-    """An adapter large enough to change answers."""
+def random_client(
+    name: str, seed: int, *, layers: int = 3, rank: int = BOTTLENECK_DIM, scale: float = SCALE
+) -> ExportClient:
+    """An adapter large enough to change answers, in the upper two thirds of `layers` blocks."""
     generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator) * 0.4
-
-    tensors = {}
-    r = BOTTLENECK_DIM
-    for tower, d in WIDTHS.items():
-        for block in blocks:
-            tensors[f"{tower}.{block}.down.weight"] = normal(r, d)
-            tensors[f"{tower}.{block}.down.bias"] = normal(r)
-            tensors[f"{tower}.{block}.up.weight"] = normal(d, r)
-            tensors[f"{tower}.{block}.up.bias"] = normal(d)
-    for pair in range(len(blocks)):
-        tensors[f"pair.{pair}.weight"] = normal(r, r)
-        tensors[f"pair.{pair}.bias"] = normal(r)
-    return ExportClient(name, tensors, seen=(seed % 2,))
+    depths: dict[Tower, int] = {"image": layers, "text": layers}
+    adapter = MultiModalAdapter(WIDTHS, depths, rank, scale, generator)
+    for value in adapter.parameters():
+        value.data = torch.randn(value.shape, generator=generator) * 0.4
+    return ExportClient(name, adapter.eval(), seen=(seed % 2,))
 
 
 def images(count: int = 6, seed: int = 0) -> NDArray[np.uint8]:
@@ -103,7 +91,7 @@ def export_sample(out: Path, backbone: Backbone | None = None, **changes: Any) -
         "prompt": PROMPT,
         "base": (0, 1),
         "novel": (2, 3),
-        "adapter": ADAPTER,
+        "method": "pfedmma",
         "parity_images": images(),
         "provenance": {"run": "test"},
         **changes,
@@ -117,11 +105,8 @@ def shared_backbone() -> Backbone:
     return tiny_backbone()
 
 
-def without(client: ExportClient, name: str) -> ExportClient:
-    """The client without one of its tensors."""
-    return replace(client, tensors={k: v for k, v in client.tensors.items() if k != name})
-
-
-def with_tensor(client: ExportClient, name: str, value: Any) -> ExportClient:
+def with_tensor(client: ExportClient, name: str, value: torch.Tensor) -> ExportClient:
     """The client with one tensor set to `value`."""
-    return replace(client, tensors={**client.tensors, name: value})
+    adapter = copy.deepcopy(client.adapter)
+    dict(adapter.named_parameters())[name].data = value
+    return replace(client, adapter=adapter)

@@ -17,7 +17,7 @@ import torch
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import ExportReport, publish
-from pfedmma_deploy.export.banks import Equation, ExportClient
+from pfedmma_deploy.export.banks import ExportClient
 from pfedmma_deploy.runtime.bundle import Bundle
 from pfedmma_deploy.runtime.manifest import Manifest
 from tests.export.sample import (
@@ -30,7 +30,6 @@ from tests.export.sample import (
     shared_backbone,
     tiny_backbone,
     with_tensor,
-    without,
 )
 
 pytest_plugins = ["tests.export.fixtures"]
@@ -114,11 +113,11 @@ def test_text_features_are_each_clients_own(bundle: Path) -> None:
     tokens = backbone.tokenize(
         ["a photo of a cat.", "a photo of a dog.", "a photo of a fire truck.", "a photo of a owl."]
     )
-    from pfedmma_deploy.export.banks import adapter_hook
-
-    hooks = [None, *(adapter_hook(client.tensors, 0.5) for client in CLIENTS)]
+    hooks = [None, *(client.adapter.hook for client in CLIENTS)]
     for row, hook in zip(embeds, hooks, strict=True):
-        np.testing.assert_allclose(row, backbone.encode_text(tokens, hook).numpy(), atol=1e-6)
+        np.testing.assert_allclose(
+            row, backbone.encode_text(tokens, hook).detach().numpy(), atol=1e-6
+        )
     assert np.abs(embeds[0] - embeds[1]).max() > 0.05
 
 
@@ -129,12 +128,10 @@ def test_card_names_what_matters(bundle: Path) -> None:
     assert (bundle / "labels.txt").read_text().split("\n") == [*CLASS_NAMES, ""]
 
 
-def test_quick_gelu_and_arrays_and_same_bytes_again(tmp_path: Path) -> None:
+def test_quick_gelu_and_same_bytes_again(tmp_path: Path) -> None:
     backbone = tiny_backbone(layers=2, quick_gelu=True)
-    client = random_client("a", 3, blocks=(0, 1))
-    arrays = ExportClient("a", {k: v.numpy() for k, v in client.tensors.items()})
-    first = export_sample(tmp_path / "one", backbone, clients=[client])
-    again = export_sample(tmp_path / "two", backbone, clients=[arrays])
+    first = export_sample(tmp_path / "one", backbone, clients=[random_client("a", 3, layers=2)])
+    again = export_sample(tmp_path / "two", backbone, clients=[random_client("a", 3, layers=2)])
     assert first.parity.max_abs_error < 1e-5
     assert "classifier.onnx" not in first.files
     for name in ("vision_model.onnx", "text_model.onnx", "text_embeds.npy", "tokenizer.json"):
@@ -198,7 +195,8 @@ def test_a_model_that_differs_is_not_published(
 ) -> None:
     reuse(monkeypatch)
     north, other = CLIENTS
-    changed = with_tensor(north, "image.2.up.bias", north.tensors["image.2.up.bias"] * 1.5)
+    values = north.adapter.tensors()
+    changed = with_tensor(north, "image.2.up.bias", values["image.2.up.bias"] * 1.5)
     with pytest.raises(
         ExportError,
         match=r"not the trained one: largest difference \d\.\d+e-\d+ \(accepted 1e-04\), "
@@ -213,8 +211,8 @@ def test_the_trained_adapters_own_forward_is_what_counts(
 ) -> None:
     """A client's hook that computes something else than its tensors say is noticed."""
     reuse(monkeypatch)
-    north, other = CLIENTS
-    wrong = ExportClient("north", north.tensors, trained=Equation(north.tensors, scale=0.6))
+    _, other = CLIENTS
+    wrong = random_client("north", 1, scale=0.6)
     with pytest.raises(ExportError, match="not the trained one"):
         export_sample(tmp_path / "wrong", clients=[wrong, other])
 
@@ -224,23 +222,21 @@ BAD_CLIENTS = [
     ([CLIENTS[0], CLIENTS[0]], "Client 'north' is there twice"),
     ([random_client("zero-shot", 1)], "Client 'zero-shot' is the name of client 0"),
     (
-        [CLIENTS[0], without(CLIENTS[1], "pair.1.bias")],
-        r"client '0' lacks pair.1.bias \(1 missing, 0 unknown\)",
+        [CLIENTS[0], random_client("0", 2, layers=2)],
+        "client '0' alone has blocks.0.adapter in the image tower",
     ),
     (
-        [CLIENTS[0], with_tensor(CLIENTS[1], "extra", torch.zeros(1))],
-        "client '0' has an unknown extra",
-    ),
-    (
-        [with_tensor(CLIENTS[0], "image.1.up.weight", torch.zeros(64, 5))],
-        r"'north' has image.1.up.weight of shape \[64, 5\], expected \[64, 4\]",
+        [CLIENTS[0], random_client("0", 2, rank=5)],
+        r"'0' has blocks.1.adapter.down_weight of shape \[64, 5\], others \[64, 4\]",
     ),
     (
         [with_tensor(CLIENTS[0], "text.2.down.bias", torch.full((4,), float("nan")))],
-        "'north' has NaN or infinity in text.2.down.bias",
+        "'north' has NaN or infinity in blocks.2.adapter.down_bias",
     ),
-    ([random_client("deep", 1, blocks=(2, 3))], "image block 3, but tiny-test has 3 image blocks"),
-    ([ExportClient("none", {})], "has no layers in either tower"),
+    (
+        [random_client("deep", 1, layers=4)],
+        "sit at blocks.3.adapter of the image tower, which tiny-test does not have",
+    ),
 ]
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import numpy_helper
 from safetensors.torch import save_file
 
 from pfedmma_deploy.errors import ExportError, StoreError, UsageError
-from pfedmma_deploy.export import members
-from pfedmma_deploy.export.banks import ExportClient, append_row, ports
+from pfedmma_deploy.export import banks, bundle_clients
+from pfedmma_deploy.export.banks import ExportClient
 from pfedmma_deploy.export.bundle_clients import add_client, remove_client
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.methods.registry import get_method
@@ -32,8 +33,6 @@ from tests.export.sample import (
     images,
     random_client,
     shared_backbone,
-    with_tensor,
-    without,
 )
 
 pytest_plugins = ["tests.export.fixtures"]
@@ -41,10 +40,21 @@ pytest_plugins = ["tests.export.fixtures"]
 MODELS = ("vision_model.onnx", "text_model.onnx", "classifier.onnx")
 
 
-def write_client(folder: Path, client: ExportClient, **changes: Any) -> Path:
+@pytest.fixture(autouse=True)
+def shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sample's backbone has no name that open_clip knows."""
+    monkeypatch.setattr(bundle_clients, "backbone_shapes", lambda name: shared_backbone())
+
+
+def write_client(
+    folder: Path,
+    client: ExportClient,
+    tensors: dict[str, torch.Tensor] | None = None,
+    **changes: Any,
+) -> Path:
     """A client's folder as a run leaves it."""
     folder.mkdir(parents=True)
-    save_file(dict(client.tensors), folder / "adapter.safetensors")
+    save_file(tensors or client.adapter.tensors(), folder / "adapter.safetensors")
     config = {
         "format": "pfedmma-client",
         "format_version": 1,
@@ -139,9 +149,10 @@ def test_less_exact_bundles_take_clients_too(
 
 
 def test_shared_projections_come_from_the_run(copy: Path, tmp_path: Path) -> None:
-    own = {k: v for k, v in random_client("x", 4).tensors.items() if not k.startswith("pair.")}
-    folder = write_client(tmp_path / "runs" / "r" / "clients" / "x", ExportClient("x", own, (0,)))
-    with pytest.raises(ExportError, match=r"lacks pair\.0\.weight and does not lie in a run"):
+    client = random_client("x", 4)
+    own = {k: v for k, v in client.adapter.tensors().items() if not k.startswith("pair.")}
+    folder = write_client(tmp_path / "runs" / "r" / "clients" / "x", client, own)
+    with pytest.raises(ExportError, match=r"lacks pair\.0\.bias and does not lie in a run"):
         add_client(copy, folder)
 
 
@@ -169,12 +180,17 @@ def test_who_does_not_fit_is_refused_by_name(
 
 def test_wrong_tensors_are_refused(copy: Path, tmp_path: Path) -> None:
     client = random_client("new", 4)
-    folder = write_client(tmp_path / "a", without(client, "pair.1.bias"))
+    tensors = client.adapter.tensors()
+    bare = {name: value for name, value in tensors.items() if name != "pair.1.bias"}
+    folder = write_client(tmp_path / "a", client, bare)
     with pytest.raises(ExportError, match=r"lacks pair\.1\.bias and does not lie in a run"):
         add_client(copy, folder)
-    nan = with_tensor(client, "image.1.up.bias", client.tensors["image.1.up.bias"] * np.nan)
+    nan = {**tensors, "image.1.up.bias": tensors["image.1.up.bias"] * np.nan}
     with pytest.raises(StoreError, match=r"image\.1\.up\.bias holds values that are not finite"):
-        add_client(copy, write_client(tmp_path / "b", nan))
+        add_client(copy, write_client(tmp_path / "b", client, nan))
+    more = {**tensors, "stray": torch.zeros(1)}
+    with pytest.raises(ExportError, match="parameter stray is not of this adapter"):
+        add_client(copy, write_client(tmp_path / "c", client, more))
 
 
 def test_not_a_client(copy: Path, tmp_path: Path) -> None:
@@ -189,12 +205,16 @@ def test_a_wrong_row_is_noticed(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Were the bank laid out wrongly, the bundle would not be written."""
+    rows_of = banks.client_rows
 
-    def transposed(model: Any, tower: Any, blocks: Any, tensors: Any, text: Any = None) -> None:
-        wrong = {k: v.T if k.startswith("pair.") else v for k, v in tensors.items()}
-        append_row(model, tower, blocks, wrong, text)
+    def transposed(*arguments: Any) -> Any:
+        rows = rows_of(*arguments)
+        return {
+            tower: {name: row.T if "pair_weight" in name else row for name, row in own.items()}
+            for tower, own in rows.items()
+        }
 
-    monkeypatch.setattr(members, "append_row", transposed)
+    monkeypatch.setattr(bundle_clients, "client_rows", transposed)
     before = (copy / "manifest.json").read_bytes()
     with pytest.raises(ExportError, match=r"does not compute the added client: .* differs by"):
         add_client(copy, write_client(tmp_path / "new", random_client("new", 4)))
@@ -211,10 +231,11 @@ def test_who_cannot_leave(copy: Path) -> None:
         remove_client(copy, "north")
 
 
-def test_ports_are_where_the_adapters_are(bundle: Path) -> None:
-    found = ports(onnx.load(bundle / "vision_model.onnx"))
-    assert [port.block for port in found] == [1, 2]
-    assert len({port.added for port in found}) == 2
+def test_inputs_and_outputs_of_adapters_are_found(bundle: Path) -> None:
+    model = onnx.load(bundle / "vision_model.onnx")
+    banks = CLIENTS[0].adapter.export_banks(shared_backbone())
+    taps = [bundle_clients._tapped(model, one) for one in banks if one.tower == "image"]
+    assert len({source for source, _ in taps}) == len({added for _, added in taps}) == 2
 
 
 def test_open_clip_weights_are_refused_with_the_reason() -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pfedmma_deploy.adapters.multimodal import MultiModalAdapter
+from pfedmma_deploy.adapters.multimodal import bottleneck_reference
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import ExportError
-from pfedmma_deploy.export.banks import adapter_hook, stack_banks
+from pfedmma_deploy.export.banks import stack_banks
 from pfedmma_deploy.export.graph import ClassifierGraph, ImageGraph, TextGraph, is_quick_gelu
-from pfedmma_deploy.types import TOWERS
 from tests.export.sample import (
-    BOTTLENECK_DIM,
     CLASS_NAMES,
     CLIENTS,
-    SCALE,
     images,
     random_client,
     shared_backbone,
@@ -42,14 +40,13 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
 
 
 def graphs(backbone: Backbone) -> tuple[ImageGraph, TextGraph]:
-    banks = stack_banks(CLIENTS, backbone, BOTTLENECK_DIM)
-    image = ImageGraph(backbone, banks["image"], SCALE).eval()
-    return image, TextGraph(backbone, banks["text"], SCALE).eval()
+    places = stack_banks(CLIENTS, backbone)
+    return ImageGraph(backbone, places["image"]).eval(), TextGraph(backbone, places["text"]).eval()
 
 
 def reference(backbone: Backbone, items: Tensor, clients: list[int]) -> Tensor:
     """One item at a time, each with its client's hook."""
-    hooks = [None, *(adapter_hook(client.tensors, SCALE) for client in CLIENTS)]
+    hooks = [None, *(client.adapter.hook for client in CLIENTS)]
     encode = backbone.encode_image if items.ndim == 4 else backbone.encode_text
     rows = [encode(items[i : i + 1], hooks[c]) for i, c in enumerate(clients)]
     return torch.cat(rows)
@@ -73,7 +70,7 @@ def test_mixed_batches_equal_the_backbone(backbone: Backbone) -> None:
 def test_zero_shot_is_exactly_the_graph_without_adapters() -> None:
     backbone = shared_backbone()
     image, _ = graphs(backbone)
-    bare = ImageGraph(backbone, {}, SCALE).eval()
+    bare = ImageGraph(backbone, {}).eval()
     pixels, zeros = torch.from_numpy(images(3)), torch.zeros(3, dtype=torch.int64)
     assert torch.equal(image(pixels, zeros), bare(pixels, zeros))
 
@@ -103,42 +100,36 @@ def test_classifier_scores_are_scaled_cosines_with_each_clients_own_texts() -> N
     assert torch.allclose(classifier(pixels, clients), expected, atol=1e-4)
 
 
-def test_the_hook_is_the_papers_equation() -> None:
+def test_the_numpy_reference_is_the_papers_equation() -> None:
     """By hand, with r = 1 and d = 2: a = s (Up relu(W relu(Down h + b_d) + b_w) + b_u)."""
-    tensors = {
-        "image.3.down.weight": torch.tensor([[1.0, -2.0]]),
-        "image.3.down.bias": torch.tensor([0.5]),
-        "image.3.up.weight": torch.tensor([[3.0], [-1.0]]),
-        "image.3.up.bias": torch.tensor([0.25, 0.5]),
-        "text.5.down.weight": torch.tensor([[1.0, 1.0]]),
-        "text.5.down.bias": torch.tensor([-9.0]),
-        "text.5.up.weight": torch.tensor([[1.0], [1.0]]),
-        "text.5.up.bias": torch.tensor([2.0, 4.0]),
-        "pair.0.weight": torch.tensor([[2.0]]),
-        "pair.0.bias": torch.tensor([-1.0]),
+    rows = {
+        "down_weight": [[1.0], [-2.0]],
+        "down_bias": [[0.5]],
+        "pair_weight": [[2.0]],
+        "pair_bias": [[-1.0]],
+        "up_weight": [[3.0, -1.0]],
+        "up_bias": [[0.25, 0.5]],
     }
-    hook = adapter_hook(tensors, scale=0.1)
+    arrays = {name: np.array(row) for name, row in rows.items()}
     # down: 2 - 2 + 0.5 = 0.5; pair: 2 * 0.5 - 1 = 0: only the bias is left.
     # down: 4 - 2 + 0.5 = 2.5; pair: 2 * 2.5 - 1 = 4; up: (12.25, -3.5) times 0.1.
-    found = hook("image", 3, torch.tensor([[[2.0, 1.0], [4.0, 1.0]]]))
-    assert found is not None
-    assert torch.allclose(found, torch.tensor([[[0.025, 0.05], [1.225, -0.35]]]))
-    # The text tower's own down layer is off, and the pair's bias is cut by its relu.
-    added = hook("text", 5, torch.tensor([[[1.0, 1.0]]]))
-    assert added is not None
-    assert torch.allclose(added, torch.tensor([[[0.2, 0.4]]]))
-    assert hook("image", 2, torch.zeros(1, 1, 2)) is None
+    found = bottleneck_reference(arrays, np.array([[[2.0, 1.0], [4.0, 1.0]]]), 0.1)
+    np.testing.assert_allclose(found, [[[0.025, 0.05], [1.225, -0.35]]])
+    # Down is off here, and the pair's bias is cut by its relu.
+    off = bottleneck_reference({**arrays, "down_bias": np.array([[-9.0]])}, np.ones((1, 1, 2)), 0.1)
+    np.testing.assert_allclose(off, [[[0.025, 0.05]]])
 
 
-def test_blocks_come_from_the_names() -> None:
-    clients = [random_client("a", 1, blocks=(0, 2)), random_client("b", 2, blocks=(0, 2))]
-    banks = stack_banks(clients, shared_backbone(), BOTTLENECK_DIM)
-    assert sorted(banks["image"]) == [0, 2]
-    assert sorted(banks["text"]) == [0, 2]
+def test_rows_belong_to_blocks_and_clients() -> None:
+    clients = [random_client("a", 1), random_client("b", 2)]
+    places = stack_banks(clients, shared_backbone())
+    assert sorted(places["image"]) == ["blocks.1.adapter", "blocks.2.adapter"]
+    assert sorted(places["text"]) == ["blocks.1.adapter", "blocks.2.adapter"]
     # Pair 1 belongs to block 2, and row 2 to the second client.
-    expected = torch.as_tensor(clients[1].tensors["pair.1.weight"])
-    assert torch.equal(banks["text"][2].pair_weight[2].T, expected)
-    assert not banks["text"][2].up_weight[0].any()
+    expected = dict(clients[1].adapter.named_parameters())["pair.1.weight"]
+    banks = dict(places["text"]["blocks.2.adapter"].named_buffers())
+    assert torch.equal(banks["pair_weight"][2].T, expected)
+    assert not banks["up_weight"][0].any()
 
 
 def test_unknown_activations_are_refused() -> None:
@@ -149,13 +140,15 @@ def test_unknown_activations_are_refused() -> None:
 
 
 @torch.inference_mode()
-def test_the_hook_is_the_trained_module() -> None:
+def test_the_reference_is_the_trained_module() -> None:
+    """numpy in float64 and torch, on the rows of every adapted block."""
     backbone = shared_backbone()
-    widths = {tower: backbone.width(tower) for tower in TOWERS}
-    depths = {tower: backbone.depth(tower) for tower in TOWERS}
-    generator = torch.Generator().manual_seed(5)
-    adapter = MultiModalAdapter(widths, depths, BOTTLENECK_DIM, SCALE, generator)
-    hook = adapter_hook(adapter.state_dict(), SCALE)
-    pixels, tokens = torch.from_numpy(images(2)), backbone.tokenize(["cat", "dog"])
-    for encode, items in ((backbone.encode_image, pixels), (backbone.encode_text, tokens)):
-        assert torch.equal(encode(items, hook), encode(items, adapter.hook))
+    client, generator = CLIENTS[0], torch.Generator().manual_seed(5)
+    for banks in client.adapter.export_banks(backbone):
+        h = torch.randn(2, 3, backbone.width(banks.tower), generator=generator)
+        rows = {name: row.double().numpy() for name, row in banks.rows.items()}
+        assert banks.reference is not None
+        found = torch.from_numpy(banks.reference(rows, h.double().numpy())).float()
+        expected = client.adapter.hook(banks.tower, int(banks.place.split(".")[1]), h)
+        assert expected is not None
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,16 +14,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pfedmma_deploy.adapters.graph_form import GraphForm, context_form, low_rank_form
+from pfedmma_deploy.adapters.base import Frozen
+from pfedmma_deploy.adapters.lora import low_rank_banks
 from pfedmma_deploy.backbone.clip import class_texts
 from pfedmma_deploy.errors import ExportError
-from pfedmma_deploy.export.banks import client_banks
+from pfedmma_deploy.export.banks import client_banks, stack_banks
 from pfedmma_deploy.export.bundle_clients import add_client, remove_client
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.export.graph import ImageGraph, TextGraph
-from pfedmma_deploy.export.models import build_graphs, stack
+from pfedmma_deploy.export.models import build_graphs
 from pfedmma_deploy.export.quality import Evaluation
-from pfedmma_deploy.methods.registry import METHODS, get_method
+from pfedmma_deploy.methods.feddat import DualAdapter
+from pfedmma_deploy.methods.promptfl import PromptFL
+from pfedmma_deploy.methods.registry import METHODS
+from pfedmma_deploy.methods.tap import ComponentAdapter
 from pfedmma_deploy.runtime import Classifier
 from pfedmma_deploy.runtime.bundle import TEXT_MODEL, VISION_MODEL, Bundle
 from tests.export.kinds import EXPORTABLE, clients_of, export_kind
@@ -46,16 +52,14 @@ CASES = [*((name, {}) for name in EXPORTABLE), *TOWERS, ("clip-adapter", {"share
 def test_graphs_equal_the_trained_clients(name: str, parameters: dict[str, Any]) -> None:
     """A batch that mixes both clients and zero-shot; zero-shot to the bit."""
     backbone, pixels = tiny_backbone(), inputs.pixels()
-    clients, adapter = clients_of(name, **parameters)
-    banks, adapter = stack(clients, backbone, adapter)
-    graphs = build_graphs(
-        backbone, banks, float(adapter.get("scale", 1)), text_embeds=None, logit_scale=1.0
-    )
-    models = [None, *(client.trained for client in clients)]
+    clients = clients_of(name, **parameters)
+    graphs = build_graphs(clients, backbone)
+    prompt = clients[0].adapter.export_settings().get("prompt", inputs.TEMPLATE)
+    models = [None, *(client.adapter for client in clients)]
     order = torch.tensor(ORDER)
 
     found = graphs[VISION_MODEL].eval()(pixels, order)
-    bare = ImageGraph(backbone, {}, 1.0).eval()(pixels, torch.zeros(5, dtype=torch.int64))
+    bare = ImageGraph(backbone, {}).eval()(pixels, torch.zeros(5, dtype=torch.int64))
     for row, client in enumerate(ORDER):
         model = models[client]
         if model is None:
@@ -66,10 +70,10 @@ def test_graphs_equal_the_trained_clients(name: str, parameters: dict[str, Any])
 
     names = [inputs.NAMES[i % 3] for i in range(5)]
     texts = class_texts(backbone, names, inputs.TEMPLATE)
-    own = class_texts(backbone, names, adapter.get("prompt", inputs.TEMPLATE)).prompts
+    own = class_texts(backbone, names, prompt).prompts
     tokens = torch.stack([(own if c else texts.prompts)[i] for i, c in enumerate(ORDER)])
     found = graphs[TEXT_MODEL].eval()(tokens, order)
-    bare = TextGraph(backbone, {}, 1.0).eval()(texts.prompts, torch.zeros_like(order))
+    bare = TextGraph(backbone, {}).eval()(texts.prompts, torch.zeros_like(order))
     for row, client in enumerate(ORDER):
         model = models[client]
         if model is None:
@@ -83,17 +87,14 @@ def test_graphs_equal_the_trained_clients(name: str, parameters: dict[str, Any])
 def test_every_client_differs_from_zero_shot(name: str) -> None:
     """Else the comparison above would compare nothing."""
     backbone, pixels = tiny_backbone(), inputs.pixels()
-    if METHODS[name].parameters.__dataclass_fields__.get("scale"):
-        clients, _ = clients_of(name, scale=0.5)
-    else:
-        clients, _ = clients_of(name)
+    given = {"scale": 0.5} if "scale" in METHODS[name].Parameters.__dataclass_fields__ else {}
+    clients = clients_of(name, **given)
     texts = class_texts(backbone, inputs.NAMES, inputs.TEMPLATE)
     zero = backbone.encode_image(pixels), backbone.encode_text(texts.prompts)
     for client in clients:
-        assert client.trained is not None
         own = (
-            client.trained.encode_image(backbone, pixels),
-            client.trained.encode_text(backbone, texts),
+            client.adapter.encode_image(backbone, pixels),
+            client.adapter.encode_text(backbone, texts),
         )
         assert max(float((a - b).abs().max()) for a, b in zip(own, zero, strict=True)) > 1e-3
 
@@ -104,13 +105,12 @@ def test_a_bundle_of_every_exportable_method(name: str, tmp_path: Path) -> None:
     report = export_kind(tmp_path / "site", name, classifier=True)
     assert report.parity.max_abs_error < 1e-5
     assert report.parity.top1_agreement == 100
-    clients, _ = clients_of(name)
+    clients = clients_of(name)
     backbone = tiny_backbone()
     classifier = Classifier.load(report.bundle, device="cpu")
     assert classifier.manifest.adapter["kind"]
     typed = ("red fox", "X-ray", "owl", "'tis")
-    model = clients[1].trained
-    assert model is not None
+    model = clients[1].adapter
     with torch.inference_mode():
         texts = class_texts(backbone, typed, inputs.TEMPLATE)
         expected = model.encode_text(backbone, texts).numpy()
@@ -136,12 +136,10 @@ def test_a_bundle_of_every_exportable_method(name: str, tmp_path: Path) -> None:
 def write_client(folder: Path, name: str, seed: int) -> Path:
     """The folder of a client as a run leaves it, with its own copy of what is shared."""
     folder.mkdir()
-    clients, _ = clients_of(name)
-    trained = clients[seed].trained
-    assert trained is not None
-    tensors = trained.tensors(*set(trained.scopes().values()))
-    save_file(tensors, folder / "adapter.safetensors")
-    config = {
+    clients = clients_of(name)
+    adapter = clients[seed].adapter
+    save_file(adapter.tensors(), folder / "adapter.safetensors")
+    config: dict[str, Any] = {
         "format": "pfedmma-client",
         "format_version": 1,
         "client": clients[seed].id,
@@ -152,15 +150,15 @@ def write_client(folder: Path, name: str, seed: int) -> Path:
         "logit_scale": tiny_backbone().logit_scale,
         "seen": [inputs.NAMES[0]],
     }
+    if isinstance(adapter, ComponentAdapter):
+        config["state"] = {"held": list(adapter.held), "participations": 1, "losses": {}}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
 
 def test_methods_that_cannot_be_exported_say_why() -> None:
-    refused = {name for name, method in METHODS.items() if not method.exportable}
+    refused = {name for name, method in METHODS.items() if method.export_blocker}
     assert refused == {"zero-shot", "fedotp", "pfedmoap", "fedtpg", "fedmaple"}
-    for name, method in METHODS.items():
-        assert bool(method.obstacle) != method.exportable, name
 
 
 FORMS = [
@@ -200,48 +198,57 @@ def test_products_side_by_side_are_their_sum() -> None:
     """By hand: B1 A1 + B2 A2 of rank one each, d = 2."""
     a1, b1 = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]])
     a2, b2 = torch.tensor([[5.0, 6.0]]), torch.tensor([[7.0], [8.0]])
-    form = low_rank_form({"image.0.q": [(a1, b1), (a2, b2)]}, 0.5)
-    down, up = (form.tensors[f"image.blocks.0.low_rank.q_{side}"] for side in ("down", "up"))
+    banks = low_rank_banks("image", 0, {"q": [(a1, b1), (a2, b2)]}, 0.5)
+    assert banks.place == "blocks.0.low_rank"
     # 3*1 + 7*5 = 38, 3*2 + 7*6 = 48; 4*1 + 8*5 = 44, 4*2 + 8*6 = 56.
-    assert (down @ up).T.tolist() == [[38.0, 48.0], [44.0, 56.0]]
-    assert form.settings == {"kind": "low-rank", "rank": 2, "scale": 0.5}
+    product = (banks.rows["q_down"] @ banks.rows["q_up"]).T
+    assert product.tolist() == [[38.0, 48.0], [44.0, 56.0]]
+    stacked = {name: torch.stack([torch.zeros_like(row), row]) for name, row in banks.rows.items()}
+    module: Any = banks.build(stacked)
+    found = module.queries(torch.tensor([[[1.0, 0.0]]] * 2), torch.tensor([0, 1]))
+    assert found.tolist() == [[[0.0, 0.0]], [[19.0, 22.0]]]
 
 
 def test_a_context_stands_in_the_prompt_by_stars() -> None:
-    form = context_form(torch.zeros(3, 8))
-    assert form.settings == {"kind": "context", "vectors": 3, "prompt": "* * * {}."}
+    settings = inputs.build(PromptFL, context_vectors=3).export_settings()
+    assert settings == {"kind": "context", "vectors": 3, "prompt": "* * * {}."}
     ids = tiny_backbone().tokenize(["* * * large dog.", "large dog."])
     assert len(set(ids[0, 1:4].tolist())) == 1
     assert ids[0, 4:8].tolist() == ids[1, 1:5].tolist()
 
 
 def test_a_feddat_client_as_one_adapter_by_hand() -> None:
-    """d = 1, one unit per bottleneck; the text tower has two, so the image's are filled up."""
-    method = get_method("feddat")
-    tensors = {}
+    """d = 2 and 4 with one and two units per bottleneck: the image tower's are filled up."""
+    adapter = DualAdapter({"image": 2, "text": 4}, {"image": 1, "text": 1}, 2, torch.Generator())
+    own = dict(adapter.named_parameters())
     for side, factor in (("shared", 1.0), ("local", 10.0)):
-        for tower, units in (("image", 1), ("text", 2)):
-            path = f"{side}.{tower}.0"
-            tensors[f"{path}.down.weight"] = torch.full((units, 1), factor)
-            tensors[f"{path}.down.bias"] = torch.zeros(units)
-            tensors[f"{path}.up.weight"] = torch.full((1, units), 2.0)
-            tensors[f"{path}.up.bias"] = torch.tensor([factor])
-    assert method.graph is not None
-    form: GraphForm = method.graph(tensors, method.configure({}))
-    assert form.settings == {"kind": "multimodal", "bottleneck_dim": 4, "scale": 0.5}
-    assert form.tensors["image.0.down.weight"].tolist() == [[1.0], [10.0], [0.0], [0.0]]
-    assert form.tensors["image.0.up.weight"].tolist() == [[2.0, 2.0, 0.0, 0.0]]
-    assert form.tensors["image.0.up.bias"].tolist() == [11.0]
-    assert torch.equal(form.tensors["pair.0.weight"], torch.eye(4))
+        path = f"{side}.image.0"
+        own[f"{path}.down.weight"].data = torch.tensor([[factor, 0.0]])
+        own[f"{path}.up.weight"].data = torch.tensor([[2.0], [0.0]])
+        own[f"{path}.up.bias"].data = torch.tensor([factor, 0.0])
+    assert adapter.export_settings() == {
+        "kind": "multimodal",
+        "bottleneck_dim": 4,
+        "scale": 0.5,
+        "blocks": {"image": [0], "text": [0]},
+    }
+    shallow = SimpleNamespace(depth=lambda tower: 1)
+    first = next(one for one in adapter.export_banks(shallow) if one.tower == "image")  # type: ignore[arg-type]
+    rows = {name: row.tolist() for name, row in first.rows.items()}
+    assert rows["down_weight"] == [[1.0, 10.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    assert rows["up_weight"] == [[2.0, 0.0], [2.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    assert rows["up_bias"] == [[11.0, 0.0]]
+    assert rows["pair_weight"] == torch.eye(4).tolist()
 
 
-def test_a_client_that_lacks_something_is_named() -> None:
-    from dataclasses import replace
-
-    (a, b), adapter = clients_of("promptfl")
-    bare = replace(b, tensors={})
-    with pytest.raises(ExportError, match=r"'b' lacks text\.context\.vectors"):
-        stack([a, bare], tiny_backbone(), adapter)
-    short = replace(b, tensors={"text.context.vectors": torch.zeros(2, 24)})
-    with pytest.raises(ExportError, match=r"'b' has text\.context\.vectors of shape \[2, 24\]"):
-        stack([a, short], tiny_backbone(), adapter)
+def test_clients_that_do_not_have_the_same_are_named() -> None:
+    a, b = clients_of("promptfl")
+    backbone = tiny_backbone()
+    bare = replace(b, adapter=Frozen())
+    with pytest.raises(ExportError, match=r"'b' lacks context\.vectors in the text tower"):
+        stack_banks([a, bare], backbone)
+    with pytest.raises(ExportError, match=r"'b' alone has context in the text tower"):
+        stack_banks([replace(a, adapter=Frozen()), b], backbone)
+    short = replace(b, adapter=inputs.build(PromptFL, context_vectors=2))
+    with pytest.raises(ExportError, match=r"'b' has context\.vectors of shape \[2, 24\]"):
+        stack_banks([a, short], backbone)

@@ -14,13 +14,13 @@ import torch
 from pfedmma_deploy.adapters.lora import LoRA
 from pfedmma_deploy.config import PartitionConfig, TrainConfig
 from pfedmma_deploy.errors import ExportError, UsageError
-from pfedmma_deploy.export import folding
-from pfedmma_deploy.export.merge import export_open_clip, fold
+from pfedmma_deploy.export import merge as merge_module
+from pfedmma_deploy.export.merge import export_open_clip, merge
 from pfedmma_deploy.export.run import export_run
 from pfedmma_deploy.federated.train import train
-from pfedmma_deploy.methods.plora import PLORA
+from pfedmma_deploy.methods.plora import PLoRA
 from pfedmma_deploy.methods.registry import METHODS, get_method
-from pfedmma_deploy.methods.tap import COMPONENTS, TAP, TAPAdapter
+from pfedmma_deploy.methods.tap import COMPONENTS, TAP, ComponentAdapter
 from pfedmma_deploy.store.run import Run
 from tests.federated.conftest import sites  # noqa: F401  # a fixture
 from tests.methods import inputs
@@ -56,11 +56,11 @@ def noise(adapter: torch.nn.Module) -> None:
             value.data.normal_(0, 0.1, generator=generator)
 
 
-def test_folded_lora_is_the_adapter_to_the_bit() -> None:
-    backbone, adapter = tiny_backbone(), inputs.build(PLORA)
+def test_merged_lora_is_the_adapter_to_the_bit() -> None:
+    backbone, adapter = tiny_backbone(), inputs.build(PLoRA)
     assert isinstance(adapter, LoRA)
     noise(adapter)
-    state = fold(backbone, adapter)
+    state = merge(backbone, adapter)
     assert state.keys() == backbone.model.state_dict().keys()
     changed = {n for n, v in backbone.model.state_dict().items() if not torch.equal(v, state[n])}
     assert changed == {
@@ -70,28 +70,28 @@ def test_folded_lora_is_the_adapter_to_the_bit() -> None:
     }
     model = open_clip.create_model(NAME).eval()
     model.load_state_dict(state, strict=True)
-    folded = type(backbone)(**{**vars(backbone), "model": model})
+    merged = type(backbone)(**{**vars(backbone), "model": model})
     batch = inputs.batch()
     expected = adapter.encode_image(backbone, batch.pixels)
-    assert torch.equal(folded.encode_image(batch.pixels), expected)
+    assert torch.equal(merged.encode_image(batch.pixels), expected)
     assert torch.equal(
-        folded.encode_text(batch.texts.prompts), adapter.encode_text(backbone, batch.texts)
+        merged.encode_text(batch.texts.prompts), adapter.encode_text(backbone, batch.texts)
     )
 
 
-def test_every_task_of_tap_folds_to_the_bit() -> None:
+def test_every_task_of_tap_merges_to_the_bit() -> None:
     backbone, adapter = tiny_backbone(), inputs.build(TAP)
-    assert isinstance(adapter, TAPAdapter)
+    assert isinstance(adapter, ComponentAdapter)
     noise(adapter)
-    adapter.hold(COMPONENTS)
+    adapter.held = COMPONENTS
     assert adapter.tasks == ("classify", "retrieve")
     batch, found = inputs.batch(), []
     for task in adapter.tasks:
         adapter.task = task
         model = open_clip.create_model(NAME).eval()
-        model.load_state_dict(fold(backbone, adapter), strict=True)
-        folded = type(backbone)(**{**vars(backbone), "model": model})
-        found.append(folded.encode_image(batch.pixels))
+        model.load_state_dict(merge(backbone, adapter), strict=True)
+        merged = type(backbone)(**{**vars(backbone), "model": model})
+        found.append(merged.encode_image(batch.pixels))
         assert torch.equal(found[-1], adapter.encode_image(backbone, batch.pixels))
     assert not torch.equal(*found)
 
@@ -107,12 +107,11 @@ def test_open_clip_alone_gives_the_clients_features(run: Run, tmp_path: Path) ->
     arguments = {**card["open_clip"], "pretrained": str(tmp_path / "out" / "clinic.safetensors")}
     model, _, _ = open_clip.create_model_and_transforms(**arguments)
     model.eval()
-    from pfedmma_deploy.federated.session import load_client_adapter, open_run_session
+    from pfedmma_deploy.federated.session import open_run_session
 
-    workspace = open_run_session(run)
-    adapter = workspace.build_adapter()
-    load_client_adapter(workspace.method, adapter, run.load_client("clinic"), run.load_shared())
-    backbone, pixels = workspace.backbone, inputs.pixels()
+    session = open_run_session(run)
+    adapter = session.client_model(run.load_client("clinic"), run.load_shared()).eval()
+    backbone, pixels = session.backbone, inputs.pixels()
     mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
     with torch.no_grad():
         images = ((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
@@ -138,14 +137,14 @@ def test_trained_in_half_precision_and_exported_in_full(
 def test_a_file_that_differs_is_not_kept(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = folding.load_open_clip
+    load = merge_module.load_open_clip
 
     def changed(backbone: Any, path: Path) -> Any:
         loaded = load(backbone, path)
         loaded.model.visual.proj.data[0, 0] += 1e-3
         return loaded
 
-    monkeypatch.setattr(folding, "load_open_clip", changed)
+    monkeypatch.setattr(merge_module, "load_open_clip", changed)
     with pytest.raises(ExportError, match="does not give the features of the trained client"):
         export_open_clip(run, tmp_path, clients=["clinic"])
     assert not list(tmp_path.iterdir())
@@ -158,7 +157,7 @@ def test_all_clients_and_unknown_ones(run: Run, tmp_path: Path) -> None:
         export_open_clip(run, tmp_path, clients=["clinik"])
 
 
-@pytest.mark.parametrize("name", [m.name for m in METHODS.values() if not m.folds])
-def test_what_does_not_fold_says_so(name: str) -> None:
+@pytest.mark.parametrize("name", [m.name for m in METHODS.values() if not m.merges])
+def test_what_does_not_merge_says_so(name: str) -> None:
     with pytest.raises(ExportError, match=f"The clients of {name} cannot be written as open_clip"):
-        folding.refuse_open_clip(get_method(name))
+        merge_module.refuse_open_clip(get_method(name))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pfedmma_deploy.backbone.clip import ClassTexts, class_texts
+from pfedmma_deploy.backbone.clip import Backbone, ClassTexts, class_texts
 from pfedmma_deploy.methods.base import Batch, Method
 from pfedmma_deploy.methods.pfedmma import PFedMMA
 from tests.tinyclip import tiny_backbone
@@ -37,7 +38,7 @@ def build(method: type[Method[Any, Any]], seed: int = 0, **parameters: Any) -> A
     return method.configure(parameters).build(tiny_backbone(), generator)
 
 
-clip_loss = PFedMMA().loss
+clip_loss: Callable[[Backbone, Any, Batch], Tensor] = PFedMMA().loss
 """Cross-entropy over the class names: what most methods minimise."""
 
 

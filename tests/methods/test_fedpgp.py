@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pfedmma_deploy.adapters.prompts import encode_context
+from pfedmma_deploy.config import Scalar
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.methods.fedpgp import FedPGP, LowRankContext, contrast
 from pfedmma_deploy.types import Scope
@@ -52,7 +53,7 @@ def test_context_is_sigma_plus_u_v() -> None:
 @pytest.mark.parametrize("anchor", ["personal", "global"])
 def test_loss_is_cross_entropy_and_contrast(anchor: str) -> None:
     backbone, batch = tiny_backbone(), inputs.batch()
-    given = {"anchor": anchor, "contrastive_weight": 0.7, "temperature": 0.4}
+    given: dict[str, Scalar] = {"anchor": anchor, "contrastive_weight": 0.7, "temperature": 0.4}
     adapter = prompt(**given)
     adapter.u.data.normal_(generator=torch.Generator().manual_seed(2))
     personal = encode_context(backbone, batch.texts, adapter.context)

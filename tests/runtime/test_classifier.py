@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pfedmma_deploy.errors import ImageError, UsageError
-from pfedmma_deploy.export.banks import adapter_hook
 from pfedmma_deploy.runtime import Classifier
 from pfedmma_deploy.types import Skipped
-from tests.export.sample import CLASS_NAMES, CLIENTS, SCALE, images, shared_backbone
+from tests.export.sample import CLASS_NAMES, CLIENTS, images, shared_backbone
 from tests.runtime.waiting import wait_until
 
 pytest_plugins = ["tests.export.fixtures"]
@@ -37,7 +36,7 @@ def classifier(bundle: Path) -> Classifier:
 def expected(pixels: NDArray[np.uint8], client: int, names: list[str]) -> NDArray[np.float64]:
     """Probabilities [N, C] by torch and the trained adapter."""
     backbone = shared_backbone()
-    hook = adapter_hook(CLIENTS[client - 1].tensors, SCALE) if client else None
+    hook = CLIENTS[client - 1].adapter.hook if client else None
     prompts = [f"a photo of a {name.replace('_', ' ')}." for name in names]
     with torch.inference_mode():
         image = backbone.encode_image(torch.from_numpy(pixels), hook)
@@ -298,7 +297,7 @@ def test_the_text_tower_waits_for_a_typed_text(bundle: Path, tmp_path: Path) -> 
 def test_texts_as_they_are(classifier: Classifier) -> None:
     backbone = shared_backbone()
     texts = ["", "Zebra", "caf\u00e9 " * 99, *(f"number {i}" for i in range(70))]
-    hook = adapter_hook(CLIENTS[0].tensors, SCALE)
+    hook = CLIENTS[0].adapter.hook
     found = classifier.embed_texts(texts, "north")
     with torch.inference_mode():
         wanted = backbone.encode_text(backbone.tokenize(texts), hook).numpy()
