@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pfedmma_deploy.runtime.history import Figures, History
-from pfedmma_deploy.runtime.manifest import ClientInfo
+from pfedmma_deploy.runtime.manifest import ClientInfo, Figures, History
 
 from .model import DemoModel
 

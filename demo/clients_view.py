@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from pfedmma_deploy.runtime.history import Figures
+from pfedmma_deploy.runtime.manifest import Figures
 
 from .clients import ClientRow, client_rows, image_counts
 from .model import DemoModel

@@ -35,8 +35,7 @@ from pfedmma_deploy.export.tokenizer import require_clip_tokenizer, write_tokeni
 from pfedmma_deploy.export.verify import Trained, trained_side, verify_models
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.runtime import bundle as names
-from pfedmma_deploy.runtime.history import History
-from pfedmma_deploy.runtime.manifest import Manifest
+from pfedmma_deploy.runtime.manifest import History, Manifest
 from pfedmma_deploy.store.files import write_bytes
 
 if TYPE_CHECKING:

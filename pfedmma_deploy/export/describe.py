@@ -14,11 +14,11 @@ from pfedmma_deploy.export.clients import ExportClient
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.export.onnx_file import OPSET
 from pfedmma_deploy.runtime import bundle as names
-from pfedmma_deploy.runtime.history import History
 from pfedmma_deploy.runtime.manifest import (
     ZERO_SHOT,
     ClientInfo,
     FileInfo,
+    History,
     Manifest,
     Preprocessing,
 )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.evaluation.run import RunEvaluation, evaluate_run
 from pfedmma_deploy.progress import Progress
-from pfedmma_deploy.runtime.history import ClientHistory, Figures, History
+from pfedmma_deploy.runtime.manifest import ClientHistory, Figures, History
 from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.store.workspace import Workspace
 from pfedmma_deploy.types import ClientData, Federation

@@ -21,8 +21,8 @@ from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export.banks import adapted, ports, tensor_name
 from pfedmma_deploy.export.parity import run_clients
-from pfedmma_deploy.runtime.inputs import load_pixels
 from pfedmma_deploy.runtime.manifest import Manifest
+from pfedmma_deploy.runtime.sources import load_pixels
 from pfedmma_deploy.types import Tower
 
 __all__ = ["adapter_error", "check_images", "how", "require_unchanged", "row_error"]

@@ -32,7 +32,7 @@ from pfedmma_deploy.runtime import bundle as names
 from pfedmma_deploy.runtime.bundle import Bundle
 from pfedmma_deploy.runtime.manifest import ClientInfo, Manifest
 from pfedmma_deploy.runtime.providers import open_session
-from pfedmma_deploy.runtime.tokenizer import Tokenizer
+from pfedmma_deploy.runtime.text_tower import Tokenizer
 from pfedmma_deploy.store.files import write_bytes
 from pfedmma_deploy.types import Tower
 

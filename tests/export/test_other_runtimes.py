@@ -21,7 +21,7 @@ from pfedmma_deploy.data.samples import load_sample
 from pfedmma_deploy.export import ExportReport
 from pfedmma_deploy.export.form import Form
 from pfedmma_deploy.export.models import reduced_model
-from pfedmma_deploy.runtime.tokenizer import Tokenizer
+from pfedmma_deploy.runtime.text_tower import Tokenizer
 from tests.export.sample import CLASS_NAMES, IMAGE_SIZE, PROMPT
 
 pytest_plugins = ["tests.export.fixtures"]
