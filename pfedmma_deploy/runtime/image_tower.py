@@ -10,7 +10,6 @@ Both GPU paths are written from ONNX Runtime's documentation; neither has run on
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -192,6 +191,8 @@ def tensorrt_options(manifest: Manifest) -> dict[str, str]:
 
 def _engine_folder(sha256: str) -> Path:
     """Folder for the engines of one model, made where it is not there."""
+    import tempfile
+
     import onnxruntime
 
     # Without caches an engine is built in a place of its own every time.
