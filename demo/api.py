@@ -6,7 +6,8 @@ programs are told; Gradio reads one line per argument.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,16 +16,14 @@ from gradio.events import api
 
 from pfedmma_deploy.errors import PfedmmaError
 
-from .about import about_dict
-from .archive import Upload
-from .clients import clients_dict
+from . import views
 from .compare import compare
-from .components import photo, photos
-from .gallery import FILTERS, NAME_SETS, Filter, GalleryNames
-from .gallery_tab import judge_source, write_csv
-from .model import CLASS_SETS, ClassSet, DemoModel
+from .components import dropdown, photo, photos
+from .gallery import FILTERS, NAME_SETS, Filter, Gallery, GalleryNames, judge
+from .model import CLASS_SETS, ClassSet, DemoModel, clients_dict
+from .uploads import Upload, open_images, sample_items
 
-__all__ = ["add_api"]
+__all__ = ["add_api", "judge_source", "write_csv"]
 
 Value = TypeVar("Value")
 
@@ -37,17 +36,40 @@ def add_api(model: DemoModel, first: str) -> None:
         _add_facts(model)
 
 
+def judge_source(
+    model: DemoModel,
+    files: Sequence[Upload] | None,
+    count: int,
+    client: str,
+    names: GalleryNames,
+    progress: Any = None,
+) -> Gallery:
+    """Judge uploaded files, or, with None, the first `count` test images of the sample.
+
+    Raises:
+        PfedmmaError: no images, or a client or names that do not exist.
+    """
+    if files is None:
+        items = sample_items(model, count)
+        return judge(model, items, client, names=names, progress=progress)
+    with open_images(model, files) as (items, remarks):
+        return judge(model, items, client, names=names, remarks=remarks, progress=progress)
+
+
+def write_csv(gallery: Gallery, folder: str | Path) -> str:
+    """The gallery as a file of its own below `folder`; returns its path."""
+    inner = Path(tempfile.mkdtemp(dir=folder))
+    file = inner / f"gallery-client-{''.join(c for c in gallery.client if c.isalnum())}.csv"
+    file.write_text(gallery.csv(), encoding="utf-8")
+    return str(file)
+
+
 def _sentence(call: Callable[[], Value]) -> Value:
     """The result of `call`; a user's mistake becomes the sentence that a program is told."""
     try:
         return call()
     except PfedmmaError as error:
         raise gr.Error(str(error), print_exception=False) from None
-
-
-def _client_field(model: DemoModel, first: str, name: str) -> gr.Dropdown:
-    ids = [info.id for info in model.clients]
-    return gr.Dropdown(ids, value=first, label="client", elem_id=f"api-{name}-client")
 
 
 def _add_compare(model: DemoModel, first: str) -> None:
@@ -87,10 +109,11 @@ def _add_compare(model: DemoModel, first: str) -> None:
             ).to_dict()
         )
 
+    ids = [info.id for info in model.clients]
     fields = [
         photo(label="image", elem_id="api-compare-image"),
-        _client_field(model, first, "compare"),
-        gr.Dropdown(list(CLASS_SETS), value="all", label="class_set", elem_id="api-class-set"),
+        dropdown("client", ids, first, "api-compare-client"),
+        dropdown("class_set", list(CLASS_SETS), "all", "api-class-set"),
         gr.Textbox("", label="typed", elem_id="api-typed"),
         gr.Textbox("", label="other", elem_id="api-other"),
         gr.Textbox("", label="truth", elem_id="api-truth"),
@@ -125,19 +148,17 @@ def _add_gallery(model: DemoModel, first: str) -> None:
 
         def call() -> tuple[dict[str, Any], str]:
             gallery = judge_source(model, given or None, int(count), client, names)
-            listed = {row.name for row in gallery.choose(filter)}
-            found = gallery.to_dict()
-            found["images"] = [image for image in found["images"] if image["name"] in listed]
-            return found, write_csv(gallery, table.GRADIO_CACHE)
+            return gallery.to_dict(filter), write_csv(gallery, table.GRADIO_CACHE)
 
         return _sentence(call)
 
+    ids = [info.id for info in model.clients]
     fields = [
         photos(label="files", elem_id="api-gallery-files"),
-        _client_field(model, first, "gallery"),
-        gr.Dropdown(list(NAME_SETS), value="measured", label="names", elem_id="api-names"),
+        dropdown("client", ids, first, "api-gallery-client"),
+        dropdown("names", list(NAME_SETS), "measured", "api-names"),
         gr.Number(100, precision=0, minimum=1, label="count", elem_id="api-count"),
-        gr.Dropdown(list(FILTERS), value="all", label="filter", elem_id="api-filter"),
+        dropdown("filter", list(FILTERS), "all", "api-filter"),
     ]
     answer = gr.JSON(label="gallery", elem_id="api-gallery")
     table = gr.File(label="csv", elem_id="api-gallery-csv")
@@ -158,7 +179,21 @@ def _add_facts(model: DemoModel) -> None:
 
     def describe_model() -> dict[str, Any]:
         """Describe the model: backbone, adapters, precision, device, checks and limits."""
-        return about_dict(model)
+        manifest, classifier = model.manifest, model.classifier
+        return {
+            "bundle": model.title,
+            "backbone": dict(manifest.backbone),
+            "adapter": dict(manifest.adapter),
+            "prompt": manifest.prompt,
+            "logit_scale": manifest.logit_scale,
+            "precision": manifest.precision,
+            "weights": manifest.weights,
+            "flavour": manifest.flavour,
+            "device": classifier.device,
+            "provider": classifier.provider,
+            "parity": dict(manifest.parity),
+            "text": views.about(model),
+        }
 
     api(list_clients, api_name="clients")
     api(describe_model, api_name="about")

@@ -97,8 +97,7 @@ def launch(
 
     model = DemoModel.load(folder, device)
     chosen = free_port(port)
-    from .page import build_page
-    from .theme import HEAD, style, theme
+    from .page import HEAD, build_page, style, theme
 
     page = build_page(model)
     _, url, share_url = page.queue(max_size=64, api_open=True).launch(

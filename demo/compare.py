@@ -14,8 +14,8 @@ from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.runtime import ClassScore
 from pfedmma_deploy.runtime.manifest import ClientInfo
 
-from .inputs import read_image, remarks
 from .model import ClassSet, DemoModel, Kind
+from .uploads import read_image, remarks
 
 __all__ = ["Answer", "Comparison", "ModelAnswers", "among", "compare", "require_truth"]
 

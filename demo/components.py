@@ -1,7 +1,8 @@
-"""Upload fields that hand over files as they are, and take them from this computer only."""
+"""Fields of the page; those for uploads hand over files as they are, from this computer only."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,13 +10,18 @@ import gradio as gr
 from gradio.data_classes import FileData, ImageData, ListFiles
 from gradio.utils import get_upload_folder
 
-from .archive import Upload
+from .uploads import Upload
 
 Field = TypeVar("Field", gr.Image, gr.File)
 
-__all__ = ["as_files", "folder_picker", "photo", "photos", "picked_files"]
+__all__ = ["as_files", "dropdown", "folder_picker", "photo", "photos", "picked_files"]
 
 NO_ADDRESSES = "I fetch nothing from the network: download the image yourself and give me the file."
+
+
+def dropdown(label: str, choices: Sequence[Any], value: str, name: str) -> gr.Dropdown:
+    """A list to choose from, with the value it starts with and its name in the page."""
+    return gr.Dropdown(list(choices), value=value, label=label, min_width=150, elem_id=name)
 
 
 def photo(**options: Any) -> gr.Image:

@@ -1,12 +1,12 @@
-"""What the demo shows: one bundle, words for its clients and classes, images that suit it."""
+"""What the demo shows: one bundle, its clients and classes, images that suit it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,22 @@ from pfedmma_deploy.data.preprocess import resize_crop
 from pfedmma_deploy.data.samples import SAMPLE_NAMES
 from pfedmma_deploy.errors import DataError, ImageError, UsageError
 from pfedmma_deploy.runtime import Classifier
-from pfedmma_deploy.runtime.manifest import ClientInfo, Manifest
+from pfedmma_deploy.runtime.manifest import ClientInfo, Figures, Manifest
 from pfedmma_deploy.types import Dataset, Example
 
-__all__ = ["CLASS_SETS", "KINDS", "ClassSet", "DemoModel", "Kind", "parse_names"]
+__all__ = [
+    "CLASS_SETS",
+    "KINDS",
+    "ClassSet",
+    "ClientRow",
+    "DemoModel",
+    "Kind",
+    "client_rows",
+    "clients_dict",
+    "first_client",
+    "image_counts",
+    "parse_names",
+]
 
 ClassSet = Literal["all", "seen", "base", "novel", "typed"]
 CLASS_SETS: dict[ClassSet, str] = {
@@ -44,6 +56,8 @@ KINDS: dict[Kind, str] = {
 
 MOST_NAMES = 100
 LONGEST_NAME = 80
+WITHIN = 1.0
+"""Points by which novel accuracy may differ from zero-shot for the client shown first."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +186,91 @@ class DemoModel:
 
 def _key(class_name: str) -> str:
     return class_name.replace("_", " ").strip().casefold()
+
+
+@dataclass(frozen=True)
+class ClientRow:
+    """One client, as the page shows it."""
+
+    id: str
+    seen: tuple[str, ...]
+    """Names of the classes that it trained on."""
+    images: int | None
+    """Training images; None where the bundle does not say."""
+    zero_shot: Figures | None
+    personalized: Figures | None
+
+
+def client_rows(model: DemoModel) -> list[ClientRow]:
+    """All personalized clients in the bundle's order."""
+    history, rows = model.manifest.history, []
+    for info in model.clients:
+        seen = tuple(model.class_names[label] for label in info.seen)
+        known = history.clients.get(info.id) if history else None
+        if known is None:
+            rows.append(ClientRow(info.id, seen, None, None, None))
+        else:
+            images = sum(known.num_examples) if known.num_examples else None
+            rows.append(ClientRow(info.id, seen, images, known.zero_shot, known.personalized))
+    return rows
+
+
+def image_counts(model: DemoModel) -> tuple[NDArray[np.int64], bool]:
+    """Training images int64 [clients, C], and whether they are numbers; else 1 means "has some"."""
+    history = model.manifest.history
+    clients = history.clients if history else {}
+    counts = np.zeros((len(model.clients), len(model.class_names)), np.int64)
+    known = all(info.id in clients and clients[info.id].num_examples for info in model.clients)
+    for row, info in enumerate(model.clients):
+        if known:
+            counts[row] = clients[info.id].num_examples
+        else:
+            counts[row, list(info.seen)] = 1
+    return counts, known
+
+
+def first_client(model: DemoModel) -> str:
+    """The client to show first: the one that gains most on its own classes without loss on novel.
+
+    Among the clients whose novel accuracy stays within a point of zero-shot, the one whose local
+    accuracy rises most; where none stays within, the one with the largest sum of both changes;
+    where nothing was measured, the bundle's first.
+    """
+    best: tuple[bool, float] | None = None
+    chosen = model.clients[0].id
+    for row in client_rows(model):
+        local, novel = _change(row, "local"), _change(row, "novel")
+        if local is None:
+            continue
+        stays = novel is None or abs(novel) <= WITHIN
+        score = stays, local if stays else local + (novel or 0.0)
+        if best is None or score > best:
+            best, chosen = score, row.id
+    return chosen
+
+
+def _change(row: ClientRow, figure: str) -> float | None:
+    """Points by which personalization changes `local`, `base` or `novel`; None if not measured."""
+    before, after = getattr(row.zero_shot, figure, None), getattr(row.personalized, figure, None)
+    return None if before is None or after is None else after - before
+
+
+def clients_dict(model: DemoModel) -> dict[str, Any]:
+    """JSON-ready: every client, and what training sent."""
+    history, names = model.manifest.history, model.class_names
+    both_ways = None
+    if history is not None:
+        both_ways = history.bytes_up_per_client_round + history.bytes_down_per_client_round
+    return {
+        "clients": [asdict(row) for row in client_rows(model)],
+        "class_names": list(names),
+        "base": [names[label] for label in model.manifest.base],
+        "novel": [names[label] for label in model.manifest.novel],
+        "shown_first": first_client(model),
+        "rounds": history.rounds if history else None,
+        "bytes_per_client_round": both_ways,
+        "bytes_total": history.bytes_total if history else None,
+    }
 
 
 def parse_names(text: str) -> tuple[str, ...]:

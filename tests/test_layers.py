@@ -14,7 +14,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "pfedmma_deploy"
 LAYERS = (
-    {"types", "errors", "config", "progress", "caches", "memory", "processor", "processes"},
+    {
+        "types",
+        "errors",
+        "config",
+        "progress",
+        "caches",
+        "memory",
+        "processor",
+        "processes",
+        "templates",
+    },
     {"backbone", "adapters", "data"},
     {"methods", "store"},
     {"federated", "evaluation", "runtime"},
