@@ -23,8 +23,6 @@ from .gallery import FILTERS, NAME_SETS, Filter, Gallery, GalleryNames, judge
 from .model import CLASS_SETS, ClassSet, DemoModel, clients_dict
 from .uploads import Upload, open_images, sample_items
 
-__all__ = ["add_api", "judge_source", "write_csv"]
-
 Value = TypeVar("Value")
 
 

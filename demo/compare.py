@@ -17,8 +17,6 @@ from pfedmma_deploy.runtime.manifest import ClientInfo
 from .model import ClassSet, DemoModel, Kind
 from .uploads import read_image, remarks
 
-__all__ = ["Answer", "Comparison", "ModelAnswers", "among", "compare", "require_truth"]
-
 SHOWN = 5
 
 

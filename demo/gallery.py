@@ -26,19 +26,6 @@ from .compare import among
 from .model import ClassSet, DemoModel, Kind
 from .uploads import Item, sample_items, thumbnail
 
-__all__ = [
-    "FILTERS",
-    "NAME_SETS",
-    "RULES",
-    "Example",
-    "Filter",
-    "Gallery",
-    "GalleryNames",
-    "Judged",
-    "find_examples",
-    "judge",
-]
-
 BATCH = 16
 """Images per call; each is one row for zero-shot and one for the client."""
 MOST_EXAMPLES = 240

@@ -21,20 +21,6 @@ from pfedmma_deploy.runtime import Classifier
 from pfedmma_deploy.runtime.manifest import ClientInfo, Figures, Manifest
 from pfedmma_deploy.types import Dataset, Example
 
-__all__ = [
-    "CLASS_SETS",
-    "KINDS",
-    "ClassSet",
-    "ClientRow",
-    "DemoModel",
-    "Kind",
-    "client_rows",
-    "clients_dict",
-    "first_client",
-    "image_counts",
-    "parse_names",
-]
-
 ClassSet = Literal["all", "seen", "base", "novel", "typed"]
 CLASS_SETS: dict[ClassSet, str] = {
     "all": "All classes",
@@ -213,6 +199,17 @@ def client_rows(model: DemoModel) -> list[ClientRow]:
             images = sum(known.num_examples) if known.num_examples else None
             rows.append(ClientRow(info.id, seen, images, known.zero_shot, known.personalized))
     return rows
+
+
+def client_choices(model: DemoModel) -> list[tuple[str, str]]:
+    """Every client with what it has seen, and its id."""
+    most = 6
+    choices = []
+    for info in model.clients:
+        names = [model.class_names[label].replace("_", " ") for label in info.seen]
+        seen = ", ".join(names[:most]) + (f", {len(names) - most} more" if names[most:] else "")
+        choices.append((f"Client {info.id}: {seen}", info.id))
+    return choices
 
 
 def image_counts(model: DemoModel) -> tuple[NDArray[np.int64], bool]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-
 import gradio as gr
 
 from . import views
 from .api import add_api
 from .model import DemoModel, first_client
 from .tabs import CompareTab, GalleryTab, clients_tab
-
-__all__ = ["HEAD", "build_page", "style", "theme"]
 
 KEPT = 24 * 60 * 60
 """Seconds that uploads are kept."""
@@ -71,8 +67,3 @@ def theme() -> gr.themes.Base:
         link_text_color="*primary_700",
         link_text_color_dark="*primary_300",
     )
-
-
-def style() -> str:
-    """CSS of the demo's own elements."""
-    return files("pfedmma_deploy").joinpath("assets", "demo", "style.css").read_text("utf-8")

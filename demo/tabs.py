@@ -13,26 +13,13 @@ from pfedmma_deploy.errors import PfedmmaError
 from . import views
 from .api import judge_source, write_csv
 from .compare import compare
-from .components import dropdown, folder_picker, photo, photos, picked_files
+from .components import asset, dropdown, folder_picker, photo, photos, picked_files
 from .gallery import FILTERS, NAME_SETS, Example, Filter, Gallery, GalleryNames, find_examples
-from .model import CLASS_SETS, ClassSet, DemoModel
+from .model import CLASS_SETS, ClassSet, DemoModel, client_choices
 from .uploads import MOST_IMAGES, Upload
-
-__all__ = ["CompareTab", "GalleryTab", "clients_tab"]
 
 QUIET: dict[str, Any] = {"api_visibility": "private"}
 """For events of the page, which programs do not see."""
-
-
-def client_choices(model: DemoModel) -> list[tuple[str, str]]:
-    """Every client with what it has seen, and its id."""
-    most = 6
-    choices = []
-    for info in model.clients:
-        names = [model.class_names[label].replace("_", " ") for label in info.seen]
-        seen = ", ".join(names[:most]) + (f", {len(names) - most} more" if names[most:] else "")
-        choices.append((f"Client {info.id}: {seen}", info.id))
-    return choices
 
 
 class CompareTab:
@@ -43,13 +30,6 @@ class CompareTab:
         "Drop a picture, paste one, or take one with the camera; or click an example below. "
         "Both models answer at once."
     )
-    # The buttons are HTML, of which Gradio only hears what a script tells it.
-    CLICK = """
-    element.addEventListener('click', event => {
-      const button = event.target.closest('[data-example]');
-      if (button) trigger('click', {number: Number(button.dataset.example)});
-    });
-    """
 
     def __init__(self, model: DemoModel, first: str) -> None:
         """Lay out the tab, with the first example of client `first` answered already."""
@@ -68,7 +48,7 @@ class CompareTab:
         self.shelf = gr.HTML(
             views.examples(self.examples(first)),
             elem_id="compare-examples",
-            js_on_load=self.CLICK,
+            js_on_load=asset("examples.js"),
         )
         self._connect()
 

@@ -22,18 +22,6 @@ from pfedmma_deploy.errors import DataError, ImageError
 
 from .model import DemoModel
 
-__all__ = [
-    "MOST_BYTES",
-    "MOST_IMAGES",
-    "Item",
-    "Upload",
-    "open_images",
-    "read_image",
-    "remarks",
-    "sample_items",
-    "thumbnail",
-]
-
 MOST_BYTES = 50_000_000
 """Of one image file."""
 MOST_IMAGES = 1000

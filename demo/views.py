@@ -27,27 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "Picture",
-    "about",
-    "accuracies",
-    "classes",
-    "client_card",
-    "comparison",
-    "confusion_picture",
-    "confusions",
-    "counts_picture",
-    "examples",
-    "figures",
-    "grid",
-    "heading",
-    "hint",
-    "picture",
-    "problem",
-    "section",
-    "traffic",
-]
-
 GROUPS = {
     "seen": ("Seen here", "classes that this client trained on"),
     "elsewhere": ("Seen elsewhere", "classes that only other clients trained on"),
