@@ -6,7 +6,9 @@ template says with `| code` that it stands in a code span, where nothing else ma
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +56,9 @@ def _markdown(folder: str) -> Environment:
 
     found = environment(folder, finalize=finish, keep_trailing_newline=True)
     found.filters["code"] = code
+    # For indented blocks of code, which only the end of a line could leave.
+    found.filters["shell"] = lambda text: Markup(shlex.quote(" ".join(text.splitlines())))
+    found.filters["python"] = lambda text: Markup(json.dumps(text, ensure_ascii=False))
     return found
 
 

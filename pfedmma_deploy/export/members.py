@@ -22,12 +22,11 @@ from pfedmma_deploy.data.prompts import build_prompts
 from pfedmma_deploy.errors import ExportError, UsageError
 from pfedmma_deploy.export import describe, member_check
 from pfedmma_deploy.export.banks import adapted, append_row, bank_shapes, remove_row
-from pfedmma_deploy.export.card import seal
-from pfedmma_deploy.export.history import without_client
+from pfedmma_deploy.export.describe import without_client
 from pfedmma_deploy.export.joining import read_client, require_fitting
 from pfedmma_deploy.export.onnx_file import to_bytes
 from pfedmma_deploy.export.parity import run_clients
-from pfedmma_deploy.export.publish import staged
+from pfedmma_deploy.export.publish import seal, staged
 from pfedmma_deploy.runtime import bundle as names
 from pfedmma_deploy.runtime.bundle import Bundle
 from pfedmma_deploy.runtime.manifest import ClientInfo, Manifest

@@ -23,7 +23,7 @@ from pfedmma_deploy.export.clients import (
     adapted_blocks,
     stack_banks,
 )
-from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.fusion import TowerShape, fuse
 from pfedmma_deploy.export.graph import ClassifierGraph, ImageGraph, TextGraph
 from pfedmma_deploy.export.onnx_file import to_bytes, to_onnx
@@ -61,7 +61,7 @@ class Banks:
     """Everything else, by bank."""
 
 
-def require_flavour(form: Form, adapter: Mapping[str, Any]) -> None:
+def require_flavour(form: ExportConfig, adapter: Mapping[str, Any]) -> None:
     """Raises `ExportError` where the clients' changes keep attention from being fused."""
     if form.flavour == "ort" and adapter["kind"] == "low-rank":
         raise ExportError(
@@ -164,8 +164,8 @@ def write_fp32(
     write_bytes(folder / name, data)
 
 
-def write_reduced(source: Path, out: Path, form: Form, manifest: Manifest) -> None:
-    """Write the models of folder `source` to folder `out`, less exact, as the form says."""
+def write_reduced(source: Path, out: Path, form: ExportConfig, manifest: Manifest) -> None:
+    """Write the models of folder `source` to folder `out`, in the reduced precision asked for."""
     import onnx
 
     for file in sorted(source.glob("*.onnx")):
@@ -174,7 +174,7 @@ def write_reduced(source: Path, out: Path, form: Form, manifest: Manifest) -> No
         write_bytes(out / file.name, data)
 
 
-def reduced_model(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
+def reduced_model(model: onnx.ModelProto, form: ExportConfig) -> onnx.ModelProto:
     """An fp32 model in the form's precision and storage."""
     if form.precision == "fp16":
         return to_half(model)

@@ -18,8 +18,8 @@ from pfedmma_deploy.evaluation.accuracy import unique
 from pfedmma_deploy.evaluation.run import RunEvaluation
 from pfedmma_deploy.export.bundle import ExportReport, export_bundle
 from pfedmma_deploy.export.clients import ExportClient
-from pfedmma_deploy.export.form import Form
-from pfedmma_deploy.export.history import measure, run_history
+from pfedmma_deploy.export.describe import measure, run_history
+from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.quality import Evaluation
 from pfedmma_deploy.methods.base import Method, Tensors
 from pfedmma_deploy.progress import Progress, Silent
@@ -43,7 +43,7 @@ def export_run(
     *,
     clients: Sequence[str] | None = None,
     classifier: bool = False,
-    form: Form | None = None,
+    form: ExportConfig | None = None,
     measured: RunEvaluation | None = None,
     workspace: Workspace | None = None,
     progress: Progress | None = None,
@@ -56,7 +56,7 @@ def export_run(
         clients: ids in the order of their index from 1; None takes all, also those that joined
             with images of their own, whose new class names follow the run's.
         classifier: add `classifier.onnx`.
-        form: operators, precision and storage; what is less exact than fp32 is judged on the run's
+        form: operators, precision and storage; reduced precision is judged on the run's
             test images first.
         measured: accuracies of the clients for the bundle's history, where they are known already;
             else they are measured.
@@ -88,7 +88,7 @@ def export_run(
         tensors = load_client_tensors(workspace.method, one, shared)
         taken = graph(tensors, parameters)
         members.append(ExportClient(one.id, taken.tensors, seen, trained=adapter))
-    config, form = run.config, form or Form()
+    config, form = run.config, form or ExportConfig()
     novel = [names.index(name) for name in run.manifest["novel"]]
     # Where a domain was left out, novel may be the classes that were trained on, looking otherwise.
     unseen = set(run.manifest["novel"]) - set(run.manifest["base"])

@@ -10,7 +10,7 @@ import torch
 
 from pfedmma_deploy.adapters.components import Component, ComponentAdapter
 from pfedmma_deploy.export import ExportClient, ExportReport, export_bundle
-from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.methods.registry import METHODS, get_method
 from tests.methods import inputs
 from tests.tinyclip import tiny_backbone
@@ -39,7 +39,9 @@ def clients_of(name: str, **parameters: Any) -> tuple[list[ExportClient], Mappin
     return clients, {"method": name, **form.settings}
 
 
-def export_kind(out: Path, name: str, form: Form | None = None, **changes: Any) -> ExportReport:
+def export_kind(
+    out: Path, name: str, form: ExportConfig | None = None, **changes: Any
+) -> ExportReport:
     """The bundle of those clients."""
     clients, adapter = clients_of(name)
     arguments: dict[str, Any] = {
@@ -50,7 +52,7 @@ def export_kind(out: Path, name: str, form: Form | None = None, **changes: Any) 
         "adapter": adapter,
         "parity_images": inputs.pixels().numpy(),
         "provenance": {"run": "test"},
-        "form": form or Form(flavour="portable"),
+        "form": form or ExportConfig(flavour="portable"),
         **changes,
     }
     return export_bundle(tiny_backbone(), clients, out, **arguments)

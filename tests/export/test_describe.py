@@ -11,8 +11,8 @@ import pytest
 
 from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.evaluation.run import RunEvaluation
-from pfedmma_deploy.export import history as module
-from pfedmma_deploy.export.history import measure, run_history, without_client
+from pfedmma_deploy.export import describe as module
+from pfedmma_deploy.export.describe import measure, run_history, without_client
 from pfedmma_deploy.progress import Silent
 from pfedmma_deploy.runtime.manifest import Figures
 from pfedmma_deploy.store.run import Run
