@@ -7,9 +7,10 @@ programs are told; Gradio reads one line per argument.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio as gr
 from gradio.events import api
@@ -20,14 +21,13 @@ from . import views
 from .compare import compare
 from .components import dropdown, photo, photos
 from .gallery import FILTERS, NAME_SETS, Filter, Gallery, GalleryNames, judge
-from .model import CLASS_SETS, ClassSet, DemoModel, clients_dict
+from .model import CLASS_SETS, ClassSet, DemoModel, client_choices, clients_dict
 from .uploads import Upload, open_images, sample_items
-
-Value = TypeVar("Value")
 
 
 def add_api(model: DemoModel, first: str) -> None:
     """Add the endpoints `/compare`, `/gallery`, `/clients` and `/about` to the page being built."""
+    # An endpoint has the fields of the page that it is connected to, seen or not.
     with gr.Column(visible=False, elem_id="api"):
         _add_compare(model, first)
         _add_gallery(model, first)
@@ -62,10 +62,11 @@ def write_csv(gallery: Gallery, folder: str | Path) -> str:
     return str(file)
 
 
-def _sentence(call: Callable[[], Value]) -> Value:
-    """The result of `call`; a user's mistake becomes the sentence that a program is told."""
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """A user's mistake becomes the sentence that a program is told; no traceback in the log."""
     try:
-        return call()
+        yield
     except PfedmmaError as error:
         raise gr.Error(str(error), print_exception=False) from None
 
@@ -95,8 +96,8 @@ def _add_compare(model: DemoModel, first: str) -> None:
         """
         if image is None:
             raise gr.Error("Give an image file.", print_exception=False)
-        return _sentence(
-            lambda: compare(
+        with _sentences():
+            found = compare(
                 model,
                 Path(image),
                 client,
@@ -104,14 +105,14 @@ def _add_compare(model: DemoModel, first: str) -> None:
                 typed=typed,
                 other=other or None,
                 truth=truth or None,
-            ).to_dict()
-        )
+            )
+        return found.to_dict()
 
-    ids = [info.id for info in model.clients]
+    ids = client_choices(model)
     fields = [
         photo(label="image", elem_id="api-compare-image"),
         dropdown("client", ids, first, "api-compare-client"),
-        dropdown("class_set", list(CLASS_SETS), "all", "api-class-set"),
+        dropdown("class_set", CLASS_SETS, "all", "api-class-set"),
         gr.Textbox("", label="typed", elem_id="api-typed"),
         gr.Textbox("", label="other", elem_id="api-other"),
         gr.Textbox("", label="truth", elem_id="api-truth"),
@@ -142,21 +143,20 @@ def _add_gallery(model: DemoModel, first: str) -> None:
             Accuracy by group (seen, elsewhere, novel, all) for both models, the images with both
             answers, what was skipped and why; and all answers as a CSV file.
         """
-        given = [Upload.plain(file) for file in files or []]
-
-        def call() -> tuple[dict[str, Any], str]:
+        given = list(map(Upload.plain, files or []))
+        with _sentences():
             gallery = judge_source(model, given or None, int(count), client, names)
-            return gallery.to_dict(filter), write_csv(gallery, table.GRADIO_CACHE)
+            summary = gallery.to_dict(filter)
+        # Below Gradio's own folder, since it hands out files of no other.
+        return summary, write_csv(gallery, table.GRADIO_CACHE)
 
-        return _sentence(call)
-
-    ids = [info.id for info in model.clients]
+    ids = client_choices(model)
     fields = [
         photos(label="files", elem_id="api-gallery-files"),
         dropdown("client", ids, first, "api-gallery-client"),
-        dropdown("names", list(NAME_SETS), "measured", "api-names"),
+        dropdown("names", NAME_SETS, "measured", "api-names"),
         gr.Number(100, precision=0, minimum=1, label="count", elem_id="api-count"),
-        dropdown("filter", list(FILTERS), "all", "api-filter"),
+        dropdown("filter", FILTERS, "all", "api-filter"),
     ]
     answer = gr.JSON(label="gallery", elem_id="api-gallery")
     table = gr.File(label="csv", elem_id="api-gallery-csv")

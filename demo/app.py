@@ -94,6 +94,7 @@ def launch(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from .model import DemoModel
 
+    # First what can go wrong: a page takes seconds to build.
     model = DemoModel.load(folder, device)
     chosen = free_port(port)
     from .components import asset
@@ -109,12 +110,16 @@ def launch(
         css=asset("style.css"),
         head=HEAD,
         quiet=True,
+        # `RunningDemo.wait` waits, once the address has been printed.
         prevent_thread_lock=True,
+        # No file is served but what was uploaded or computed here.
         allowed_paths=[],
         max_file_size=MOST_UPLOAD,
         footer_links=["api", "settings"],
+        # Nothing of what visitors did is kept or shown to others.
         run_history=False,
         enable_monitoring=False,
+        # Rendering on the server would need Node.js.
         ssr_mode=False,
         pwa=False,
         inbrowser=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,9 +23,10 @@ def asset(name: str) -> str:
     return files("pfedmma_deploy").joinpath("assets", "demo", name).read_text("utf-8")
 
 
-def dropdown(label: str, choices: Sequence[Any], value: str, name: str) -> gr.Dropdown:
-    """A list to choose from, with the value it starts with and its name in the page."""
-    return gr.Dropdown(list(choices), value=value, label=label, min_width=150, elem_id=name)
+def dropdown(label: str, choices: Mapping[Any, str], value: str, name: str) -> gr.Dropdown:
+    """A list to choose from: value -> what is shown; the value at first, its name in the page."""
+    shown = [(text, chosen) for chosen, text in choices.items()]
+    return gr.Dropdown(shown, value=value, label=label, min_width=150, elem_id=name)
 
 
 def photo(**options: Any) -> gr.Image:

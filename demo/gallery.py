@@ -261,13 +261,17 @@ def _judge_chunk(
             read.append((item, model.pixels(image), thumbnail(image)))
         except ImageError as error:
             skipped.append(Skipped(item.name, str(error)))
+    # Each image twice in a row: once for zero-shot, once for the client.
     pixels = [one for _, one, _ in read for _ in range(2)]
     found = model.classifier.predict(
         pixels, [0, client.index] * len(read), top_k=len(model.class_names), batch_size=2 * BATCH
     )
     for row, (item, _, picture) in enumerate(read):
         offered = model.names(_class_set(model, item, names), client)
-        plain, own = (among(one.top, offered)[0] for one in found[2 * row : 2 * row + 2])
+        plain, own = (
+            among(found[2 * row].top, offered)[0],
+            among(found[2 * row + 1].top, offered)[0],
+        )
         truth = None if item.label is None else model.class_names[item.label]
         yield Judged(
             name=item.name,

@@ -34,6 +34,7 @@ class CompareTab:
     def __init__(self, model: DemoModel, first: str) -> None:
         """Lay out the tab, with the first example of client `first` answered already."""
         self.model = model
+        # Computed once per client, for everybody who looks.
         self.examples = lru_cache(maxsize=128)(self._find_examples)
         start = next(iter(self.examples(first)), None)
         self._lay_out_fields(first, start)
@@ -57,7 +58,9 @@ class CompareTab:
 
     def _lay_out_fields(self, first: str, start: Example | None) -> None:
         clients = client_choices(self.model)
-        names = [(name.replace("_", " "), name) for name in self.model.class_names]
+        names = {"": "Not known"}
+        for name in self.model.class_names:
+            names[name] = name.replace("_", " ")
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=300):
                 self.image = photo(
@@ -73,13 +76,10 @@ class CompareTab:
                 self.card = gr.HTML(views.client_card(self.model, first), elem_id="compare-card")
                 with gr.Row():
                     chosen = start.class_set if start else "all"
-                    sets = [(label, name) for name, label in CLASS_SETS.items()]
-                    self.class_set = dropdown("Choose among", sets, chosen, "compare-classes")
+                    self.class_set = dropdown("Choose among", CLASS_SETS, chosen, "compare-classes")
                     truth = start.truth if start else ""
-                    self.truth = dropdown(
-                        "True class", [("Not known", ""), *names], truth, "compare-truth"
-                    )
-                    others = [("None", ""), *clients]
+                    self.truth = dropdown("True class", names, truth, "compare-truth")
+                    others = {"": "None", **clients}
                     self.other = dropdown("Another client", others, "", "compare-other")
                 self.typed = gr.Textbox(
                     self.TYPED,
@@ -95,6 +95,7 @@ class CompareTab:
         latest: dict[str, Any] = {
             **QUIET,
             "concurrency_limit": 4,
+            # Of changes made while an answer is computed, the last one alone counts.
             "trigger_mode": "always_last",
             "show_progress": "minimal",
         }
@@ -196,8 +197,7 @@ class GalleryTab:
             with gr.Column(scale=6, min_width=300):
                 clients = client_choices(model)
                 self.client = dropdown("Client", clients, first, "gallery-client")
-                sets = [(label, name) for name, label in NAME_SETS.items()]
-                self.names = dropdown("Choose among", sets, "measured", "gallery-names")
+                self.names = dropdown("Choose among", NAME_SETS, "measured", "gallery-names")
                 self.button = gr.Button(
                     "Judge these images", variant="primary", elem_id="gallery-run"
                 )
@@ -295,6 +295,7 @@ class GalleryTab:
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
     ) -> tuple[Any, ...]:
         """Judge everything, then show the figures and the first images."""
+        # What the other places show where there is only a sentence to say.
         nothing = (None, self.PAGE, gr.update(visible=False), "", gr.update(), "", gr.update())
         given = [*map(Upload.plain, files or []), *folder]
         if source == self.OWN and not given:

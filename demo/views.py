@@ -49,6 +49,7 @@ MOST_SKIPPED = 8
 @cache
 def _macros() -> Any:
     """The macros of `views.html` by name."""
+    # Names of classes and clients, and of uploaded files, come from anybody.
     found = environment("demo", autoescape=True)
     found.filters["words"] = _words
     found.filters["client_title"] = _client_title
@@ -122,8 +123,8 @@ def comparison(found: Comparison) -> str:
 
 def client_card(model: DemoModel, client: str) -> str:
     """What a client has seen, and what its model reaches."""
-    row = next(row for row in client_rows(model) if row.id == model.client(client).id)
-    return _render("client_card", row, MOST_TAGS)
+    place = model.clients.index(model.client(client))
+    return _render("client_card", client_rows(model)[place], MOST_TAGS)
 
 
 def examples(found: Sequence[Example]) -> str:
@@ -197,12 +198,12 @@ def classes(model: DemoModel) -> str:
     counts, known = image_counts(model)
     rows = [f"Client {info.id}" for info in model.clients[:MOST_CLIENTS]]
     drawn = counts_picture(counts[:MOST_CLIENTS], rows, model.class_names, model.manifest.novel)
-    base, novel = (_listed(model, kind) for kind in (model.manifest.base, model.manifest.novel))
+    base, novel = _listed(model, model.manifest.base), _listed(model, model.manifest.novel)
     return _render("classes", known, base, novel, drawn)
 
 
 def _listed(model: DemoModel, labels: Sequence[int], most: int = 30) -> str:
-    shown = ", ".join(_words(model.class_names[label]) for label in labels[:most])
+    shown = _words(", ".join(model.named(labels[:most])))
     return shown if len(labels) <= most else f"{shown} and {len(labels) - most} more"
 
 
@@ -296,7 +297,7 @@ def _draw(
         if max(counts.shape) <= MOST_NUMBERS:
             _write_numbers(axes, counts, shares, look)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=160)
+        figure.savefig(buffer, format="png", dpi=160)  # sharp on phones, whose pixels are small
         drawn.append(buffer.getvalue())
     return Picture(drawn[0], drawn[1], description)
 
@@ -335,13 +336,17 @@ def _grid(
 
 def _short(names: Sequence[str]) -> list[str]:
     """Names as they stand on an axis."""
-    short = [name if len(name) <= SHORT else f"{name[: SHORT - 1]}…" for name in names]
-    # A dollar sign would start a formula.
-    return [_words(name).replace("$", r"\$") for name in short]
+    found = []
+    for name in names:
+        short = name if len(name) <= SHORT else f"{name[: SHORT - 1]}…"
+        # A dollar sign would start a formula.
+        found.append(_words(short).replace("$", r"\$"))
+    return found
 
 
 def _write_numbers(axes: Axes, counts: NDArray[Any], shares: NDArray[Any], look: _Look) -> None:
     for (row, column), count in np.ndenumerate(counts):
         if count:
+            # Dark on bright and bright on dark.
             colour = look.back if shares[row, column] > 0.5 else look.text
             axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8.5, color=colour)
