@@ -110,6 +110,7 @@ def manifest(
         context_length=backbone.context_length,
         flavour=config.flavour,
         precision=config.precision,
+        # Half-precision arithmetic has half-precision weights, whatever was asked for.
         weights="fp16" if config.precision == "fp16" else config.weights,
         opset=OPSET,
         backbone={

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -58,11 +58,13 @@ def staged(out: Path) -> Iterator[Path]:
     out = out.resolve()
     require_replaceable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because a rename does not cross file systems.
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     try:
         folder.chmod(0o755)  # mkdtemp's is for its owner alone
         yield folder
         _flush(folder)
+        # Again: an export takes minutes, in which somebody may have put something else there.
         require_replaceable(out)
         _take_name(folder, out)
         _flush(out.parent)
@@ -76,11 +78,13 @@ def seal(folder: Path, title: str, manifest: Manifest, parity: Mapping[str, Any]
 
     Returns the size of every file.
     """
+    # Twice: the card lists the files, and is one of those that the manifest has the hashes of.
     manifest = _with_files(manifest, folder, parity)
     write_bytes(folder / MODEL_CARD, model_card(title, manifest).encode())
     manifest = _with_files(manifest, folder, parity)
     text = json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False)
     write_bytes(folder / MANIFEST, f"{text}\n".encode())
+    # As any reader will: what was written must be what can be read.
     Bundle.open(folder).verify()
     return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
 
@@ -97,8 +101,11 @@ def _with_files(manifest: Manifest, folder: Path, parity: Mapping[str, Any]) -> 
 
 def model_card(title: str, manifest: Manifest) -> str:
     """Markdown for a bundle named `title`: what the model is, how it was checked, how to use it."""
-    names = manifest.class_names
     listed = manifest.clients[:MOST_ROWS]
+
+    def named(labels: Sequence[int]) -> list[str]:
+        return [manifest.class_names[label] for label in labels]
+
     # Where novel means base classes that look otherwise, the two lists would be the same.
     novel = manifest.novel if set(manifest.novel) - set(manifest.base) else ()
     return render_markdown(
@@ -106,9 +113,9 @@ def model_card(title: str, manifest: Manifest) -> str:
         "card.md",
         m=manifest,
         title=title,
-        clients=[(client, [names[label] for label in client.seen]) for client in listed],
-        base=[names[label] for label in manifest.base],
-        novel=[names[label] for label in novel],
+        clients=[(client, named(client.seen)) for client in listed],
+        base=named(manifest.base),
+        novel=named(novel),
     )
 
 

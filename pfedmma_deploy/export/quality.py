@@ -73,11 +73,12 @@ class Quality:
     @property
     def accuracy_drop(self) -> float:
         """Points lost, of the figure that loses most; below 0 where all gain."""
-        return max(
-            old - new
-            for old, new in zip(self.before.values(), self.after.values(), strict=True)
-            if old is not None and new is not None
-        )
+        drops = []
+        for name, old in self.before.items():
+            new = self.after[name]
+            if old is not None and new is not None:
+                drops.append(old - new)
+        return max(drops)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

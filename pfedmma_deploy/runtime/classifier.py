@@ -175,7 +175,9 @@ class Classifier:
         """Image features, float32 [N, D], L2-normalised. Raises like `iter_predict`."""
         _require_positive(batch_size=batch_size)
         requests = self._requests(images, client)
-        rows = [row for _, rows in self._images.compute(requests, batch_size, None) for row in rows]
+        rows: list[Features] = []
+        for _, features in self._images.compute(requests, batch_size, None):
+            rows += features
         return np.stack(rows) if rows else np.empty((0, self.manifest.embed_dim), np.float32)
 
     def embed_texts(self, texts: Sequence[str], client: Client = 0) -> Features:
@@ -209,7 +211,9 @@ class Classifier:
             logits = self.manifest.logit_scale * (text @ image)
             return Prediction(name, self.clients[index].id, _best_classes(logits, names, top_k))
 
+        # A generator of its own: one that did the checks too would not begin before it is asked.
         def stream() -> Iterator[tuple[Prediction, ...]]:
+            # A caller who stops listening leaves no thread that goes on reading.
             with closing(self._images.compute(requests, batch_size, on_skip)) as computed:
                 for (name, _, indices), rows in computed:
                     pairs = zip(indices, rows, strict=True)
@@ -221,6 +225,7 @@ class Classifier:
 def _best_classes(logits: NDArray[Any], names: Sequence[str], top_k: int) -> tuple[ClassScore, ...]:
     """The `top_k` most probable of `names` by their logits [C], best first; ties keep order."""
     values = logits.astype(np.float64)
+    # Less the largest, or the exponential of a large logit scale overflows.
     weights = np.exp(values - values.max())
     probabilities = weights / weights.sum()
     order = np.argsort(-values, kind="stable")[:top_k]

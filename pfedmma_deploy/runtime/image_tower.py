@@ -63,6 +63,7 @@ class ImageTower:
         try:
             self._session = self._open()
         except DeviceError as error:
+            # The driver answered, and yet the provider's own libraries do not load.
             if device != "auto":
                 raise
             self.device, self.fallback_reason = "cpu", str(error)
@@ -93,6 +94,7 @@ class ImageTower:
         def read(request: Request) -> Pixels:
             return load_pixels(request[1], self._bundle.manifest.preprocessing)
 
+        # Two images per thread keep all of them busy while a small batch is at the model.
         most = max(batch_size, 2 * self._threads)
         with closing(prefetch(requests, read, self._readers, most)) as reading:
             while batch := list(islice(reading, batch_size)):
@@ -103,6 +105,7 @@ class ImageTower:
                         # An image that several clients look at is one row for each of them.
                         pixels += [image.result()] * len(indices)
                         clients += indices
+                # Answers go out in the order of the requests, what was skipped in between.
                 rows = iter(self._run(pixels, np.asarray(clients, np.int64)) if pixels else ())
                 for request, image in batch:
                     error = image.exception()

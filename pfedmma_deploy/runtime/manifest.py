@@ -2,8 +2,8 @@
 
 The dataclasses are the whole description of the format. `Manifest.to_dict` writes what they hold,
 and `Manifest.from_dict` reads by their annotations, so that the two cannot drift apart; a manifest
-that lacks something, or has it in another form, is refused by the name of the key. No pydantic:
-it would be a third of what `pfedmma predict` takes to start.
+that lacks something, or holds something else there, is refused by the name of the key. pydantic
+would do this too, but programs that only predict should not have to load it.
 """
 
 from __future__ import annotations
@@ -237,6 +237,7 @@ def _read_mapping(inner: Any, values: dict[str, Any], key: str) -> dict[str, Any
 
 
 def _read_fields(kind: Any, values: Mapping[str, Any], key: str) -> Any:
+    # Keys that are not known are left alone: a later version may have added them.
     found, hints = {}, get_type_hints(kind)
     for field in fields(kind):
         name = f"{key}.{field.name}" if key else field.name

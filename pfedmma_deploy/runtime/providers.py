@@ -142,8 +142,7 @@ def open_session(
     Args:
         file: the model.
         device: what it runs on.
-        threads: CPU threads of one call; default the cores that this process may use. Threads
-            that wait sleep instead of spinning, which leaves the cores to decoding.
+        threads: CPU threads of one call; default the cores that this process may use.
         options: of the first execution provider, by ONNX Runtime's names.
 
     Raises:
@@ -159,23 +158,20 @@ def open_session(
         with contextlib.redirect_stdout(remarks):
             onnxruntime.preload_dlls()
     first, *others = _PROVIDERS[device]
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads or usable_cores()
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         # Not `session.disable_cpu_ep_fallback`: it also refuses the shape arithmetic that ONNX
         # Runtime keeps on the CPU on purpose.
         session = onnxruntime.InferenceSession(
             str(file),
-            settings,
+            _settings(threads or usable_cores()),
             providers=[(first, dict(options)) if options else first, *others],
             enable_fallback=0,
         )
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         if options:
+            given = ", ".join(f"{key}={value}" for key, value in options.items())
             raise DeviceError(
-                f"{first} does not take {file.name} with "
-                f"{', '.join(f'{key}={value}' for key, value in options.items())}: {error} "
+                f"{first} does not take {file.name} with {given}: {error} "
                 "Choose --device cuda, or --device cpu."
             ) from error
         raise BundleError(
@@ -190,6 +186,16 @@ def open_session(
             f"Run `{_INSTALL}`, or choose --device cpu."
         )
     return session
+
+
+def _settings(threads: int) -> onnxruntime.SessionOptions:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    # Spinning would take the cores from the threads that decode the next images.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return settings
 
 
 def usable_cores() -> int:

@@ -55,6 +55,7 @@ def find_images(places: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
         else:
             yield path
             continue
+        # What holds no image is most likely a mistyped path: said before anything is predicted.
         first = next(inside, None)
         if first is None:
             *others, last = IMAGE_SUFFIXES
@@ -111,6 +112,7 @@ def is_one(images: Images) -> bool:
 
 
 def _is_image(images: Images) -> bool:
+    # Four axes are a batch; what has fewer is one image, or refused as one.
     batch = isinstance(images, np.ndarray) and images.ndim > 3
     image = isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray)
     return image and not batch
@@ -129,6 +131,7 @@ def paired(
         for name, source in sources:
             yield name, source, clients
         return
+    # Both may be endless; which of them ends first is only known when it does.
     for named, client in zip_longest(sources, clients, fillvalue=None):
         if named is None or client is None:
             more = "clients" if named is None else "images"
