@@ -10,7 +10,7 @@ import typer
 from pfedmma_deploy.benchmark.environment import available_cores
 from pfedmma_deploy.benchmark.options import MEASURES, InferenceOptions
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.export.form import Flavour, Precision, Storage
+from pfedmma_deploy.export.export_config import Flavour, Precision, Storage
 
 from .options import AsJson, Quiet, Verbose, split_names
 from .output import Output, open_output

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.export.form import Flavour, Form, Precision, Storage, default_flavour
+from pfedmma_deploy.export.export_config import (
+    ExportConfig,
+    Flavour,
+    Precision,
+    Storage,
+    default_flavour,
+)
 
 from .options import EXPORTS, AsJson, Quiet, RunFolder, Verbose, open_run, split_names
 from .output import Output, open_output
@@ -48,7 +54,7 @@ def export(
     ] = "fp32",
     max_accuracy_drop: Annotated[
         float,
-        typer.Option(metavar="POINTS", help="What a form less exact than fp32 may lose."),
+        typer.Option(metavar="POINTS", help="What reduced precision may lose."),
     ] = 0.5,
     file_format: Annotated[
         FileFormat,
@@ -91,7 +97,9 @@ def export(
     if (add_client or remove_client or to or name) is not None:
         _change_members(add_client, remove_client, to, name, as_json=as_json, quiet=quiet)
         return
-    form = Form(flavour or default_flavour(precision), precision, weights, max_accuracy_drop)
+    form = ExportConfig(
+        flavour or default_flavour(precision), precision, weights, max_accuracy_drop
+    )
     with open_output(as_json=as_json, quiet=quiet) as output:
         opened = open_run(run)
         name = opened.folder.resolve().name

@@ -88,7 +88,7 @@ def predict(
         raise UsageError("--json prints one object on stdout: leave out --format and --out")
     with open_output(as_json=as_json, quiet=quiet) as output:
         bundle = find_bundle(model)
-        from pfedmma_deploy.runtime.image_files import find_images
+        from pfedmma_deploy.runtime.sources import find_images
 
         total = sum(1 for _ in find_images(images))
         from pfedmma_deploy.runtime import Classifier

@@ -6,48 +6,69 @@ programs are told; Gradio reads one line per argument.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio as gr
 from gradio.events import api
 
 from pfedmma_deploy.errors import PfedmmaError
 
-from .about import about_dict
-from .archive import Upload
-from .clients import clients_dict
+from . import views
 from .compare import compare
-from .components import photo, photos
-from .gallery import FILTERS, NAME_SETS, Filter, GalleryNames
-from .gallery_tab import judge_source, write_csv
-from .model import CLASS_SETS, ClassSet, DemoModel
-
-__all__ = ["add_api"]
-
-Value = TypeVar("Value")
+from .components import dropdown, photo, photos
+from .gallery import FILTERS, NAME_SETS, Filter, Gallery, GalleryNames, judge
+from .model import CLASS_SETS, ClassSet, DemoModel, client_choices, clients_dict
+from .uploads import Upload, open_images, sample_items
 
 
 def add_api(model: DemoModel, first: str) -> None:
     """Add the endpoints `/compare`, `/gallery`, `/clients` and `/about` to the page being built."""
+    # An endpoint has the fields of the page that it is connected to, seen or not.
     with gr.Column(visible=False, elem_id="api"):
         _add_compare(model, first)
         _add_gallery(model, first)
         _add_facts(model)
 
 
-def _sentence(call: Callable[[], Value]) -> Value:
-    """The result of `call`; a user's mistake becomes the sentence that a program is told."""
+def judge_source(
+    model: DemoModel,
+    files: Sequence[Upload] | None,
+    count: int,
+    client: str,
+    names: GalleryNames,
+    progress: Any = None,
+) -> Gallery:
+    """Judge uploaded files, or, with None, the first `count` test images of the sample.
+
+    Raises:
+        PfedmmaError: no images, or a client or names that do not exist.
+    """
+    if files is None:
+        items = sample_items(model, count)
+        return judge(model, items, client, names=names, progress=progress)
+    with open_images(model, files) as (items, remarks):
+        return judge(model, items, client, names=names, remarks=remarks, progress=progress)
+
+
+def write_csv(gallery: Gallery, folder: str | Path) -> str:
+    """The gallery as a file of its own below `folder`; returns its path."""
+    inner = Path(tempfile.mkdtemp(dir=folder))
+    file = inner / f"gallery-client-{''.join(c for c in gallery.client if c.isalnum())}.csv"
+    file.write_text(gallery.csv(), encoding="utf-8")
+    return str(file)
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """A user's mistake becomes the sentence that a program is told; no traceback in the log."""
     try:
-        return call()
+        yield
     except PfedmmaError as error:
         raise gr.Error(str(error), print_exception=False) from None
-
-
-def _client_field(model: DemoModel, first: str, name: str) -> gr.Dropdown:
-    ids = [info.id for info in model.clients]
-    return gr.Dropdown(ids, value=first, label="client", elem_id=f"api-{name}-client")
 
 
 def _add_compare(model: DemoModel, first: str) -> None:
@@ -75,8 +96,8 @@ def _add_compare(model: DemoModel, first: str) -> None:
         """
         if image is None:
             raise gr.Error("Give an image file.", print_exception=False)
-        return _sentence(
-            lambda: compare(
+        with _sentences():
+            found = compare(
                 model,
                 Path(image),
                 client,
@@ -84,13 +105,14 @@ def _add_compare(model: DemoModel, first: str) -> None:
                 typed=typed,
                 other=other or None,
                 truth=truth or None,
-            ).to_dict()
-        )
+            )
+        return found.to_dict()
 
+    ids = client_choices(model)
     fields = [
         photo(label="image", elem_id="api-compare-image"),
-        _client_field(model, first, "compare"),
-        gr.Dropdown(list(CLASS_SETS), value="all", label="class_set", elem_id="api-class-set"),
+        dropdown("client", ids, first, "api-compare-client"),
+        dropdown("class_set", CLASS_SETS, "all", "api-class-set"),
         gr.Textbox("", label="typed", elem_id="api-typed"),
         gr.Textbox("", label="other", elem_id="api-other"),
         gr.Textbox("", label="truth", elem_id="api-truth"),
@@ -121,23 +143,20 @@ def _add_gallery(model: DemoModel, first: str) -> None:
             Accuracy by group (seen, elsewhere, novel, all) for both models, the images with both
             answers, what was skipped and why; and all answers as a CSV file.
         """
-        given = [Upload.plain(file) for file in files or []]
-
-        def call() -> tuple[dict[str, Any], str]:
+        given = list(map(Upload.plain, files or []))
+        with _sentences():
             gallery = judge_source(model, given or None, int(count), client, names)
-            listed = {row.name for row in gallery.choose(filter)}
-            found = gallery.to_dict()
-            found["images"] = [image for image in found["images"] if image["name"] in listed]
-            return found, write_csv(gallery, table.GRADIO_CACHE)
+            summary = gallery.to_dict(filter)
+        # Below Gradio's own folder, since it hands out files of no other.
+        return summary, write_csv(gallery, table.GRADIO_CACHE)
 
-        return _sentence(call)
-
+    ids = client_choices(model)
     fields = [
         photos(label="files", elem_id="api-gallery-files"),
-        _client_field(model, first, "gallery"),
-        gr.Dropdown(list(NAME_SETS), value="measured", label="names", elem_id="api-names"),
+        dropdown("client", ids, first, "api-gallery-client"),
+        dropdown("names", NAME_SETS, "measured", "api-names"),
         gr.Number(100, precision=0, minimum=1, label="count", elem_id="api-count"),
-        gr.Dropdown(list(FILTERS), value="all", label="filter", elem_id="api-filter"),
+        dropdown("filter", FILTERS, "all", "api-filter"),
     ]
     answer = gr.JSON(label="gallery", elem_id="api-gallery")
     table = gr.File(label="csv", elem_id="api-gallery-csv")
@@ -158,7 +177,21 @@ def _add_facts(model: DemoModel) -> None:
 
     def describe_model() -> dict[str, Any]:
         """Describe the model: backbone, adapters, precision, device, checks and limits."""
-        return about_dict(model)
+        manifest, classifier = model.manifest, model.classifier
+        return {
+            "bundle": model.title,
+            "backbone": dict(manifest.backbone),
+            "adapter": dict(manifest.adapter),
+            "prompt": manifest.prompt,
+            "logit_scale": manifest.logit_scale,
+            "precision": manifest.precision,
+            "weights": manifest.weights,
+            "flavour": manifest.flavour,
+            "device": classifier.device,
+            "provider": classifier.provider,
+            "parity": dict(manifest.parity),
+            "text": views.about(model),
+        }
 
     api(list_clients, api_name="clients")
     api(describe_model, api_name="about")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import runpy
@@ -14,8 +15,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import gradio as gr
-
-__all__ = ["HOST", "RunningDemo", "default_bundle", "launch", "require_mcp"]
 
 HOST = "127.0.0.1"
 DEFAULT = Path("exports", "quickstart")
@@ -95,10 +94,11 @@ def launch(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from .model import DemoModel
 
+    # First what can go wrong: a page takes seconds to build.
     model = DemoModel.load(folder, device)
     chosen = free_port(port)
-    from .page import build_page
-    from .theme import HEAD, style, theme
+    from .components import asset
+    from .page import HEAD, build_page, theme
 
     page = build_page(model)
     _, url, share_url = page.queue(max_size=64, api_open=True).launch(
@@ -107,15 +107,19 @@ def launch(
         share=share,
         mcp_server=mcp,
         theme=theme(),
-        css=style(),
+        css=asset("style.css"),
         head=HEAD,
         quiet=True,
+        # `RunningDemo.wait` waits, once the address has been printed.
         prevent_thread_lock=True,
+        # No file is served but what was uploaded or computed here.
         allowed_paths=[],
         max_file_size=MOST_UPLOAD,
         footer_links=["api", "settings"],
+        # Nothing of what visitors did is kept or shown to others.
         run_history=False,
         enable_monitoring=False,
+        # Rendering on the server would need Node.js.
         ssr_mode=False,
         pwa=False,
         inbrowser=False,
@@ -129,7 +133,8 @@ def free_port(port: int | None) -> int:
     from pfedmma_deploy.errors import UsageError
 
     for candidate in PORTS if port is None else [port]:
-        if _is_free(candidate):
+        # Listened on for a moment: some systems let two programs bind the same port.
+        with contextlib.suppress(OSError), socket.create_server((HOST, candidate)):
             return candidate
     if port is None:
         raise UsageError(f"No port from {PORTS[0]} to {PORTS[-1]} is free: name one with --port.")
@@ -137,22 +142,6 @@ def free_port(port: int | None) -> int:
         f"Port {port} cannot be used: something else listens there, or it is not allowed. "
         "Choose another with --port, or leave it out."
     )
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # Or else a port is taken for a minute after the last demo on it.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except (OSError, OverflowError):
-            return False
-    # Some systems let a second program bind a port that another one listens on.
-    try:
-        socket.create_connection((HOST, port), timeout=0.5).close()
-    except OSError:
-        return True
-    return False
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,8 @@ from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.runtime import ClassScore
 from pfedmma_deploy.runtime.manifest import ClientInfo
 
-from .inputs import read_image, remarks
-from .model import ClassSet, DemoModel, Kind
-
-__all__ = ["Answer", "Comparison", "ModelAnswers", "among", "compare", "require_truth"]
+from .model import ClassSet, DemoModel, Kind, class_key
+from .uploads import read_image, remarks
 
 SHOWN = 5
 
@@ -110,7 +109,7 @@ def compare(
     truth = require_truth(model, truth, names)
     image = source if isinstance(source, Image.Image) else read_image(source)
     pixels = model.pixels(image)
-    indices = [0, *(info.index for info in clients)]
+    indices = [0, *map(attrgetter("index"), clients)]
     # Known names are chosen from all known names, whose features the bundle has: no text tower.
     asked = names if class_set == "typed" else None
     started = time.perf_counter()
@@ -118,13 +117,12 @@ def compare(
         [pixels] * len(indices), indices, asked, top_k=max(len(names), len(model.class_names))
     )
     milliseconds = (time.perf_counter() - started) * 1000
-    viewers = [clients[0], *clients]
-    answers = tuple(
-        _answers(model, one.client, among(one.top, names), viewer, truth)
-        for one, viewer in zip(found, viewers, strict=True)
-    )
+    answers = []
+    # Zero-shot's classes are seen or not with the eyes of the client beside it.
+    for one, viewer in zip(found, [clients[0], *clients], strict=True):
+        answers.append(_answers(model, one.client, among(one.top, names), viewer, truth))
     return Comparison(
-        models=answers,
+        models=tuple(answers),
         truth=truth,
         agree=answers[0].top[0].name == answers[1].top[0].name,
         class_set=class_set,
@@ -140,10 +138,13 @@ def among(scores: Sequence[ClassScore], names: Collection[str]) -> list[ClassSco
     """The scores of `names` alone, adding up to 1: softmax over them is the same, renormalised."""
     wanted = set(names)
     kept = [score for score in scores if score.name in wanted]
-    total = sum(score.probability for score in kept)
-    if total == 0:  # all others are so much likelier that nothing is left to share out
-        return [ClassScore(score.name, 1 / len(kept)) for score in kept]
-    return [ClassScore(score.name, score.probability / total) for score in kept]
+    total = sum(map(attrgetter("probability"), kept))
+    found = []
+    for score in kept:
+        # 0 where all others are so much likelier that nothing is left to share out.
+        share = score.probability / total if total else 1 / len(kept)
+        found.append(ClassScore(score.name, share))
+    return found
 
 
 def require_truth(model: DemoModel, truth: str | None, names: Collection[str]) -> str | None:
@@ -155,7 +156,7 @@ def require_truth(model: DemoModel, truth: str | None, names: Collection[str]) -
     if not truth:
         return None
     for name in (*names, *model.class_names):
-        if name.replace("_", " ").casefold() == truth.strip().replace("_", " ").casefold():
+        if class_key(name) == class_key(truth):
             return name
     raise UsageError(
         f"The true class {truth!r} is none of the model's classes ({', '.join(model.class_names)})"
@@ -170,9 +171,9 @@ def _answers(
     viewer: ClientInfo,
     truth: str | None,
 ) -> ModelAnswers:
-    top = tuple(
-        Answer(score.name, score.probability, model.kind(score.name, viewer))
-        for score in scores[:SHOWN]
-    )
-    judged = truth is not None and any(score.name == truth for score in scores)
-    return ModelAnswers(client, top, top[0].name == truth if judged else None)
+    top = []
+    for score in scores[:SHOWN]:
+        top.append(Answer(score.name, score.probability, model.kind(score.name, viewer)))
+    # A model cannot be wrong about a class that it was not allowed to name.
+    judged = truth in {score.name for score in scores}
+    return ModelAnswers(client, tuple(top), top[0].name == truth if judged else None)

@@ -1,7 +1,9 @@
-"""Upload fields that hand over files as they are, and take them from this computer only."""
+"""Fields of the page; those for uploads hand over files as they are, from this computer only."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,13 +11,22 @@ import gradio as gr
 from gradio.data_classes import FileData, ImageData, ListFiles
 from gradio.utils import get_upload_folder
 
-from .archive import Upload
+from .uploads import Upload
 
 Field = TypeVar("Field", gr.Image, gr.File)
 
-__all__ = ["as_files", "folder_picker", "photo", "photos", "picked_files"]
-
 NO_ADDRESSES = "I fetch nothing from the network: download the image yourself and give me the file."
+
+
+def asset(name: str) -> str:
+    """The text of one of the page's own style sheets and scripts."""
+    return files("pfedmma_deploy").joinpath("assets", "demo", name).read_text("utf-8")
+
+
+def dropdown(label: str, choices: Mapping[Any, str], value: str, name: str) -> gr.Dropdown:
+    """A list to choose from: value -> what is shown; the value at first, its name in the page."""
+    shown = [(text, chosen) for chosen, text in choices.items()]
+    return gr.Dropdown(shown, value=value, label=label, min_width=150, elem_id=name)
 
 
 def photo(**options: Any) -> gr.Image:
@@ -33,30 +44,11 @@ PICKER = """
 <b>Choose a folder</b> <span>with one folder per class inside, so that true classes are known</span>
 </label>
 """
-# Gradio's own field forgets the folders that files come from.
-PICK = """
-const input = element.querySelector('input'), said = element.querySelector('span');
-input.addEventListener('change', async () => {
-  const images = [...input.files]
-    .filter(file => /[.](jpe?g|png|webp|bmp)$/i.test(file.name))
-    .sort((a, b) => a.webkitRelativePath < b.webkitRelativePath ? -1 : 1);
-  const taken = images.slice(0, MOST), entries = [];
-  for (const file of taken) {
-    said.textContent = `reading ${entries.length + 1} of ${taken.length} images ...`;
-    const {path} = await upload(file);
-    entries.push([file.webkitRelativePath, path]);
-  }
-  const all = taken.length == images.length;
-  said.textContent = all ? `${taken.length} images chosen`
-    : `the first ${taken.length} of ${images.length} images chosen`;
-  trigger('upload', {entries});
-});
-"""
 
 
 def folder_picker(most: int, **options: Any) -> gr.HTML:
     """A field for a folder, whose files keep the folders' names; `picked_files` takes them."""
-    return gr.HTML(PICKER, js_on_load=PICK.replace("MOST", str(most)), **options)
+    return gr.HTML(PICKER, js_on_load=asset("folder.js").replace("MOST", str(most)), **options)
 
 
 def picked_files(event: gr.EventData) -> list[Upload]:

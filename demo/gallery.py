@@ -1,21 +1,35 @@
-"""Many images at once: both models' answers, how often they are right, where they differ."""
+"""Many images at once: both models' answers, how often they are right, where they differ.
+
+The examples of the Compare tab come from here too: they are the first images of the sample whose
+answers meet a rule.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.errors import DataError, ImageError, UsageError
+from pfedmma_deploy.runtime.manifest import ClientInfo
 from pfedmma_deploy.types import Skipped
 
-from .model import Kind
+from .compare import among
+from .model import ClassSet, DemoModel, Kind
+from .uploads import Item, sample_items, thumbnail
 
-__all__ = ["FILTERS", "NAME_SETS", "Filter", "Gallery", "GalleryNames", "Judged"]
+BATCH = 16
+"""Images per call; each is one row for zero-shot and one for the client."""
+MOST_EXAMPLES = 240
+"""Test images that are looked at for examples; a rule that none of them meets has none."""
 
 GalleryNames = Literal["measured", "all", "seen", "base", "novel"]
 NAME_SETS: dict[GalleryNames, str] = {
@@ -36,6 +50,16 @@ FILTERS: dict[Filter, str] = {
     "wrong": "Both wrong",
 }
 
+Outcome = Literal["gained", "right", "lost", "wrong"]
+RULES: tuple[tuple[str, Kind | None, Outcome], ...] = (
+    ("Seen class: only personalized is right", "seen", "gained"),
+    ("Seen class: both are right", "seen", "right"),
+    ("Novel class: both are right", "novel", "right"),
+    ("Novel class: only personalized is right", "novel", "gained"),
+    ("Novel class: only zero-shot is right", "novel", "lost"),
+    ("Both are wrong", None, "wrong"),
+)
+"""What the examples show, in the order in which they stand: right answers and wrong ones alike."""
 
 COLUMNS = (
     "image",
@@ -67,17 +91,20 @@ class Judged:
     picture: bytes = field(repr=False)
     """A small PNG or JPEG."""
 
+    @property
+    def outcome(self) -> Outcome | None:
+        """Who is right; None where nobody can be."""
+        if not self.can_be_right:
+            return None
+        if self.personalized == self.truth:
+            return "right" if self.zero_shot == self.truth else "gained"
+        return "lost" if self.zero_shot == self.truth else "wrong"
+
     def passes(self, chosen: Filter) -> bool:
         """Whether a filter shows it."""
-        right = self.can_be_right and self.personalized == self.truth
-        plain_right = self.can_be_right and self.zero_shot == self.truth
-        return {
-            "all": True,
-            "differ": self.zero_shot != self.personalized,
-            "gained": right and not plain_right,
-            "lost": plain_right and not right,
-            "wrong": self.can_be_right and not right and not plain_right,
-        }[chosen]
+        if chosen == "differ":
+            return self.zero_shot != self.personalized
+        return chosen in {"all", self.outcome}
 
 
 @dataclass(frozen=True)
@@ -150,24 +177,18 @@ class Gallery:
             )
         return stream.getvalue()
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without pictures."""
+    def to_dict(self, chosen: Filter = "all") -> dict[str, Any]:
+        """JSON-ready, without pictures, with the images that a filter shows."""
+        images = []
+        for row in self.choose(chosen):
+            values = asdict(row)
+            del values["picture"], values["can_be_right"]
+            images.append(values)
         return {
             "client": self.client,
             "names": self.names,
             "accuracy": self.figures(),
-            "images": [
-                {
-                    "name": row.name,
-                    "truth": row.truth,
-                    "kind": row.kind,
-                    "zero_shot": row.zero_shot,
-                    "zero_shot_probability": row.zero_shot_probability,
-                    "personalized": row.personalized,
-                    "personalized_probability": row.personalized_probability,
-                }
-                for row in self.rows
-            ],
+            "images": images,
             "skipped": [{"name": entry.path, "reason": entry.reason} for entry in self.skipped],
             "remarks": list(self.remarks),
             "seconds": self.seconds,
@@ -177,3 +198,134 @@ class Gallery:
 def _harmless(text: str) -> str:
     """Text that no spreadsheet takes for a formula."""
     return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\r"} else text
+
+
+def judge(
+    model: DemoModel,
+    items: Sequence[Item],
+    client: str,
+    *,
+    names: GalleryNames = "measured",
+    remarks: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Gallery:
+    """Ask zero-shot CLIP and one client about many images.
+
+    Args:
+        model: the bundle.
+        items: the images; those that cannot be read are left out and listed with the reason.
+        client: the client's id.
+        names: what an image's answer is chosen from; `measured` is the protocol of
+            `pfedmma evaluate`, and all names where the true class is not known.
+        remarks: what else should be said about the images.
+        progress: called with images done and images in all.
+
+    Raises:
+        UsageError: an unknown client or set of names.
+        DataError: not one image can be read.
+    """
+    if names not in get_args(GalleryNames):
+        raise UsageError(f"There is no set of names {names!r}; there are {', '.join(NAME_SETS)}.")
+    info = model.client(client)
+    started = time.perf_counter()
+    rows: list[Judged] = []
+    skipped: list[Skipped] = []
+    for start in range(0, len(items), BATCH):
+        chunk = items[start : start + BATCH]
+        rows += _judge_chunk(model, chunk, info, names, skipped)
+        if progress is not None:
+            progress(start + len(chunk), len(items))
+    if not rows:
+        first = skipped[0] if skipped else Skipped("none", "There were none.")
+        raise DataError(
+            f"None of the {len(items)} images can be read. {first.path}: {first.reason}"
+        )
+    seconds = time.perf_counter() - started
+    return Gallery(
+        client, names, tuple(rows), tuple(skipped), tuple(remarks), seconds, model.class_names
+    )
+
+
+def _judge_chunk(
+    model: DemoModel,
+    chunk: Sequence[Item],
+    client: ClientInfo,
+    names: GalleryNames,
+    skipped: list[Skipped],
+) -> Iterator[Judged]:
+    """What both models say about a few images, in one call; those not readable join `skipped`."""
+    read = []
+    for item in chunk:
+        try:
+            image = item.read()
+            read.append((item, model.pixels(image), thumbnail(image)))
+        except ImageError as error:
+            skipped.append(Skipped(item.name, str(error)))
+    # Each image twice in a row: once for zero-shot, once for the client.
+    pixels = [one for _, one, _ in read for _ in range(2)]
+    found = model.classifier.predict(
+        pixels, [0, client.index] * len(read), top_k=len(model.class_names), batch_size=2 * BATCH
+    )
+    for row, (item, _, picture) in enumerate(read):
+        offered = model.names(_class_set(model, item, names), client)
+        plain, own = (
+            among(found[2 * row].top, offered)[0],
+            among(found[2 * row + 1].top, offered)[0],
+        )
+        truth = None if item.label is None else model.class_names[item.label]
+        yield Judged(
+            name=item.name,
+            truth=truth,
+            kind=None if truth is None else model.kind(truth, client),
+            zero_shot=plain.name,
+            zero_shot_probability=plain.probability,
+            personalized=own.name,
+            personalized_probability=own.probability,
+            can_be_right=truth in offered,
+            picture=picture,
+        )
+
+
+def _class_set(model: DemoModel, item: Item, names: GalleryNames) -> ClassSet:
+    """The names to choose from for one image."""
+    if names != "measured":
+        return names
+    if item.label is None:
+        return "all"
+    return "novel" if model.is_novel(item.label) else "base"
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image to click."""
+
+    caption: str
+    name: str
+    image: Image.Image
+    thumbnail: bytes = field(repr=False)
+    truth: str
+    class_set: ClassSet
+    """The names that it was judged among: base or novel, as accuracy is measured."""
+
+
+def find_examples(model: DemoModel, client: str) -> list[Example]:
+    """For each rule the first test image of the sample that meets it, classes in turn.
+
+    Judged as accuracy is measured: images of base classes among the base names, of novel classes
+    among the novel names. Empty where no sample suits the model.
+    """
+    info = model.client(client)
+    if model.sample is None:
+        return []
+    found: dict[str, Example] = {}
+    items = iter(sample_items(model, MOST_EXAMPLES))
+    while len(found) < len(RULES) and (chunk := list(islice(items, BATCH))):
+        rows = _judge_chunk(model, chunk, info, "measured", [])
+        for item, row in zip(chunk, rows, strict=True):
+            for caption, kind, outcome in RULES:
+                if caption not in found and kind in {None, row.kind} and outcome == row.outcome:
+                    class_set = _class_set(model, item, "measured")
+                    found[caption] = Example(
+                        caption, item.name, item.read(), row.picture, str(row.truth), class_set
+                    )
+    return [found[caption] for caption, _, _ in RULES if caption in found]

@@ -1,12 +1,14 @@
-"""What the demo shows: one bundle, words for its clients and classes, images that suit it."""
+"""What the demo shows: one bundle, its clients and classes, images that suit it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +19,8 @@ from pfedmma_deploy.data.preprocess import resize_crop
 from pfedmma_deploy.data.samples import SAMPLE_NAMES
 from pfedmma_deploy.errors import DataError, ImageError, UsageError, nearest
 from pfedmma_deploy.runtime import Classifier
-from pfedmma_deploy.runtime.manifest import ClientInfo, Manifest
+from pfedmma_deploy.runtime.manifest import ClientInfo, Figures, Manifest
 from pfedmma_deploy.types import Dataset, Example
-
-__all__ = ["CLASS_SETS", "KINDS", "ClassSet", "DemoModel", "Kind", "parse_names"]
 
 ClassSet = Literal["all", "seen", "base", "novel", "typed"]
 CLASS_SETS: dict[ClassSet, str] = {
@@ -43,6 +43,8 @@ KINDS: dict[Kind, str] = {
 
 MOST_NAMES = 100
 LONGEST_NAME = 80
+WITHIN = 1.0
+"""Points by which novel accuracy may differ from zero-shot for the client shown first."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class DemoModel:
 
     def label_of(self, class_name: str) -> int | None:
         """The label of a class name, whatever its case and underscores; None for unknown ones."""
-        return self._labels.get(_key(class_name))
+        return self._labels.get(class_key(class_name))
 
     def kind(self, class_name: str, client: ClientInfo) -> Kind:
         """What a class is to a client."""
@@ -131,11 +133,17 @@ class DemoModel:
                 "This model has no such classes: "
                 f"“{CLASS_SETS[class_set]}” is empty; choose another class set."
             )
+        return self.named(labels)
+
+    def named(self, labels: Sequence[int]) -> tuple[str, ...]:
+        """The names of these labels."""
         return tuple(self.class_names[label] for label in labels)
 
     @cached_property
     def sample(self) -> Dataset | None:
         """The embedded images whose classes the bundle knows; None for models of other data."""
+        # By the name that training noted, not by class names: ten classes called the same may look
+        # like anything.
         name = self.manifest.provenance.get("data")
         if name not in SAMPLE_NAMES:
             return None
@@ -154,9 +162,10 @@ class DemoModel:
         for example in self.sample.examples:
             if example.split == "test":
                 by_label.setdefault(example.label, []).append(example)
+        # One of each class a row; shorter columns end before the others do.
         columns = [by_label[label] for label in sorted(by_label)]
-        longest = max(map(len, columns), default=0)
-        return tuple(column[i] for i in range(longest) for column in columns if i < len(column))
+        rows = zip_longest(*columns)
+        return tuple(filter(None, chain.from_iterable(rows)))
 
     def label(self, example: Example) -> int:
         """The bundle's label of a sample image."""
@@ -166,11 +175,108 @@ class DemoModel:
 
     @cached_property
     def _labels(self) -> dict[str, int]:
-        return {_key(name): label for label, name in enumerate(self.class_names)}
+        return {class_key(name): label for label, name in enumerate(self.class_names)}
 
 
-def _key(class_name: str) -> str:
-    return class_name.replace("_", " ").strip().casefold()
+def class_key(name: str) -> str:
+    """What spellings of one class name have in common."""
+    return name.replace("_", " ").strip().casefold()
+
+
+@dataclass(frozen=True)
+class ClientRow:
+    """One client, as the page shows it."""
+
+    id: str
+    seen: tuple[str, ...]
+    """Names of the classes that it trained on."""
+    images: int | None
+    """Training images; None where the bundle does not say."""
+    zero_shot: Figures | None
+    personalized: Figures | None
+
+
+def client_rows(model: DemoModel) -> list[ClientRow]:
+    """All personalized clients in the bundle's order."""
+    history, rows = model.manifest.history, []
+    for info in model.clients:
+        seen = model.named(info.seen)
+        known = history.clients.get(info.id) if history else None
+        if known is None:
+            rows.append(ClientRow(info.id, seen, None, None, None))
+        else:
+            images = sum(known.num_examples) if known.num_examples else None
+            rows.append(ClientRow(info.id, seen, images, known.zero_shot, known.personalized))
+    return rows
+
+
+def client_choices(model: DemoModel, most: int = 6) -> dict[str, str]:
+    """Every client's id -> what it is called and has seen."""
+    choices = {}
+    for info in model.clients:
+        seen = ", ".join(model.named(info.seen[:most])).replace("_", " ")
+        if len(info.seen) > most:
+            seen += f", {len(info.seen) - most} more"
+        choices[info.id] = f"Client {info.id}: {seen}"
+    return choices
+
+
+def image_counts(model: DemoModel) -> tuple[NDArray[np.int64], bool]:
+    """Training images int64 [clients, C], and whether they are numbers; else 1 means "has some"."""
+    history = model.manifest.history
+    clients = history.clients if history else {}
+    counts = np.zeros((len(model.clients), len(model.class_names)), np.int64)
+    known = all(info.id in clients and clients[info.id].num_examples for info in model.clients)
+    for row, info in enumerate(model.clients):
+        if known:
+            counts[row] = clients[info.id].num_examples
+        else:
+            counts[row, list(info.seen)] = 1
+    return counts, known
+
+
+def first_client(model: DemoModel) -> str:
+    """The client to show first: the one that gains most on its own classes without loss on novel.
+
+    Among the clients whose novel accuracy stays within a point of zero-shot, the one whose local
+    accuracy rises most; where none stays within, the one with the largest sum of both changes;
+    where nothing was measured, the bundle's first.
+    """
+    best: tuple[bool, float] = False, -math.inf
+    chosen = model.clients[0].id
+    for row in client_rows(model):
+        local, novel = _change(row, "local"), _change(row, "novel")
+        if local is None:
+            continue
+        # Tuples compare in order: one that stays within a point beats any gain that does not.
+        stays = novel is None or abs(novel) <= WITHIN
+        score = stays, local if stays else local + (novel or 0.0)
+        if score > best:
+            best, chosen = score, row.id
+    return chosen
+
+
+def _change(row: ClientRow, figure: str) -> float | None:
+    """Points by which personalization changes `local`, `base` or `novel`; None if not measured."""
+    before, after = getattr(row.zero_shot, figure, None), getattr(row.personalized, figure, None)
+    return None if before is None or after is None else after - before
+
+
+def clients_dict(model: DemoModel) -> dict[str, Any]:
+    """JSON-ready: every client, and what training sent."""
+    history, both_ways = model.manifest.history, None
+    if history is not None:
+        both_ways = history.bytes_up_per_client_round + history.bytes_down_per_client_round
+    return {
+        "clients": [asdict(row) for row in client_rows(model)],
+        "class_names": list(model.class_names),
+        "base": list(model.named(model.manifest.base)),
+        "novel": list(model.named(model.manifest.novel)),
+        "shown_first": first_client(model),
+        "rounds": history.rounds if history else None,
+        "bytes_per_client_round": both_ways,
+        "bytes_total": history.bytes_total if history else None,
+    }
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -179,9 +285,10 @@ def parse_names(text: str) -> tuple[str, ...]:
     Raises:
         UsageError: fewer than two, one of them twice, too many, or too long.
     """
-    parts = text.replace("\n", ",").split(",")
-    printable = ("".join(c if c.isprintable() else " " for c in part) for part in parts)
-    names = tuple(name for part in printable if (name := " ".join(part.split())))
+    # Marks that turn the direction of writing, or hide letters, make a name look like another.
+    printable = "".join(c if c.isprintable() else " " for c in text.replace("\n", ","))
+    parts = (" ".join(part.split()) for part in printable.split(","))
+    names = tuple(filter(None, parts))
     if len(names) < 2:
         raise UsageError(
             "Type at least two class names with a comma between them, for example: "

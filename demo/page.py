@@ -1,23 +1,23 @@
-"""The page: a heading and four tabs."""
+"""The page: a heading, four tabs, and one look, light and dark; nothing from outside."""
 
 from __future__ import annotations
 
-from html import escape
-
 import gradio as gr
 
-from . import clients_view
-from .about import about_text
+from . import views
 from .api import add_api
-from .clients import first_client
-from .compare_tab import compare_tab
-from .gallery_tab import gallery_tab
-from .model import DemoModel
-
-__all__ = ["build_page"]
+from .model import DemoModel, first_client
+from .tabs import CompareTab, GalleryTab, clients_tab
 
 KEPT = 24 * 60 * 60
 """Seconds that uploads are kept."""
+HEAD = """<style>
+.gradio-container {
+  max-width: 1200px !important; min-width: 0 !important; margin: 0 auto !important;
+}
+@media (max-width: 640px) { .gradio-container .app { padding: 10px !important; } }
+</style>"""
+"""Around the page, where Gradio's scoping of `css` does not reach."""
 
 
 def build_page(model: DemoModel) -> gr.Blocks:
@@ -29,44 +29,41 @@ def build_page(model: DemoModel) -> gr.Blocks:
         analytics_enabled=False,
         delete_cache=(60 * 60, KEPT),
     ) as page:
-        gr.HTML(_heading(model), elem_id="heading")
+        gr.HTML(views.heading(model), elem_id="heading")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Compare", id="compare", elem_id="tab-compare"):
-                compare_tab(model, first)
+                CompareTab(model, first)
             with gr.Tab("Gallery", id="gallery", elem_id="tab-gallery"):
-                gallery_tab(model, first)
+                GalleryTab(model, first)
             with gr.Tab("Clients", id="clients", elem_id="tab-clients"):
-                _clients_tab(model)
+                clients_tab(model)
             with gr.Tab("About", id="about", elem_id="tab-about"):
-                gr.Markdown(about_text(model), elem_id="about-text")
+                gr.Markdown(views.about(model), elem_id="about-text")
         add_api(model, first)
     return page
 
 
-def _heading(model: DemoModel) -> str:
-    manifest = model.manifest
-    count = len(model.clients)
-    facts = (
-        f"{model.title}: {manifest.backbone['name']}, {count} "
-        f"{'client' if count == 1 else 'clients'}, {len(model.class_names)} classes"
+def theme() -> gr.themes.Base:
+    """Calm colours, the system's own fonts."""
+    return gr.themes.Base(
+        primary_hue="teal",
+        secondary_hue="teal",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"),
+        font_mono=("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"),
+    ).set(
+        body_background_fill="*neutral_50",
+        body_background_fill_dark="*neutral_950",
+        block_background_fill="white",
+        block_background_fill_dark="*neutral_900",
+        block_border_width="1px",
+        block_label_text_weight="600",
+        block_title_text_weight="600",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_text_color="white",
+        link_text_color="*primary_700",
+        link_text_color_dark="*primary_300",
     )
-    return (
-        '<div class="pf-header"><h1>One CLIP, a model of its own for every client</h1>'
-        f'<p class="pf-bundle">{escape(facts)}</p>'
-        "<p>What personalization changes on the classes that a client knows, and what becomes of "
-        "those that it never saw.</p></div>"
-    )
-
-
-def _clients_tab(model: DemoModel) -> None:
-    def section(title: str, under: str, name: str) -> None:
-        gr.HTML(
-            f'<h2 class="pf-section">{title}<small>{under}</small></h2>',
-            elem_id=f"clients-{name}-title",
-        )
-
-    gr.HTML(clients_view.traffic(model), elem_id="clients-traffic")
-    section("Accuracy", "zero-shot beside personalized, client by client", "accuracy")
-    gr.HTML(clients_view.accuracies(model), elem_id="clients-accuracy")
-    section("Who has which classes", "training images of every client", "classes")
-    gr.HTML(clients_view.classes(model), elem_id="clients-classes")

@@ -1,210 +1,352 @@
-"""What the page shows, as HTML. Everything that comes from outside is escaped here."""
+"""What the page shows, as HTML and pictures.
+
+The HTML is in `assets/demo/views.html` and `about.md`, escaped by jinja2; this module gives those
+templates what they need. Pictures of tables are drawn once for light and once for dark pages.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from html import escape
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from .compare import Answer, Comparison, ModelAnswers
-from .examples import Found
-from .inputs import thumbnail
-from .model import CLASS_SETS, KINDS, DemoModel, Kind
-from .pictures import Picture
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = [
-    "client_card",
-    "client_title",
-    "comparison",
-    "examples",
-    "hint",
-    "inline_image",
-    "kind_tag",
-    "legend",
-    "picture",
-    "problem",
-]
+from pfedmma_deploy.runtime.manifest import Figures
+from pfedmma_deploy.templates import environment, render_markdown
 
-ZERO_SHOT_TITLE = "Zero-shot CLIP"
+from .compare import Comparison
+from .gallery import FILTERS, Example, Filter, Gallery
+from .model import CLASS_SETS, KINDS, ClientRow, DemoModel, client_rows, image_counts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GROUPS = {
+    "seen": ("Seen here", "classes that this client trained on"),
+    "elsewhere": ("Seen elsewhere", "classes that only other clients trained on"),
+    "novel": ("Novel", "classes that nobody trained on"),
+    "all": ("All", "all images whose class is known"),
+}
+FIGURES = {
+    "local": ("Local", "its own test images, among the base names"),
+    "base": ("Base", "test images of all base classes"),
+    "novel": ("Novel", "classes that nobody trained on"),
+}
+MOST_TAGS = 24
+"""Classes that a client's card names."""
+MOST_CLIENTS = 60
+"""Clients that are shown; the means are over all of them."""
+MOST_SKIPPED = 8
+"""Images left out that are listed."""
+
+
+@cache
+def _macros() -> Any:
+    """The macros of `views.html` by name."""
+    # Names of classes and clients, and of uploaded files, come from anybody.
+    found = environment("demo", autoescape=True)
+    found.filters["words"] = _words
+    found.filters["client_title"] = _client_title
+    found.filters["data_url"] = _data_url
+    found.filters["number"] = "{:,}".format
+    found.globals.update(KINDS=KINDS, CLASS_SETS=CLASS_SETS)
+    return found.get_template("views.html").module
+
+
+def _render(name: str, *values: Any) -> str:
+    return str(getattr(_macros(), name)(*values))
+
+
+def _words(name: str) -> str:
+    """A class name for people: underscores of folder names are spaces."""
+    return name.replace("_", " ")
+
+
+def _client_title(client: str) -> str:
+    return "Zero-shot CLIP" if client == "zero-shot" else f"Client {client}"
+
+
+def _data_url(data: bytes) -> str:
+    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def hint(text: str) -> str:
     """What stands where there is nothing to see yet."""
-    return f'<div class="pf-hint" role="note">{escape(text)}</div>'
+    return _render("hint", text)
 
 
 def problem(text: str) -> str:
     """A sentence about what went wrong."""
-    return (
-        '<div class="pf-problem" role="alert"><span class="pf-mark">!</span>'
-        f"<span>{escape(text)}</span></div>"
+    return _render("problem", text)
+
+
+def section(title: str, under: str) -> str:
+    """A heading between two parts of a tab."""
+    return _render("section", title, under)
+
+
+def heading(model: DemoModel) -> str:
+    """The head of the page, with what it runs on."""
+    count = len(model.clients)
+    clients = "1 client" if count == 1 else f"{count} clients"
+    backbone = model.manifest.backbone["name"]
+    return _render(
+        "heading", f"{model.title}: {backbone}, {clients}, {len(model.class_names)} classes"
     )
 
 
-def client_title(client: str) -> str:
-    """How a model is called."""
-    return ZERO_SHOT_TITLE if client == "zero-shot" else f"Client {client}"
-
-
-def kind_tag(kind: Kind | None) -> str:
-    """A class's relation to the client, in colour and in words."""
-    return "" if kind is None else f'<span class="pf-tag pf-{kind}">{KINDS[kind]}</span>'
-
-
-def legend() -> str:
-    """What the tags mean."""
-    parts: dict[Kind, str] = {
-        "seen": "this client trained on it",
-        "elsewhere": "only other clients did",
-        "novel": "nobody did",
-    }
-    items = "".join(f"<span>{kind_tag(kind)} {text}</span>" for kind, text in parts.items())
-    return f'<div class="pf-legend">{items}</div>'
-
-
-def class_name(name: str) -> str:
-    """A class name for people: underscores of folder names are spaces."""
-    return escape(name.replace("_", " "))
+def about(model: DemoModel) -> str:
+    """What the models are, where the figures come from, and what they do not show, as Markdown."""
+    return render_markdown(
+        "demo",
+        "about.md",
+        manifest=model.manifest,
+        title=model.title,
+        clients=len(model.clients),
+        device=model.classifier.device,
+        provider=model.classifier.provider,
+    )
 
 
 def comparison(found: Comparison) -> str:
     """Verdict, one column per model, and the badge."""
-    columns = "".join(_column(found, answers) for answers in found.models)
-    notes = "".join(f"<p>{escape(text)}</p>" for text in found.remarks)
-    return (
-        f'<div class="pf-result">{_verdict(found)}<div class="pf-columns">{columns}</div>'
-        f'{legend()}<div class="pf-notes">{notes}</div>{_badge(found)}</div>'
-    )
-
-
-def _verdict(found: Comparison) -> str:
-    plain, own = found.zero_shot, found.personalized
-    client = escape(client_title(own.client))
-    first, second = class_name(plain.top[0].name), class_name(own.top[0].name)
-    mark, style = ("=", "same") if found.agree else ("≠", "differ")
-    said = (
-        f"Both say <b>{first}</b>"
-        if found.agree
-        else (f"They differ: zero-shot says <b>{first}</b>, {client} says <b>{second}</b>")
-    )
-    if own.is_right is not None:
-        if own.is_right and not plain.is_right:
-            style, said = "good", f"Only {client} is right: <b>{second}</b>, not {first}"
-        elif plain.is_right and not own.is_right:
-            style, said = "bad", f"Only zero-shot is right: <b>{first}</b>, not {second}"
-        elif own.is_right:
-            style, said = "good", f"Both are right: <b>{first}</b>"
-        else:
-            style = "bad"
-            said = f"Both are wrong: {first}" + ("" if found.agree else f" and {second}")
-            said += f", not <b>{class_name(found.truth or '')}</b>"
-    elif found.truth:
-        said += f". The true class, {class_name(found.truth)}, is none of these names"
-    words = "agree" if found.agree else "differ"
-    return (
-        f'<div class="pf-verdict pf-verdict-{style}"><span class="pf-mark" title="{words}">{mark}'
-        f"</span><span>{said}</span></div>"
-    )
-
-
-def _column(found: Comparison, answers: ModelAnswers) -> str:
-    plain = answers.client == "zero-shot"
-    side = "plain" if plain else "own"
-    under = "as it was before training" if plain else "personalized"
-    rows = "".join(_answer(answer, found.truth) for answer in answers.top)
-    mark = {True: ("✓ right", "right"), False: ("✗ wrong", "wrong"), None: ("", "")}[
-        answers.is_right
-    ]
-    said = f'<span class="pf-judged pf-{mark[1]}">{mark[0]}</span>' if mark[0] else ""
-    return (
-        f'<section class="pf-column pf-column-{side}" data-client="{escape(answers.client)}">'
-        f"<header><div><h3>{escape(client_title(answers.client))}</h3><p>{under}</p></div>{said}"
-        f"</header><ol>{rows}</ol></section>"
-    )
-
-
-def _answer(answer: Answer, truth: str | None) -> str:
-    percent = 100 * answer.probability
-    true = ' <span class="pf-true">true class</span>' if answer.name == truth else ""
-    return (
-        f'<li><div class="pf-line"><span class="pf-name">{class_name(answer.name)}</span>'
-        f"{kind_tag(answer.kind)}{true}"
-        f'<span class="pf-percent">{percent:.0f} %</span></div>'
-        f'<div class="pf-bar pf-{answer.kind}"><i style="width:{percent:.1f}%"></i></div></li>'
-    )
-
-
-def _badge(found: Comparison) -> str:
     device = {"cpu": "CPU", "cuda": "GPU"}.get(found.device, found.device)
-    said = (
-        device,
-        found.precision,
-        f"{found.milliseconds:.0f} ms for {len(found.models)} models in one call",
-        f"{found.names} names: {CLASS_SETS[found.class_set].lower()}",
-    )
-    items = "".join(f"<span>{escape(text)}</span>" for text in said)
-    return f'<div class="pf-badge" id="compare-badge">{items}</div>'
+    return _render("comparison", found, device)
 
 
 def client_card(model: DemoModel, client: str) -> str:
     """What a client has seen, and what its model reaches."""
-    from .clients import client_rows
-
-    info = model.client(client)
-    row = next(row for row in client_rows(model) if row.id == client)
-    shown = 24
-    tags = "".join(
-        f'<span class="pf-tag pf-seen">{class_name(name)}</span>' for name in row.seen[:shown]
-    )
-    if len(row.seen) > shown:
-        tags += f"<span>and {len(row.seen) - shown} more</span>"
-    count = f"{row.images:,} images of " if row.images is not None else ""
-    classes = "1 class" if len(info.seen) == 1 else f"{len(info.seen)} classes"
-    figures = ""
-    if row.zero_shot and row.personalized:
-        pairs = (
-            ("its own test images", row.zero_shot.local, row.personalized.local),
-            ("novel classes", row.zero_shot.novel, row.personalized.novel),
-        )
-        figures = "".join(
-            f'<div class="pf-figure"><b>{after:.0f} %</b> on {what}'
-            f"<small>zero-shot {before:.0f} %</small></div>"
-            for what, before, after in pairs
-            if before is not None and after is not None
-        )
-    return (
-        f'<div class="pf-client"><p>Client {escape(client)} trained on {count}{classes}:</p>'
-        f'<div class="pf-tags">{tags}</div><div class="pf-figures">{figures}</div></div>'
-    )
+    place = model.clients.index(model.client(client))
+    return _render("client_card", client_rows(model)[place], MOST_TAGS)
 
 
-def examples(found: Sequence[Found]) -> str:
+def examples(found: Sequence[Example]) -> str:
     """Pictures to click."""
-    if not found:
+    return _render("examples", found)
+
+
+def figures(gallery: Gallery) -> str:
+    """Accuracy of both models by group, and what should be said about the images."""
+    return _render("figures", gallery, GROUPS, len(gallery.choose("differ")), MOST_SKIPPED)
+
+
+def grid(gallery: Gallery, chosen: Filter, most: int) -> tuple[str, bool]:
+    """The images that a filter shows, at most `most`, and whether there are more."""
+    rows = gallery.choose(chosen)
+    said = f"“{FILTERS[chosen]}”: {len(rows):,} of {len(gallery.rows):,} images"
+    if not rows:
+        return hint(f"{said}. Nothing to see here: choose another filter."), False
+    return _render("grid", said, rows, most), len(rows) > most
+
+
+def confusions(gallery: Gallery) -> str:
+    """Both confusion matrices as pictures, side by side where there is room."""
+    if not gallery.figures():
         return hint(
-            "This model was trained on images that are not part of the package, so there are no "
-            "examples to click: drop a picture of your own."
+            "A confusion matrix needs images whose true class is known: a zip with one folder per "
+            "class, or the sample."
         )
-    cards = "".join(
-        f'<button type="button" class="pf-example" data-example="{number}">'
-        f"{inline_image(thumbnail(one.image), one.truth)}"
-        f"<span><b>{class_name(one.truth)}</b>{escape(one.caption)}</span></button>"
-        for number, one in enumerate(found)
-    )
-    return f'<div class="pf-examples">{cards}</div>'
+    plain = confusion_picture(*gallery.confusion("zero_shot"), _client_title("zero-shot"))
+    own = confusion_picture(*gallery.confusion("personalized"), _client_title(gallery.client))
+    return _render("pictures", (plain, own))
+
+
+def traffic(model: DemoModel) -> str:
+    """How much was sent, in tiles."""
+    history = model.manifest.history
+    if history is None:
+        return ""
+    shared, total = history.parameters.get("shared", 0), sum(history.parameters.values())
+    share = f"{100 * shared / total:.2g} % of the model" if total else ""
+    size: tuple[str, str] = str(history.bytes_total), "bytes"
+    for unit, factor in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
+        if history.bytes_total >= factor:
+            size = f"{history.bytes_total / factor:.3g}", unit
+    return _render("traffic", len(model.clients), history, share, size)
+
+
+def accuracies(model: DemoModel) -> str:
+    """Local, base and novel accuracy of every client, zero-shot beside personalized."""
+    rows = [row for row in client_rows(model) if row.zero_shot and row.personalized]
+    if not rows:
+        return hint(
+            "This bundle does not say how accurate its clients are. Export it from a finished run "
+            "with `pfedmma export`, or measure them with `pfedmma evaluate`."
+        )
+    means = _mean(rows, "zero_shot"), _mean(rows, "personalized")
+    return _render("accuracies", rows, means, FIGURES, MOST_CLIENTS)
+
+
+def _mean(rows: Sequence[ClientRow], side: str) -> Figures:
+    means: list[float | None] = []
+    for figure in FIGURES:
+        values = [getattr(getattr(row, side), figure) for row in rows]
+        known = [value for value in values if value is not None]
+        means.append(sum(known) / len(known) if known else None)
+    return Figures(*means)
+
+
+def classes(model: DemoModel) -> str:
+    """Who has which classes, as a heat map, and the three kinds of classes in words."""
+    counts, known = image_counts(model)
+    rows = [f"Client {info.id}" for info in model.clients[:MOST_CLIENTS]]
+    drawn = counts_picture(counts[:MOST_CLIENTS], rows, model.class_names, model.manifest.novel)
+    base, novel = _listed(model, model.manifest.base), _listed(model, model.manifest.novel)
+    return _render("classes", known, base, novel, drawn)
+
+
+def _listed(model: DemoModel, labels: Sequence[int], most: int = 30) -> str:
+    shown = _words(", ".join(model.named(labels[:most])))
+    return shown if len(labels) <= most else f"{shown} and {len(labels) - most} more"
+
+
+# Pictures. pyplot is not used: it keeps figures in global state, and many threads draw.
+
+MOST_NUMBERS = 16
+"""Rows or columns beyond which cells are too small for numbers."""
+MOST_NAMES = 60
+"""Rows or columns beyond which they are too narrow for names."""
+SHORT = 14
+"""Letters of a name that are shown on an axis."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The same picture for both kinds of page, as PNG, and in words."""
+
+    light: bytes
+    dark: bytes
+    description: str
+
+
+@dataclass(frozen=True)
+class _Look:
+    text: str
+    back: str
+    low: str
+    high: str
+
+
+LIGHT = _Look(text="#1f2937", back="#ffffff", low="#f1f5f9", high="#0f766e")
+DARK = _Look(text="#e5e7eb", back="#1f2937", low="#273549", high="#2dd4bf")
 
 
 def picture(drawn: Picture) -> str:
     """A picture that follows the page from light to dark."""
-    return (
-        f'<div class="pf-picture"><span class="pf-when-light">'
-        f"{inline_image(drawn.light, drawn.description)}</span>"
-        f'<span class="pf-when-dark">{inline_image(drawn.dark, drawn.description)}</span></div>'
-    )
+    return _render("picture", drawn)
 
 
-def inline_image(data: bytes, description: str) -> str:
-    """An image inside the page: no file, no address."""
-    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
-    code = base64.b64encode(data).decode()
-    return f'<img alt="{escape(description)}" src="data:image/{kind};base64,{code}">'
+def confusion_picture(counts: NDArray[Any], names: Sequence[str], title: str) -> Picture:
+    """A confusion matrix: counts [C, C] of true class (row) and answer (column).
+
+    Colour is the share of its row, so that classes with few images count as much as others.
+    """
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    right = int(np.trace(counts))
+
+    def label(axes: Axes, look: _Look) -> None:
+        axes.set_title(title, color=look.text, fontsize=11, loc="left", pad=10)
+        axes.set_ylabel("true class", color=look.text, fontsize=9)
+        axes.set_xlabel("answer", color=look.text, fontsize=9)
+
+    description = f"{title}: {right} of {int(counts.sum())} right, {len(names)} classes"
+    return _draw(counts, shares, names, names, label, description)
+
+
+def counts_picture(
+    counts: NDArray[Any], rows: Sequence[str], names: Sequence[str], novel: Sequence[int]
+) -> Picture:
+    """Who has which classes: counts [clients, C]; names of novel classes are in italics."""
+    # By their roots, so that a few images are told from none beside a client with thousands.
+    shares = np.sqrt(counts / max(1, int(counts.max(initial=0))))
+    said = []
+    for row, name in enumerate(rows[:MOST_NUMBERS]):
+        own = [f"{names[c]} {counts[row, c]}" for c in np.flatnonzero(counts[row]).tolist()]
+        said.append(f"{name}: {', '.join(own)}")
+
+    def label(axes: Axes, look: _Look) -> None:
+        texts = axes.get_xticklabels()
+        for number in novel:
+            if number < len(texts):
+                texts[number].set_fontstyle("italic")
+
+    description = f"Training images of {len(rows)} clients by class: {'; '.join(said)}"
+    return _draw(counts, shares, rows, names, label, description)
+
+
+def _draw(
+    counts: NDArray[Any],
+    shares: NDArray[Any],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    label: Callable[[Axes, _Look], None],
+    description: str,
+) -> Picture:
+    """Counts in cells coloured by `shares`, 0 to 1, for both kinds of page."""
+    drawn = []
+    for look in (LIGHT, DARK):
+        figure, axes = _grid(shares, look, rows, columns)
+        label(axes, look)
+        if max(counts.shape) <= MOST_NUMBERS:
+            _write_numbers(axes, counts, shares, look)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=160)  # sharp on phones, whose pixels are small
+        drawn.append(buffer.getvalue())
+    return Picture(drawn[0], drawn[1], description)
+
+
+def _grid(
+    shares: NDArray[Any], look: _Look, rows: Sequence[str], columns: Sequence[str]
+) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    cell = 0.38 if max(len(rows), len(columns)) <= MOST_NAMES else 0.08
+    size = (1.5 + cell * max(len(columns), 8), 1.3 + cell * max(len(rows), 3))
+    figure = Figure(figsize=size, facecolor=look.back, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    colours = LinearSegmentedColormap.from_list("shares", [look.low, look.high])
+    axes.imshow(shares, cmap=colours, vmin=0, vmax=1, aspect="auto")
+    axes.set_yticks([])
+    axes.set_xticks([])
+    if len(rows) <= MOST_NAMES:
+        axes.set_yticks(range(len(rows)), _short(rows), color=look.text, fontsize=9)
+    if len(columns) <= MOST_NAMES:
+        axes.set_xticks(range(len(columns)), _short(columns), color=look.text, fontsize=9)
+        for text in axes.get_xticklabels():
+            text.set(rotation=45, ha="right", rotation_mode="anchor")
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    if cell > 0.1:
+        axes.grid(which="minor", color=look.back, linewidth=2)
+    axes.tick_params(which="both", length=0)
+    return figure, axes
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Names as they stand on an axis."""
+    found = []
+    for name in names:
+        short = name if len(name) <= SHORT else f"{name[: SHORT - 1]}…"
+        # A dollar sign would start a formula.
+        found.append(_words(short).replace("$", r"\$"))
+    return found
+
+
+def _write_numbers(axes: Axes, counts: NDArray[Any], shares: NDArray[Any], look: _Look) -> None:
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            # Dark on bright and bright on dark.
+            colour = look.back if shares[row, column] > 0.5 else look.text
+            axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8.5, color=colour)

@@ -24,6 +24,7 @@ LAYERS = (
         "memory",
         "processor",
         "processes",
+        "templates",
     },
     {"backbone", "adapters", "data"},
     {"methods", "store"},

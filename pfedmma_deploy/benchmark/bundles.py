@@ -25,12 +25,12 @@ from pfedmma_deploy.export.banks import (
     replace_banks,
     stack_banks,
 )
-from pfedmma_deploy.export.card import seal
-from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.graph import ImageGraph
 from pfedmma_deploy.export.models import portable_model, reduced_model, write_fp32
 from pfedmma_deploy.export.onnx_file import LARGEST, to_bytes
 from pfedmma_deploy.export.parity import compare, run_clients
+from pfedmma_deploy.export.publish import seal
 from pfedmma_deploy.export.tokenizer import write_tokenizer
 from pfedmma_deploy.methods.pfedmma import PFedMMA
 from pfedmma_deploy.runtime import bundle as names
@@ -61,7 +61,7 @@ class RandomBundles:
         self.folder = folder
         self.bottleneck_dim = bottleneck_dim
 
-    def make(self, clients: int, form: Form) -> Path:
+    def make(self, clients: int, form: ExportConfig) -> Path:
         """A bundle that serves zero-shot and `clients` random clients.
 
         Raises:
@@ -107,18 +107,18 @@ class RandomBundles:
         parameters = {"bottleneck_dim": self.bottleneck_dim, "scale": SCALE}
         return PFedMMA.configure(parameters).build(self.backbone, torch.Generator())
 
-    def _exact(self, form: Form) -> Path:
+    def _exact(self, form: ExportConfig) -> Path:
         """Folder of the fp32 model with one client, in the form's flavour."""
         folder = self.folder / f"exact-{form.flavour}"
         if not folder.exists():
             folder.mkdir()
-            manifest = self._manifest(1, Form(form.flavour))
+            manifest = self._manifest(1, ExportConfig(form.flavour))
             model = type(self._portable)()
             model.CopyFrom(self._portable)
             write_fp32(folder, model, names.VISION_MODEL, self.backbone, manifest)
         return folder
 
-    def _manifest(self, clients: int, form: Form) -> Manifest:
+    def _manifest(self, clients: int, form: ExportConfig) -> Manifest:
         return describe.manifest(
             self.backbone,
             [ExportClient(str(number), self._adapter) for number in range(1, clients + 1)],
@@ -128,7 +128,7 @@ class RandomBundles:
             novel=(),
             adapter={"method": PFedMMA.name, **self._adapter.export_settings()},
             logit_scale=self.backbone.logit_scale,
-            form=form,
+            config=form,
             provenance={"run": "benchmark: random adapters"},
         )
 
@@ -147,7 +147,9 @@ class RandomBundles:
         size = self.backbone.image_size
         return np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
 
-    def _parity(self, file: Path, text: NDArray[np.float32], form: Form) -> dict[str, float | int]:
+    def _parity(
+        self, file: Path, text: NDArray[np.float32], form: ExportConfig
+    ) -> dict[str, float | int]:
         """The zero-shot row against open_clip's own tower: no benchmark of a wrong model."""
         images, clients = self._images(), np.zeros(2, np.int64)
         with torch.inference_mode():

@@ -8,7 +8,13 @@ from typing import Literal, get_args
 
 from pfedmma_deploy.benchmark.environment import available_cores
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.export.form import Flavour, Form, Precision, Storage, default_flavour
+from pfedmma_deploy.export.export_config import (
+    ExportConfig,
+    Flavour,
+    Precision,
+    Storage,
+    default_flavour,
+)
 
 __all__ = ["MEASURES", "InferenceOptions"]
 
@@ -77,9 +83,9 @@ class InferenceOptions:
                 raise UsageError(f"name at least one {name}, each once: {list(chosen)}")
 
     @property
-    def forms(self) -> list[Form]:
+    def forms(self) -> list[ExportConfig]:
         """One form per precision."""
         return [
-            Form(self.flavour or default_flavour(precision), precision, self.weights)
+            ExportConfig(self.flavour or default_flavour(precision), precision, self.weights)
             for precision in self.precisions
         ]

@@ -14,7 +14,7 @@ from pfedmma_deploy.benchmark.rate import Setting, measure_rates
 from pfedmma_deploy.benchmark.rows import Row
 from pfedmma_deploy.benchmark.subjects import exported, plain_onnx
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.progress import Progress
 from pfedmma_deploy.runtime import Bundle
 from pfedmma_deploy.runtime.bundle import VISION_MODEL
@@ -25,7 +25,7 @@ __all__ = ["measure_scaling"]
 def measure_scaling(
     source: RandomBundles,
     counts: Sequence[int],
-    form: Form,
+    form: ExportConfig,
     batch: int,
     setting: Setting,
     progress: Progress,

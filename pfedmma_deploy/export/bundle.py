@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import describe
 from pfedmma_deploy.export.banks import ExportClient, require_names
-from pfedmma_deploy.export.card import seal
-from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.graph import ClassifierGraph
 from pfedmma_deploy.export.models import (
     build_graphs,
@@ -29,14 +28,13 @@ from pfedmma_deploy.export.models import (
     write_reduced,
 )
 from pfedmma_deploy.export.parity import Parity
-from pfedmma_deploy.export.publish import require_replaceable, staged
+from pfedmma_deploy.export.publish import require_replaceable, seal, staged
 from pfedmma_deploy.export.quality import Evaluation, Quality, measure_quality
 from pfedmma_deploy.export.tokenizer import require_clip_tokenizer, write_tokenizer
 from pfedmma_deploy.export.verify import Trained, trained_side, verify_models
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.runtime import bundle as names
-from pfedmma_deploy.runtime.history import History
-from pfedmma_deploy.runtime.manifest import Manifest
+from pfedmma_deploy.runtime.manifest import History, Manifest
 from pfedmma_deploy.store.files import write_bytes
 
 if TYPE_CHECKING:
@@ -57,7 +55,7 @@ class ExportReport:
     parity: Parity
     seconds: float
     quality: Quality | None = None
-    """What a form less exact than fp32 changes in decisions on real images."""
+    """What reduced precision changes in decisions on real images."""
 
     def to_dict(self) -> dict[str, Any]:
         """The stable keys of `pfedmma export --json`."""
@@ -85,7 +83,7 @@ def export_bundle(
     provenance: Mapping[str, Any],
     logit_scale: float | None = None,
     classifier: bool = False,
-    form: Form | None = None,
+    form: ExportConfig | None = None,
     evaluation: Evaluation | None = None,
     history: History | None = None,
     progress: Progress | None = None,
@@ -107,7 +105,7 @@ def export_bundle(
         logit_scale: factor on the similarities; None takes the backbone's own.
         classifier: also write `classifier.onnx`, pixels to class scores in one file.
         form: operators, precision and storage; default fused for ONNX Runtime, fp32.
-        evaluation: labelled images on which a form less exact than fp32 is judged; it needs them.
+        evaluation: labelled images on which reduced precision is judged; it needs them.
         history: what the bundle shall remember of its training.
         progress: is told what is being done.
 
@@ -117,11 +115,11 @@ def export_bundle(
             more accuracy than it may. Nothing is left behind.
     """
     started, report = time.perf_counter(), progress or Silent()
-    form, factor = form or Form(), logit_scale or backbone.logit_scale
+    form, factor = form or ExportConfig(), logit_scale or backbone.logit_scale
     _require_inputs(backbone, class_names, prompt, parity_images)
     if evaluation is None and not form.is_exact:
         raise ExportError(
-            "Less exact models than fp32 are judged on labelled images before they are written: "
+            "Models in reduced precision are judged on labelled images before they are written: "
             "give `evaluation`, or export in fp32."
         )
     require_replaceable(out)
@@ -145,7 +143,7 @@ def export_bundle(
         provenance=provenance,
         history=history,
         logit_scale=factor,
-        form=form,
+        config=form,
         adapter=adapter,
     )
     quality = None
@@ -163,9 +161,9 @@ def export_bundle(
 
 
 def _reduce(
-    folder: Path, form: Form, manifest: Manifest, trained: Trained, evaluation: Evaluation
+    folder: Path, form: ExportConfig, manifest: Manifest, trained: Trained, evaluation: Evaluation
 ) -> tuple[Parity, Quality]:
-    """Bring the verified fp32 models of `folder` into a less exact form that is good enough."""
+    """Bring the verified fp32 models of `folder` into reduced precision that is good enough."""
     with tempfile.TemporaryDirectory(dir=folder) as inner:
         reduced = Path(inner)
         write_reduced(folder, reduced, form, manifest)

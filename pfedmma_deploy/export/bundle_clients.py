@@ -38,19 +38,18 @@ from pfedmma_deploy.export.banks import (
     client_rows,
     replace_banks,
 )
-from pfedmma_deploy.export.card import seal
-from pfedmma_deploy.export.history import without_client
+from pfedmma_deploy.export.describe import without_client
 from pfedmma_deploy.export.onnx_file import to_bytes
 from pfedmma_deploy.export.parity import run_clients
-from pfedmma_deploy.export.publish import staged
+from pfedmma_deploy.export.publish import seal, staged
 from pfedmma_deploy.methods.base import Method, Tensors
 from pfedmma_deploy.methods.registry import make_method
 from pfedmma_deploy.runtime import bundle as names
 from pfedmma_deploy.runtime.bundle import Bundle
-from pfedmma_deploy.runtime.inputs import load_pixels
 from pfedmma_deploy.runtime.manifest import ClientInfo, Manifest
 from pfedmma_deploy.runtime.providers import open_session
-from pfedmma_deploy.runtime.tokenizer import Tokenizer
+from pfedmma_deploy.runtime.sources import load_pixels
+from pfedmma_deploy.runtime.text_tower import Tokenizer
 from pfedmma_deploy.store.files import parse_json, parse_tensors, read_bytes, write_bytes
 from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.types import Tower

@@ -1,32 +1,50 @@
-"""What a bundle says about itself: signatures, manifest, metadata inside the ONNX files."""
+"""What a bundle says about itself: signatures, manifest, training, metadata in the ONNX files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pfedmma_deploy import __version__
+from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.export.banks import ExportClient
-from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.onnx_file import OPSET
+from pfedmma_deploy.federated.evaluate import RunEvaluation, evaluate_run
+from pfedmma_deploy.federated.session import Session
+from pfedmma_deploy.progress import Progress
 from pfedmma_deploy.runtime import bundle as names
-from pfedmma_deploy.runtime.history import History
 from pfedmma_deploy.runtime.manifest import (
     ZERO_SHOT,
+    ClientHistory,
     ClientInfo,
-    FileInfo,
+    Figures,
+    History,
     Manifest,
     Preprocessing,
 )
+from pfedmma_deploy.store.run import Run
+from pfedmma_deploy.types import ClientData, Federation
 
 if TYPE_CHECKING:
     from pfedmma_deploy.backbone.clip import Backbone
 
-__all__ = ["SIGNATURES", "ModelSignature", "manifest", "metadata", "with_files"]
+__all__ = [
+    "SIGNATURES",
+    "ModelSignature",
+    "manifest",
+    "measure",
+    "metadata",
+    "run_history",
+    "without_client",
+]
+
+MOST_IMAGES = 30_000
+"""Images through a tower beyond which an export does not measure accuracies by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +81,7 @@ def manifest(
     novel: Sequence[int],
     adapter: Mapping[str, Any],
     logit_scale: float,
-    form: Form,
+    config: ExportConfig,
     provenance: Mapping[str, Any],
     history: History | None = None,
 ) -> Manifest:
@@ -71,7 +89,9 @@ def manifest(
     rows = [ClientInfo(0, ZERO_SHOT, ())]
     for index, client in enumerate(clients, start=1):
         rows.append(ClientInfo(index, client.id, tuple(sorted(map(int, client.seen)))))
-    packages = ("torch", "open_clip_torch", "onnx", "onnxscript", "tokenizers")
+    versions = {"pfedmma_deploy": __version__}
+    for package in ("torch", "open_clip_torch", "onnx", "onnxscript", "tokenizers"):
+        versions[package] = version(package)
     return Manifest(
         clients=tuple(rows),
         class_names=tuple(class_names),
@@ -88,9 +108,10 @@ def manifest(
         ),
         embed_dim=backbone.embed_dim,
         context_length=backbone.context_length,
-        flavour=form.flavour,
-        precision=form.precision,
-        weights="fp16" if form.precision == "fp16" else form.weights,
+        flavour=config.flavour,
+        precision=config.precision,
+        # Half-precision arithmetic has half-precision weights, whatever was asked for.
+        weights="fp16" if config.precision == "fp16" else config.weights,
         opset=OPSET,
         backbone={
             "name": backbone.name,
@@ -99,28 +120,12 @@ def manifest(
             "activation": backbone.activation,
         },
         adapter=dict(adapter),
-        provenance={
-            **provenance,
-            "versions": {
-                "pfedmma_deploy": __version__,
-                **{package: version(package) for package in packages},
-            },
-        },
+        provenance={**provenance, "versions": versions},
         parity={},
         quality={},
         files={},
         history=history,
     )
-
-
-def with_files(base: Manifest, folder: Path, parity: Mapping[str, Any]) -> Manifest:
-    """The manifest with the parity report, and sizes and hashes of what is in the folder."""
-    files = {
-        path.name: FileInfo(path.stat().st_size, names.file_sha256(path))
-        for path in sorted(folder.iterdir())
-        if path.name != names.MANIFEST
-    }
-    return replace(base, files=files, parity=parity)
 
 
 def metadata(base: Manifest, name: str) -> dict[str, str]:
@@ -130,32 +135,30 @@ def metadata(base: Manifest, name: str) -> dict[str, str]:
     mean what they mean in Ultralytics' exports, and are written as there (Python literals); the
     rest is JSON. There is no `date`: equal models are equal files.
     """
-    size = base.preprocessing.image_size
-    settings = base.preprocessing
+    pre = base.preprocessing
+    arguments = {
+        "batch": 1,
+        "dynamic": True,
+        "half": base.precision == "fp16",
+        "int8": base.precision == "int8",
+        "opset": base.opset,
+    }
     return {
         "description": f"{SIGNATURES[name].description}, {base.backbone['name']}, "
         f"{len(base.clients) - 1} clients",
         "task": "classify" if name == names.CLASSIFIER_MODEL else "embed",
         "version": __version__,
         "license": "the backbone's own; see README.md of the bundle",
-        "imgsz": str([size, size]),
+        "imgsz": str([pre.image_size, pre.image_size]),
         "batch": "1",
         "channels": "3",
         "names": str(dict(enumerate(base.class_names))),
-        "args": str(
-            {
-                "batch": 1,
-                "dynamic": True,
-                "half": base.precision == "fp16",
-                "int8": base.precision == "int8",
-                "opset": base.opset,
-            }
-        ),
+        "args": str(arguments),
         "clients": json.dumps([client.id for client in base.clients]),
         "prompt": base.prompt,
         "logit_scale": repr(base.logit_scale),
         "preprocessing": json.dumps(
-            {"resize_mode": settings.resize_mode, "interpolation": settings.interpolation}
+            {"resize_mode": pre.resize_mode, "interpolation": pre.interpolation}
         ),
         "flavour": base.flavour,
         "precision": base.precision,
@@ -163,3 +166,79 @@ def metadata(base: Manifest, name: str) -> dict[str, str]:
         "backbone": json.dumps(dict(base.backbone)),
         "adapter": json.dumps(dict(base.adapter)),
     }
+
+
+def measure(
+    run: Run, session: Session, clients: Collection[str], progress: Progress
+) -> RunEvaluation | None:
+    """Accuracies of these clients; None, which is said, where there are too many test images."""
+    federation = session.federation
+    tests = len(federation.base_test) + len(federation.novel_test)
+    count = tests * (1 + sum(client.id in clients for client in federation.clients))
+    if count > MOST_IMAGES:
+        progress.note(
+            f"The bundle will not say how accurate its clients are: that takes {count:,} images "
+            f"through the model, more than {MOST_IMAGES:,}; `pfedmma evaluate` measures it."
+        )
+        return None
+    return evaluate_run(run, clients=clients, session=session, progress=progress)
+
+
+def run_history(
+    run: Run,
+    federation: Federation,
+    clients: Sequence[str],
+    class_count: int,
+    measured: RunEvaluation | None,
+) -> History:
+    """Rounds, traffic, and for each of `clients` its images per class and its accuracies.
+
+    Args:
+        run: a finished run.
+        federation: the run's.
+        clients: ids of the bundle's clients.
+        class_count: of the bundle; its first classes are the run's.
+        measured: accuracies of the run's clients; None leaves them out.
+    """
+    sent = 0.0
+    for entry in run.rounds:
+        both_ways = entry["bytes_up_per_client"] + entry["bytes_down_per_client"]
+        sent += len(entry["clients"]) * both_ways
+    data = {client.id: client for client in federation.clients}
+    histories = {}
+    for client in clients:
+        before = measured.zero_shot.get(client) if measured else None
+        after = measured.personalized.get(client) if measured else None
+        counts = _counts(data.get(client), class_count)
+        histories[client] = ClientHistory(counts, _figures(before), _figures(after))
+    traffic = run.manifest["bytes_per_round"]
+    return History(
+        rounds=len(run.rounds),
+        bytes_up_per_client_round=traffic["up"],
+        bytes_down_per_client_round=traffic["down"],
+        bytes_total=round(sent),
+        parameters=dict(run.manifest["parameters"]),
+        clients=histories,
+    )
+
+
+def without_client(history: History | None, client: str) -> History | None:
+    """The history once `client` has left the bundle; what was sent stays sent."""
+    if history is None:
+        return None
+    kept = {name: entry for name, entry in history.clients.items() if name != client}
+    return replace(history, clients=kept)
+
+
+def _counts(client: ClientData | None, class_count: int) -> tuple[int, ...]:
+    """Training images by the bundle's labels; empty for a client that joined with its own data."""
+    if client is None:
+        return ()
+    found = Counter(example.label for example in client.train)
+    return tuple(found[label] for label in range(class_count))
+
+
+def _figures(accuracy: Accuracy | None) -> Figures | None:
+    if accuracy is None:
+        return None
+    return Figures(accuracy.local, accuracy.base, accuracy.novel)

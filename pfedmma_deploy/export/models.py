@@ -17,7 +17,7 @@ from pfedmma_deploy.adapters.base import BankModule
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import describe
 from pfedmma_deploy.export.banks import TOWER_OF, ExportClient, client_banks, stack_banks
-from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.fusion import TowerShape, fuse
 from pfedmma_deploy.export.graph import ImageGraph, TextGraph
 from pfedmma_deploy.export.onnx_file import to_bytes, to_onnx
@@ -42,7 +42,7 @@ __all__ = [
 
 
 def require_flavour(
-    form: Form, method: str, clients: Sequence[ExportClient], backbone: Backbone
+    form: ExportConfig, method: str, clients: Sequence[ExportClient], backbone: Backbone
 ) -> None:
     """Raises `ExportError` where the clients' changes keep attention from being fused."""
     banks = clients[0].adapter.export_banks(backbone) if form.flavour == "ort" else ()
@@ -136,7 +136,7 @@ def write_fp32(
     write_bytes(folder / name, data)
 
 
-def write_reduced(source: Path, out: Path, form: Form, manifest: Manifest) -> None:
+def write_reduced(source: Path, out: Path, form: ExportConfig, manifest: Manifest) -> None:
     """Write the models of folder `source` to folder `out`, in reduced precision."""
     import onnx
 
@@ -146,7 +146,7 @@ def write_reduced(source: Path, out: Path, form: Form, manifest: Manifest) -> No
         write_bytes(out / file.name, data)
 
 
-def reduced_model(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
+def reduced_model(model: onnx.ModelProto, form: ExportConfig) -> onnx.ModelProto:
     """An fp32 model in the form's precision and storage."""
     if form.precision == "fp16":
         return to_half(model)

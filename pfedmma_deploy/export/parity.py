@@ -96,11 +96,11 @@ def run_clients(
 ) -> NDArray[np.float32]:
     """The only output of a model for `items` [N, ...], each with its own client, in batches."""
     first, second = (node.name for node in session.get_inputs())
-    parts = [
-        session.run(None, {first: items[i : i + BATCH], second: clients[i : i + BATCH]})[0]
-        for i in range(0, len(items), BATCH)
-    ]
-    return np.concatenate(parts)
+    found = []
+    for start in range(0, len(items), BATCH):
+        rows = slice(start, start + BATCH)
+        found += session.run(None, {first: items[rows], second: clients[rows]})
+    return np.concatenate(found)
 
 
 def cosines(

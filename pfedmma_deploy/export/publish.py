@@ -1,4 +1,8 @@
-"""A bundle appears under its name only when it is complete, and replaces its forerunner at once."""
+"""A bundle appears under its name only when it is complete, and replaces its forerunner at once.
+
+Its last two files are written here: the model card (from `assets/export/card.md`, where no name of
+a class or a client can become markup), and the manifest with the hashes of all others.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,22 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pfedmma_deploy.errors import ExportError
-from pfedmma_deploy.runtime.bundle import MANIFEST
-from pfedmma_deploy.runtime.manifest import FORMAT
+from pfedmma_deploy.runtime.bundle import MANIFEST, MODEL_CARD, Bundle, file_sha256
+from pfedmma_deploy.runtime.manifest import FORMAT, FileInfo, Manifest
+from pfedmma_deploy.store.files import write_bytes
+from pfedmma_deploy.templates import render_markdown
 
-__all__ = ["require_replaceable", "staged"]
+__all__ = ["model_card", "require_replaceable", "seal", "staged"]
+
+MOST_ROWS = 50
+"""Clients that the model card lists."""
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -47,17 +58,65 @@ def staged(out: Path) -> Iterator[Path]:
     out = out.resolve()
     require_replaceable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because a rename does not cross file systems.
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     try:
         folder.chmod(0o755)  # mkdtemp's is for its owner alone
         yield folder
         _flush(folder)
+        # Again: an export takes minutes, in which somebody may have put something else there.
         require_replaceable(out)
         _take_name(folder, out)
         _flush(out.parent)
     finally:
         # Holds the older bundle after an exchange, unfinished files after an error.
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def seal(folder: Path, title: str, manifest: Manifest, parity: Mapping[str, Any]) -> dict[str, int]:
+    """Complete a bundle whose other files are there: model card, then the manifest with all hashes.
+
+    Returns the size of every file.
+    """
+    # Twice: the card lists the files, and is one of those that the manifest has the hashes of.
+    manifest = _with_files(manifest, folder, parity)
+    write_bytes(folder / MODEL_CARD, model_card(title, manifest).encode())
+    manifest = _with_files(manifest, folder, parity)
+    text = json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False)
+    write_bytes(folder / MANIFEST, f"{text}\n".encode())
+    # As any reader will: what was written must be what can be read.
+    Bundle.open(folder).verify()
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+
+
+def _with_files(manifest: Manifest, folder: Path, parity: Mapping[str, Any]) -> Manifest:
+    """The manifest with the parity report, and sizes and hashes of what is in the folder."""
+    files = {
+        path.name: FileInfo(path.stat().st_size, file_sha256(path))
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
+    }
+    return replace(manifest, files=files, parity=parity)
+
+
+def model_card(title: str, manifest: Manifest) -> str:
+    """Markdown for a bundle named `title`: what the model is, how it was checked, how to use it."""
+    listed = manifest.clients[:MOST_ROWS]
+
+    def named(labels: Sequence[int]) -> list[str]:
+        return [manifest.class_names[label] for label in labels]
+
+    # Where novel means base classes that look otherwise, the two lists would be the same.
+    novel = manifest.novel if set(manifest.novel) - set(manifest.base) else ()
+    return render_markdown(
+        "export",
+        "card.md",
+        m=manifest,
+        title=title,
+        clients=[(client, named(client.seen)) for client in listed],
+        base=named(manifest.base),
+        novel=named(novel),
+    )
 
 
 def _take_name(folder: Path, out: Path) -> None:

@@ -1,15 +1,15 @@
-"""Is a less exact model good enough? Its decisions on real images, before and after.
+"""Is a model in reduced precision good enough? Its decisions on real images, before and after.
 
 Parity in fp32 has been shown already; what counts for fp16 and int8 is whether the answers stay:
-cosine with the exact features, class scores, chosen classes, accuracy on local, base and novel.
-Text features are the less exact text tower's own, as for classes typed at run time; the stored
-ones of the known classes are exact, so plain prediction is no worse than what is measured here.
+cosine with the fp32 features, class scores, chosen classes, accuracy on local, base and novel.
+Text features are the reduced text tower's own, as for classes typed at run time; the stored ones of
+the known classes are fp32, so plain prediction is no worse than what is measured here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,15 +52,15 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Quality:
-    """What a less exact form changes; accuracies in percent, None where nothing is measured."""
+    """What reduced precision changes; accuracies in percent, None where nothing is measured."""
 
     device: str
-    """Where the less exact model was run."""
+    """Where the reduced model was run."""
     images: int
     """(image, client) pairs compared."""
     mean_cosine: float
     least_cosine: float
-    """Between an image's exact and less exact features."""
+    """Between an image's features in fp32 and in reduced precision."""
     least_text_cosine: float
     max_logit_difference: float
     """Of a class score: logit_scale times a cosine."""
@@ -73,26 +73,16 @@ class Quality:
     @property
     def accuracy_drop(self) -> float:
         """Points lost, of the figure that loses most; below 0 where all gain."""
-        return max(
-            old - new
-            for old, new in zip(self.before.values(), self.after.values(), strict=True)
-            if old is not None and new is not None
-        )
+        drops = []
+        for name, old in self.before.items():
+            new = self.after[name]
+            if old is not None and new is not None:
+                drops.append(old - new)
+        return max(drops)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {
-            "device": self.device,
-            "images": self.images,
-            "mean_cosine": self.mean_cosine,
-            "least_cosine": self.least_cosine,
-            "least_text_cosine": self.least_text_cosine,
-            "max_logit_difference": self.max_logit_difference,
-            "top1_agreement": self.top1_agreement,
-            "before": dict(self.before),
-            "after": dict(self.after),
-            "accuracy_drop": self.accuracy_drop,
-        }
+        return {**asdict(self), "accuracy_drop": self.accuracy_drop}
 
     def require(self, max_drop: float) -> None:
         """Raises `ExportError` with the figures where accuracy falls by more than `max_drop`."""
@@ -105,11 +95,11 @@ class Quality:
             if old is not None
         )
         raise ExportError(
-            f"The less exact model loses {self.accuracy_drop:.2f} points of accuracy (accepted "
-            f"{max_drop:g}): {figures}; same class for {self.top1_agreement:.1f} % of {self.images}"
-            f" images, least cosine {self.least_cosine:.4f}, largest difference of a class score "
-            f"{self.max_logit_difference:.2f}. Nothing was written: export with --precision fp32, "
-            "or accept more with --max-accuracy-drop."
+            f"The model in reduced precision loses {self.accuracy_drop:.2f} points of accuracy "
+            f"(accepted {max_drop:g}): {figures}; same class for {self.top1_agreement:.1f} % of "
+            f"{self.images} images, least cosine {self.least_cosine:.4f}, largest difference of a "
+            f"class score {self.max_logit_difference:.2f}. Nothing was written: export with "
+            "--precision fp32, or accept more with --max-accuracy-drop."
         )
 
 
@@ -133,13 +123,13 @@ def measure_quality(
     after = _Towers(reduced, "auto")
     tally = _Tally()
     for client in manifest.clients:
-        parts = _parts(images, client, len(manifest.clients))
-        rows = np.unique(np.concatenate(list(parts.values())))
+        kinds = _rows_of(images, client, len(manifest.clients))
+        rows = np.unique(np.concatenate(list(kinds.values())))
         own = tokens[client.index]
         old = before.features(images.pixels[rows], own, client.index)
         new = after.features(images.pixels[rows], own, client.index)
         tally.add_features(old, new, manifest.logit_scale)
-        for name, chosen in parts.items():
+        for name, chosen in kinds.items():
             of = np.searchsorted(rows, chosen)
             known = np.array(manifest.novel if name == "novel" else manifest.base)
             figure = name if client.index else f"zero_shot_{name}"
@@ -150,19 +140,19 @@ def measure_quality(
     return tally.quality(after.device)
 
 
-def _parts(images: Evaluation, client: ClientInfo, count: int) -> dict[str, Rows]:
+def _rows_of(images: Evaluation, client: ClientInfo, count: int) -> dict[str, Rows]:
     """The rows that a client is judged on: base, novel and its own, those that there are."""
     kinds = {"base": images.base, "novel": images.novel}
     if client.index:
         kinds["local"] = images.local.get(client.id, images.base[:0])
     sharing, place = (count - 1, client.index - 1) if client.index else (1, 0)
-    # Test images are ordered by class: unshuffled, a client's share would be one or two classes.
-    mixed = {name: np.random.default_rng(0).permutation(rows) for name, rows in kinds.items()}
-    return {
-        name: rows[sampled(len(rows), sharing, BUDGET)[place]]
-        for name, rows in mixed.items()
-        if len(rows)
-    }
+    found = {}
+    for name, rows in kinds.items():
+        if len(rows):
+            # Test images are ordered by class: unshuffled, a share would be one or two classes.
+            mixed = np.random.default_rng(0).permutation(rows)
+            found[name] = mixed[sampled(len(rows), sharing, BUDGET)[place]]
+    return found
 
 
 class _Towers:

@@ -14,8 +14,8 @@ from pfedmma_deploy.errors import ExportError, UsageError, nearest
 from pfedmma_deploy.evaluation.accuracy import unique
 from pfedmma_deploy.export.banks import ExportClient
 from pfedmma_deploy.export.bundle import ExportReport, export_bundle
-from pfedmma_deploy.export.form import Form
-from pfedmma_deploy.export.history import measure, run_history
+from pfedmma_deploy.export.describe import measure, run_history
+from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.quality import Evaluation
 from pfedmma_deploy.federated.evaluate import RunEvaluation
 from pfedmma_deploy.federated.session import Session, open_run_session
@@ -33,7 +33,7 @@ def export_run(
     *,
     clients: Sequence[str] | None = None,
     classifier: bool = False,
-    form: Form | None = None,
+    form: ExportConfig | None = None,
     measured: RunEvaluation | None = None,
     session: Session | None = None,
     progress: Progress | None = None,
@@ -46,7 +46,7 @@ def export_run(
         clients: ids in the order of their index from 1; None takes all, also those that joined
             with images of their own, whose new class names follow the run's.
         classifier: add `classifier.onnx`.
-        form: operators, precision and storage; what is less exact than fp32 is judged on the run's
+        form: operators, precision and storage; reduced precision is judged on the run's
             test images first.
         measured: accuracies of the clients for the bundle's history, where they are known already;
             else they are measured.
@@ -78,7 +78,7 @@ def export_run(
     for one in stored:
         seen = [label_of[class_key(name)] for name in one.config["seen"]]
         taken.append(ExportClient(one.id, session.client_model(one, shared).eval(), seen))
-    config, form = run.config, form or Form()
+    config, form = run.config, form or ExportConfig()
     novel = [names.index(name) for name in run.manifest["novel"]]
     # Where a domain was left out, novel may be the classes that were trained on, looking otherwise.
     unseen = set(run.manifest["novel"]) - set(run.manifest["base"])

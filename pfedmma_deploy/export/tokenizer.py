@@ -76,7 +76,7 @@ def require_clip_tokenizer(backbone: Backbone, file: Path) -> None:
     Raises:
         ExportError: the backbone reads its prompts with another tokenizer.
     """
-    from pfedmma_deploy.runtime.tokenizer import Tokenizer
+    from pfedmma_deploy.runtime.text_tower import Tokenizer
 
     ours = Tokenizer(file, backbone.context_length)(PROBES)
     theirs = backbone.tokenize(list(PROBES)).numpy()

@@ -11,7 +11,7 @@ from pfedmma_deploy.benchmark.environment import describe_environment
 from pfedmma_deploy.report.doctor_check import Check
 from pfedmma_deploy.report.doctor_packages import REINSTALL_RUNTIME, installed
 from pfedmma_deploy.report.doctor_probe import CPU, Answer, Probe
-from pfedmma_deploy.runtime.cpus import usable_cores
+from pfedmma_deploy.runtime.providers import usable_cores
 
 __all__ = ["check_cpu", "check_driver", "check_libraries", "check_providers"]
 

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pfedmma_deploy.runtime.bundle import Bundle as Bundle
     from pfedmma_deploy.runtime.classifier import Classifier as Classifier
-    from pfedmma_deploy.runtime.results import ClassScore as ClassScore
-    from pfedmma_deploy.runtime.results import Prediction as Prediction
+    from pfedmma_deploy.runtime.classifier import ClassScore as ClassScore
+    from pfedmma_deploy.runtime.classifier import Prediction as Prediction
 
 __all__ = ["Bundle", "ClassScore", "Classifier", "Prediction"]
 
 _MODULES = {
     "Bundle": "bundle",
-    "ClassScore": "results",
+    "ClassScore": "classifier",
     "Classifier": "classifier",
-    "Prediction": "results",
+    "Prediction": "classifier",
 }
 
 

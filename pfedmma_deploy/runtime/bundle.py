@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pfedmma_deploy.errors import BundleError, UsageError, nearest
+from pfedmma_deploy.errors import BundleError, UsageError
 from pfedmma_deploy.runtime.manifest import Manifest
 
 __all__ = [
@@ -83,11 +83,13 @@ class Bundle:
         path = self.path / name
         if info is None:
             raise BundleError(f"{self.path} was exported without {name}: export it again with it.")
+        # Many threads share a classifier: one of them hashes, the others wait for it.
         with self._lock:
             if name in self._verified:
                 return path
             if not path.is_file():
                 raise BundleError(f"{path} is missing: copy the bundle again, or export it again.")
+            # The size first: a copy that was cut off is noticed without reading it.
             size = path.stat().st_size
             if size != info.bytes:
                 raise BundleError(
@@ -114,6 +116,7 @@ class Bundle:
         path = self.file(TEXT_EMBEDS)
         expected = (len(manifest.clients), len(manifest.class_names), manifest.embed_dim)
         try:
+            # A pickle inside an array could run anything.
             embeds: NDArray[np.float32] = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise BundleError(f"{path} cannot be read ({error}): export it again.") from error
@@ -135,11 +138,14 @@ class Bundle:
             for info in clients:
                 if info.id == client:
                     return info.index
+            from pfedmma_deploy.config import nearest  # not for every start of `predict`
+
             ids = [info.id for info in clients]
             raise UsageError(
                 f"{self.path} has no client {client!r}{nearest(client, ids)} "
                 f"(clients: {_listed(ids)})."
             )
+        # True would be client 1 to Python.
         if isinstance(client, bool) or not 0 <= int(client) < len(clients):
             raise UsageError(
                 f"{self.path} has no client number {client}: it has 0 (zero-shot) "

@@ -4,26 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.runtime.bundle import Bundle
-from pfedmma_deploy.runtime.image_features import ImageFeatures, OnSkip, Request
-from pfedmma_deploy.runtime.inputs import Images, is_one, iter_sources, paired
+from pfedmma_deploy.runtime.image_tower import ImageTower, OnSkip, Request
 from pfedmma_deploy.runtime.manifest import ClientInfo, Manifest
-from pfedmma_deploy.runtime.results import Prediction, best_classes
-from pfedmma_deploy.runtime.texts import TextFeatures, checked_classes
+from pfedmma_deploy.runtime.sources import Images, is_one, iter_sources, paired
+from pfedmma_deploy.runtime.text_tower import TextTower, checked_classes
 
-__all__ = ["Classifier", "Client"]
+__all__ = ["ClassScore", "Classifier", "Client", "Prediction"]
 
 Client = str | int
 """A client by id (text), or by index (a number; 0 is zero-shot)."""
 Clients = Client | Iterable[Client]
 Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """One answer."""
+
+    name: str
+    probability: float
+    """Softmax over the classes asked for, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What one client's model says about one image."""
+
+    source: str
+    """The image's path, or `image N` for the N-th one given otherwise."""
+    client: str
+    top: tuple[ClassScore, ...]
+    """The most probable classes, best first."""
 
 
 class Classifier:
@@ -33,31 +53,17 @@ class Classifier:
     ahead of the model, and an iterable of images is drawn from by a thread of its own.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        device: str = "auto",
-        threads: int | None = None,
-        cuda_graphs: bool = False,
-    ) -> None:
+    def __init__(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> None:
         """Open the image tower of `bundle`; the text tower waits until a text is typed."""
         _require_positive(threads=threads)
-        if cuda_graphs and device != "cuda":
-            raise UsageError(f"CUDA graphs need device 'cuda', found {device!r}.")
         self.bundle = bundle
-        self._images = ImageFeatures(bundle, device, threads, cuda_graphs)
+        self._images = ImageTower(bundle, device, threads)
         self.device, self.fallback_reason = self._images.device, self._images.fallback_reason
         """`cpu`, `cuda` or `tensorrt`, the device really in use; why `auto` did not take CUDA."""
-        self._texts = TextFeatures(bundle, self.device, threads)
+        self._texts = TextTower(bundle, self.device, threads)
 
     @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        device: str = "auto",
-        threads: int | None = None,
-        cuda_graphs: bool = False,
-    ) -> Self:
+    def load(cls, path: str | Path, device: str = "auto", threads: int | None = None) -> Self:
         """The bundle in folder `path`.
 
         Args:
@@ -65,15 +71,13 @@ class Classifier:
             device: `auto` (CUDA, or else the CPU), `cpu`, `cuda` or `tensorrt`.
             threads: CPU threads of one call of the model, and images decoded at a time; default
                 the physical cores that this process may use.
-            cuda_graphs: with `cuda`, record what the GPU does once per size of batch (rounded up
-                to a power of two) and replay it. Meant for small batches; not measured yet.
 
         Raises:
             BundleError: the bundle is missing, damaged or of another version.
             DeviceError: the device asked for cannot be used; the message says why.
-            UsageError: `threads` is below 1, or CUDA graphs are asked for without `cuda`.
+            UsageError: `threads` is below 1, or there is no such device.
         """
-        return cls(Bundle.open(path), device, threads, cuda_graphs)
+        return cls(Bundle.open(path), device, threads)
 
     @property
     def manifest(self) -> Manifest:
@@ -171,7 +175,9 @@ class Classifier:
         """Image features, float32 [N, D], L2-normalised. Raises like `iter_predict`."""
         _require_positive(batch_size=batch_size)
         requests = self._requests(images, client)
-        rows = [row for _, rows in self._images.compute(requests, batch_size, None) for row in rows]
+        rows: list[Features] = []
+        for _, features in self._images.compute(requests, batch_size, None):
+            rows += features
         return np.stack(rows) if rows else np.empty((0, self.manifest.embed_dim), np.float32)
 
     def embed_texts(self, texts: Sequence[str], client: Client = 0) -> Features:
@@ -203,15 +209,27 @@ class Classifier:
             known = typed is None
             text = self._texts.known(index) if known else self._texts.typed(index, names)
             logits = self.manifest.logit_scale * (text @ image)
-            return Prediction(name, self.clients[index].id, best_classes(logits, names, top_k))
+            return Prediction(name, self.clients[index].id, _best_classes(logits, names, top_k))
 
+        # A generator of its own: one that did the checks too would not begin before it is asked.
         def stream() -> Iterator[tuple[Prediction, ...]]:
+            # A caller who stops listening leaves no thread that goes on reading.
             with closing(self._images.compute(requests, batch_size, on_skip)) as computed:
                 for (name, _, indices), rows in computed:
                     pairs = zip(indices, rows, strict=True)
                     yield tuple(answer(name, index, row) for index, row in pairs)
 
         return stream()
+
+
+def _best_classes(logits: NDArray[Any], names: Sequence[str], top_k: int) -> tuple[ClassScore, ...]:
+    """The `top_k` most probable of `names` by their logits [C], best first; ties keep order."""
+    values = logits.astype(np.float64)
+    # Less the largest, or the exponential of a large logit scale overflows.
+    weights = np.exp(values - values.max())
+    probabilities = weights / weights.sum()
+    order = np.argsort(-values, kind="stable")[:top_k]
+    return tuple(ClassScore(names[i], float(probabilities[i])) for i in order)
 
 
 def _listed(images: Images, requests: Iterator[Request]) -> Iterable[Request]:

@@ -1,25 +1,29 @@
 """What `manifest.json` of an export bundle says, as data: the export writes it, the runtime reads.
 
-One schema, one place: `Manifest.to_dict` and `Manifest.from_dict` are each other's inverse, and a
-manifest that lacks something, or has it in another form, is refused by the name of the key.
+The dataclasses are the whole description of the format. `Manifest.to_dict` writes what they hold,
+and `Manifest.from_dict` reads by their annotations, so that the two cannot drift apart; a manifest
+that lacks something, or holds something else there, is refused by the name of the key. pydantic
+would do this too, but programs that only predict should not have to load it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pfedmma_deploy.errors import BundleError
-from pfedmma_deploy.runtime.history import History, read_history
-from pfedmma_deploy.runtime.reader import Reader
 
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
     "ZERO_SHOT",
+    "ClientHistory",
     "ClientInfo",
+    "Figures",
     "FileInfo",
+    "History",
     "Manifest",
     "Preprocessing",
 ]
@@ -61,6 +65,72 @@ class FileInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Figures:
+    """Accuracies in percent; None where there was nothing to measure them on."""
+
+    local: float | None
+    """On test images of the client's own classes, among all base names."""
+    base: float | None
+    """On test images of all base classes, among all base names."""
+    novel: float | None
+    """On test images of the novel classes, among the novel names."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientHistory:
+    """One client's part in the federation."""
+
+    num_examples: tuple[int, ...]
+    """Training images by label; empty where the run does not know them."""
+    zero_shot: Figures | None
+    """Of plain CLIP on this client's test images; None where it was not measured."""
+    personalized: Figures | None
+    """Of the client's own model."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """One run: how long it trained, what travelled, what each client has and reaches."""
+
+    rounds: int
+    bytes_up_per_client_round: int
+    """Sent by one client in one round."""
+    bytes_down_per_client_round: int
+    bytes_total: int
+    """Sent both ways by all clients in all rounds."""
+    parameters: Mapping[str, int]
+    """Numbers by scope: shared, local, frozen."""
+    clients: Mapping[str, ClientHistory]
+    """By client id; a client that joined the bundle later has none."""
+
+    def require_fitting(self, ids: Sequence[str], class_count: int) -> None:
+        """Raises `BundleError` where it speaks of other clients or classes than the bundle has."""
+        for name, client in self.clients.items():
+            if name not in ids[1:]:
+                raise BundleError(
+                    f"The manifest's history names a client {name!r} that the bundle lacks: "
+                    "the bundle is damaged, export it again."
+                )
+            if len(client.num_examples) not in {0, class_count}:
+                raise BundleError(
+                    f"The manifest's history counts images of {len(client.num_examples)} classes "
+                    f"for client {name!r}, expected {class_count}: export the bundle again."
+                )
+            for side in ("zero_shot", "personalized"):
+                _require_percentages(getattr(client, side), f"history.clients.{name}.{side}")
+
+
+def _require_percentages(figures: Figures | None, key: str) -> None:
+    for name, value in (asdict(figures) if figures else {}).items():
+        # Written so that NaN, which Python's JSON reads, does not pass.
+        if value is not None and not 0 <= value <= 100:
+            raise BundleError(
+                f"The manifest's {key}.{name} should be a percentage, found {value:g}: "
+                "the bundle is damaged, export it again."
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything that a program needs to know to use a bundle."""
 
@@ -75,12 +145,12 @@ class Manifest:
     preprocessing: Preprocessing
     embed_dim: int
     context_length: int
-    flavour: str
+    flavour: Literal["ort", "portable"]
     """`ort` (ONNX Runtime's own operators) or `portable` (standard operators only)."""
-    precision: str
-    """Arithmetic: `fp32`, `fp16` or `int8`."""
-    weights: str
-    """Storage of the weights that are not int8: `fp32` or `fp16`."""
+    precision: Literal["fp32", "fp16", "int8"]
+    """Arithmetic."""
+    weights: Literal["fp32", "fp16"]
+    """Storage of the weights that are not int8."""
     opset: int
     backbone: Mapping[str, Any]
     adapter: Mapping[str, Any]
@@ -88,7 +158,7 @@ class Manifest:
     parity: Mapping[str, Any]
     """Of the files as they are, with the trained model."""
     quality: Mapping[str, Any]
-    """Decisions on real images before and after, where the models are less exact than fp32."""
+    """Decisions on real images before and after, where the models are in reduced precision."""
     files: Mapping[str, FileInfo]
     history: History | None = None
     """What training did and what it brought; None where the bundle was made without a run."""
@@ -111,61 +181,87 @@ class Manifest:
                 holds something else than expected.
         """
         _require_format(raw)
-        reader = Reader(raw)
-        pre = Reader(reader.get("preprocessing", dict), "preprocessing.")
-        manifest = cls(
-            clients=tuple(_client(entry) for entry in reader.get("clients", list)),
-            class_names=tuple(reader.items("class_names", str)),
-            base=tuple(reader.items("base", int)),
-            novel=tuple(reader.items("novel", int)),
-            prompt=reader.get("prompt", str),
-            logit_scale=float(reader.get("logit_scale", float)),
-            preprocessing=Preprocessing(
-                image_size=pre.get("image_size", int),
-                resize_mode=pre.one_of("resize_mode", "shortest", "squash", "longest"),
-                interpolation=pre.one_of("interpolation", "bicubic", "bilinear"),
-                mean=_triple(pre.items("mean", float)),
-                std=_triple(pre.items("std", float)),
-            ),
-            embed_dim=reader.get("embed_dim", int),
-            context_length=reader.get("context_length", int),
-            flavour=reader.one_of("flavour", "ort", "portable"),
-            precision=reader.one_of("precision", "fp32", "fp16", "int8"),
-            weights=reader.one_of("weights", "fp32", "fp16"),
-            opset=reader.get("opset", int),
-            backbone=reader.get("backbone", dict),
-            adapter=reader.get("adapter", dict),
-            provenance=reader.get("provenance", dict),
-            parity=reader.get("parity", dict),
-            quality=reader.get("quality", dict),
-            files={name: _file(name, entry) for name, entry in reader.get("files", dict).items()},
-            history=read_history(raw.get("history")),
-        )
+        manifest: Manifest = _read(cls, raw, "")
         _require_consistent(manifest)
         return manifest
 
 
-def _client(raw: Any) -> ClientInfo:
-    if not isinstance(raw, dict):
-        raise BundleError("The manifest's clients should be objects: export the bundle again.")
-    reader = Reader(raw, "clients.")
-    return ClientInfo(
-        reader.get("index", int), reader.get("id", str), tuple(reader.items("seen", int))
-    )
+def _read(kind: Any, value: Any, key: str) -> Any:
+    """`value` from JSON as what an annotation says: text, number, dataclass, or those in others.
+
+    Raises:
+        BundleError: it is something else; the message names the key, with dots between levels.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:  # X | None
+        return None if value is None else _read(inner[0], value, key)
+    if origin is Literal:
+        if _plain(str, value, key) not in inner:
+            raise BundleError(
+                f"The manifest's {key} should be one of {', '.join(inner)}, found {value!r}: "
+                "export the bundle again."
+            )
+        return value
+    if origin is tuple:
+        return _read_list(inner, _plain(list, value, key), key)
+    if origin is Mapping:
+        return _read_mapping(inner[1], _plain(dict, value, key), key)
+    if is_dataclass(kind):
+        return _read_fields(kind, _plain(dict, value, key), key)
+    return _plain(kind, value, key)
 
 
-def _file(name: str, raw: Any) -> FileInfo:
-    reader = Reader(raw if isinstance(raw, dict) else {}, f"files.{name}.")
-    return FileInfo(reader.get("bytes", int), reader.get("sha256", str))
-
-
-def _triple(values: list[Any]) -> tuple[float, float, float]:
-    if len(values) != 3:
+def _read_list(inner: tuple[Any, ...], values: list[Any], key: str) -> tuple[Any, ...]:
+    """A list of anything of one kind, or of exactly as many numbers as the annotation has."""
+    if is_dataclass(inner[0]):
+        if not all(isinstance(value, dict) for value in values):
+            raise BundleError(f"The manifest's {key} should be objects: export the bundle again.")
+        return tuple(_read(inner[0], value, key) for value in values)
+    if inner[-1] is not Ellipsis and len(values) != len(inner):
         raise BundleError(
-            f"The manifest's mean and std should have 3 numbers, found {len(values)}: "
+            f"The manifest's {key} should have {len(inner)} numbers, found {len(values)}: "
             "export the bundle again."
         )
-    return float(values[0]), float(values[1]), float(values[2])
+    return tuple(_read(inner[0], value, f"{key}.{n}") for n, value in enumerate(values))
+
+
+def _read_mapping(inner: Any, values: dict[str, Any], key: str) -> dict[str, Any]:
+    if inner is Any:
+        return values
+    found = {}
+    for name, value in values.items():
+        # What is no object has none of the keys, and the first that is missing gets named.
+        empty = is_dataclass(inner) and not isinstance(value, dict)
+        found[name] = _read(inner, {} if empty else value, f"{key}.{name}")
+    return found
+
+
+def _read_fields(kind: Any, values: Mapping[str, Any], key: str) -> Any:
+    # Keys that are not known are left alone: a later version may have added them.
+    found, hints = {}, get_type_hints(kind)
+    for field in fields(kind):
+        name = f"{key}.{field.name}" if key else field.name
+        hint = hints[field.name]
+        missing = field.name not in values and get_origin(hint) is not UnionType
+        found[field.name] = _read(hint, _MISSING if missing else values.get(field.name), name)
+    return kind(**found)
+
+
+_MISSING = object()
+_NAMES = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
+
+
+def _plain(kind: type, value: Any, key: str) -> Any:
+    """`value`, if it is a `kind` of JSON."""
+    # A whole float may have been written as an int; a bool is an int to Python, not to us.
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if fits and not isinstance(value, bool):
+        return float(value) if kind is float else value
+    found = "nothing" if value is _MISSING else type(value).__name__
+    raise BundleError(
+        f"The manifest's {key} should be {_NAMES[kind]}, found {found}: the bundle is damaged, "
+        "export it again."
+    )
 
 
 def _require_format(raw: Mapping[str, Any]) -> None:
@@ -196,9 +292,8 @@ def _require_consistent(manifest: Manifest) -> None:
             "the bundle is damaged, export it again."
         )
     if manifest.history is not None:
-        manifest.history.require_fitting(
-            [client.id for client in manifest.clients], len(manifest.class_names)
-        )
+        ids = [client.id for client in manifest.clients]
+        manifest.history.require_fitting(ids, len(manifest.class_names))
     prompts: tuple[Any, ...] = (manifest.prompt, manifest.prompt_of(1))
     for prompt in prompts:
         if not isinstance(prompt, str) or "{}" not in prompt:

@@ -1,22 +1,26 @@
 """ONNX Runtime sessions on the device that was asked for, or a reason why not.
 
 ONNX Runtime falls back to the CPU without an exception when its CUDA provider cannot load. Here
-`cuda` means CUDA, and `tensorrt` TensorRT: a session that ended up elsewhere is refused.
+`cuda` means CUDA, and `tensorrt` TensorRT: a session that ended up elsewhere is refused. It also
+takes every CPU of the machine for its own, which `usable_cores` corrects.
+
+numpy is not imported: `pfedmma doctor` asks here, on machines where it may be broken.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import io
+import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from pfedmma_deploy.errors import BundleError, DeviceError, UsageError
-from pfedmma_deploy.runtime.cpus import usable_cores
-from pfedmma_deploy.runtime.tensorrt import tensorrt_version
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -29,6 +33,8 @@ __all__ = [
     "open_session",
     "resolve_device",
     "tensorrt_problem",
+    "tensorrt_version",
+    "usable_cores",
 ]
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
@@ -42,6 +48,11 @@ _PROVIDERS: Mapping[RealDevice, tuple[str, ...]] = {
     # What TensorRT does not take goes on on CUDA.
     "tensorrt": (TENSORRT, CUDA, CPU),
 }
+# ONNX Runtime 1.30 and 1.31 are linked to this version.
+_TENSORRT = "nvinfer_10.dll" if sys.platform == "win32" else "libnvinfer.so.10"
+CPUS = Path("/sys/devices/system/cpu")
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
 _INSTALL = (
     "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 )
@@ -103,6 +114,22 @@ def tensorrt_problem() -> str | None:
     return None
 
 
+def tensorrt_version() -> int:
+    """TensorRT's version as one number, such as 101304.
+
+    Raises:
+        OSError: its library cannot be loaded.
+    """
+    try:
+        library = ctypes.CDLL(_TENSORRT)
+    except OSError:
+        # The Python package puts its libraries where only it finds them.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("tensorrt")
+        library = ctypes.CDLL(_TENSORRT)
+    return int(library.getInferLibVersion())
+
+
 def open_session(
     file: Path,
     device: RealDevice,
@@ -115,8 +142,7 @@ def open_session(
     Args:
         file: the model.
         device: what it runs on.
-        threads: CPU threads of one call; default the cores that this process may use. Threads
-            that wait sleep instead of spinning, which leaves the cores to decoding.
+        threads: CPU threads of one call; default the cores that this process may use.
         options: of the first execution provider, by ONNX Runtime's names.
 
     Raises:
@@ -132,24 +158,21 @@ def open_session(
         with contextlib.redirect_stdout(remarks):
             onnxruntime.preload_dlls()
     first, *others = _PROVIDERS[device]
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads or usable_cores()
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         # Not `session.disable_cpu_ep_fallback`: it also refuses the shape arithmetic that ONNX
         # Runtime keeps on the CPU on purpose.
         session = onnxruntime.InferenceSession(
             str(file),
-            settings,
+            _settings(threads or usable_cores()),
             providers=[(first, dict(options)) if options else first, *others],
             enable_fallback=0,
         )
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         if options:
+            given = ", ".join(f"{key}={value}" for key, value in options.items())
             raise DeviceError(
-                f"{first} does not take {file.name} with "
-                f"{', '.join(f'{key}={value}' for key, value in options.items())}: {error} "
-                "Choose --device cuda (from Python without cuda_graphs), or --device cpu."
+                f"{first} does not take {file.name} with {given}: {error} "
+                "Choose --device cuda, or --device cpu."
             ) from error
         raise BundleError(
             f"ONNX Runtime {onnxruntime.__version__} cannot open {file}: {error} "
@@ -163,3 +186,69 @@ def open_session(
             f"Run `{_INSTALL}`, or choose --device cpu."
         )
     return session
+
+
+def _settings(threads: int) -> onnxruntime.SessionOptions:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    # Spinning would take the cores from the threads that decode the next images.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return settings
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may run on, at least 1.
+
+    On Linux the CPU mask (`taskset`, Kubernetes' static CPUs) and the cgroup's quota (`docker run
+    --cpus`) count, which ONNX Runtime's own default ignores; two hyper-threads of a core count
+    once, since they share the units that multiply matrices. Elsewhere all logical CPUs count.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = {_core(cpu) for cpu in os.sched_getaffinity(0)}
+    return max(1, math.ceil(min(len(cores), _quota())))
+
+
+def _core(cpu: int) -> str:
+    """A name that hyper-threads of one core share; the CPU's number where nothing is known."""
+    try:
+        return (CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _quota() -> float:
+    """CPU seconds per second that the cgroup and those around it allow; infinite without limit."""
+    try:
+        lines = OWN_CGROUP.read_text().splitlines()
+    except OSError:
+        return math.inf
+    least = math.inf
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        root = CGROUPS if not controllers else CGROUPS / "cpu"
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # Inside a container the path may be the host's, and the limits then stand at the root.
+        own = root / path.lstrip("/")
+        for folder in (own, *own.parents):
+            least = min(least, _limit(folder))
+            if folder == root:
+                break
+    return least
+
+
+def _limit(folder: Path) -> float:
+    """The quota of one cgroup, version 2 (`cpu.max`) or 1 (`cpu.cfs_*`)."""
+    try:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text().strip()
+        unlimited = quota in {"max", "-1"}
+        return math.inf if unlimited else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return math.inf

@@ -20,7 +20,7 @@ from pfedmma_deploy.benchmark.rows import Row
 from pfedmma_deploy.benchmark.subjects import NotMeasuredError, Subject
 from pfedmma_deploy.benchmark.tables import sections
 from pfedmma_deploy.errors import PfedmmaError, UsageError
-from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.progress import Silent
 from pfedmma_deploy.runtime import Bundle, Classifier
 from tests.tinyclip import register, tiny_backbone
@@ -65,7 +65,7 @@ def _export_once(bundles: RandomBundles, plain: Path, monkeypatch: pytest.Monkey
 @pytest.fixture(scope="module")
 def folder(bundles: RandomBundles) -> Path:
     """A bundle with five random clients."""
-    return bundles.make(5, Form())
+    return bundles.make(5, ExportConfig())
 
 
 def test_a_random_bundle_is_a_bundle(folder: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_random_bundle_is_a_bundle(folder: Path) -> None:
 
 
 def test_int8_has_the_same_clients(bundles: RandomBundles) -> None:
-    manifest = Bundle.open(bundles.make(2, Form(precision="int8"))).manifest
+    manifest = Bundle.open(bundles.make(2, ExportConfig(precision="int8"))).manifest
     assert manifest.precision == "int8" and len(manifest.clients) == 3
 
 
@@ -88,7 +88,7 @@ def test_too_many_clients_for_one_file(
 ) -> None:
     monkeypatch.setattr("pfedmma_deploy.benchmark.bundles.LARGEST", 300_000)
     with pytest.raises(UsageError, match=r"1000 clients on test-clip make a model of .* GB"):
-        bundles.make(1000, Form())
+        bundles.make(1000, ExportConfig())
 
 
 def test_rate_rows(folder: Path) -> None:

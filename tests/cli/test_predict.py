@@ -218,7 +218,7 @@ def test_rows_come_while_later_images_are_still_to_be_found(
     photos: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is printed of an endless folder before it is interrupted."""
-    from pfedmma_deploy.runtime import image_files
+    from pfedmma_deploy.runtime import sources
 
     calls = 0
 
@@ -239,7 +239,7 @@ def test_rows_come_while_later_images_are_still_to_be_found(
         if rows == 100:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(image_files, "find_images", endless)
+    monkeypatch.setattr(sources, "find_images", endless)
     monkeypatch.setattr(Csv, "found", stop)
     assert predict("photos --format csv --batch-size 4 --threads 1") == 130
     assert len(capsys.readouterr().out.splitlines()) == 101

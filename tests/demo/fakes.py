@@ -15,8 +15,14 @@ from PIL import Image
 
 from pfedmma_deploy.demo.model import DemoModel
 from pfedmma_deploy.runtime import ClassScore, Prediction
-from pfedmma_deploy.runtime.history import ClientHistory, Figures, History
-from pfedmma_deploy.runtime.manifest import ClientInfo, Manifest, Preprocessing
+from pfedmma_deploy.runtime.manifest import (
+    ClientHistory,
+    ClientInfo,
+    Figures,
+    History,
+    Manifest,
+    Preprocessing,
+)
 from pfedmma_deploy.types import Example, Skipped
 
 NAMES = ("cat", "dog", "fire_truck", "owl")

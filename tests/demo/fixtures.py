@@ -16,7 +16,7 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if (QUICKSTART / "manifest.json").is_file():
         return QUICKSTART
     from pfedmma_deploy.data.samples import load_sample
-    from pfedmma_deploy.export.form import Form
+    from pfedmma_deploy.export.export_config import ExportConfig
     from tests.export.sample import export_sample
 
     names = load_sample("cifar10-sample").class_names
@@ -27,7 +27,7 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         base=tuple(range(5)),
         novel=tuple(range(5, 10)),
         provenance={"data": "cifar10-sample"},
-        form=Form(flavour="portable"),
+        form=ExportConfig(flavour="portable"),
     )
     return out
 

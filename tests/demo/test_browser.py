@@ -130,7 +130,7 @@ def test_type_class_names(demo: Page) -> None:
     evil = "a <b>bold</b> ${1+1} {{value}} @children name"
     field.fill(f"a zebra, a tea pot, {evil}")
     field.press("Enter")
-    text = settled(demo, "a tea pot.*3 names: names i type")
+    text = settled(demo, "a tea pot.*3 names: typed")
     assert evil in text, "shown as it was typed"
     field.fill("only one")
     field.press("Enter")

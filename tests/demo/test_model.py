@@ -1,12 +1,20 @@
-"""Words for clients and classes, and typed names."""
+"""Words for clients and classes, typed names, and which client is shown first."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from pfedmma_deploy.demo.model import parse_names
+from pfedmma_deploy.demo.model import (
+    client_rows,
+    clients_dict,
+    first_client,
+    image_counts,
+    parse_names,
+)
 from pfedmma_deploy.errors import ImageError, UsageError
-from tests.demo.fakes import fake_model, image, with_sample
+from tests.demo.fakes import fake_model, history, image, with_sample
 
 
 def test_what_a_class_is_to_a_client() -> None:
@@ -76,3 +84,50 @@ def test_test_images_come_with_their_classes_in_turn() -> None:
 def test_an_image_too_thin_to_resize_is_a_sentence() -> None:
     with pytest.raises(ImageError, match=r"^This image cannot be used: 1 x 30000000 pixels is too"):
         fake_model().pixels(image(0, 0, size=1).resize((1, 30_000_000)))
+
+
+# local and novel of zero-shot, local and novel of the client's own model
+STAYS = (70.0, 80.0, 75.0, 80.9)
+GAINS_MORE = (70.0, 80.0, 90.0, 79.1)
+LOSES_NOVEL = (70.0, 80.0, 99.0, 78.9)
+
+
+@pytest.mark.parametrize(
+    ("north", "south", "first"),
+    [
+        (STAYS, GAINS_MORE, "south"),
+        (STAYS, LOSES_NOVEL, "north"),
+        # Nobody stays within a point: +29 - 1.1 against +30 - 10.
+        (LOSES_NOVEL, (70.0, 80.0, 100.0, 70.0), "north"),
+        ((70.0, 80.0, 70.0, 60.0), LOSES_NOVEL, "south"),
+    ],
+)
+def test_the_first_client(north: tuple[float, ...], south: tuple[float, ...], first: str) -> None:
+    model = fake_model(history=history(north=north, south=south))  # type: ignore[arg-type]
+    assert first_client(model) == first
+
+
+def test_without_figures_the_bundles_first_comes_first() -> None:
+    assert first_client(fake_model()) == "north"
+    # South joined later: nothing is known about it.
+    assert first_client(fake_model(history=history(north=LOSES_NOVEL))) == "north"
+
+
+def test_rows_and_counts() -> None:
+    model = fake_model(history=history(north=STAYS, south=GAINS_MORE))
+    north, south = client_rows(model)
+    assert (north.seen, north.images) == (("cat",), 4)
+    assert south.personalized is not None and south.personalized.local == 90.0
+    counts, known = image_counts(model)
+    assert known and counts.tolist() == [[3, 1, 0, 0], [3, 1, 0, 0]]
+    counts, known = image_counts(fake_model())
+    assert not known and counts.tolist() == [[1, 0, 0, 0], [1, 1, 0, 0]]
+
+
+def test_clients_as_json() -> None:
+    values = clients_dict(fake_model(history=history(north=STAYS)))
+    assert values["shown_first"] == "north" and values["bytes_per_client_round"] == 150
+    assert values["clients"][0]["personalized"] == {"local": 75.0, "base": 40.0, "novel": 80.9}
+    assert values["clients"][1]["zero_shot"] is None
+    json.dumps(values)
+    assert clients_dict(fake_model())["bytes_total"] is None

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfedmma_deploy.demo import pictures, views
-from pfedmma_deploy.demo.about import about_dict, about_text
+from pfedmma_deploy.demo import views
 from pfedmma_deploy.demo.compare import compare
-from pfedmma_deploy.demo.examples import find_examples
-from pfedmma_deploy.demo.pictures import confusion_picture, counts_picture
+from pfedmma_deploy.demo.gallery import find_examples
+from pfedmma_deploy.demo.views import confusion_picture, counts_picture
 from tests.demo.fakes import fake_model, history, image, with_sample
 
 CAT, DOG, TRUCK, OWL = range(4)
@@ -68,9 +67,29 @@ def test_examples_or_a_hint() -> None:
     assert "drop a picture of your own" in views.examples([])
 
 
+def test_clients() -> None:
+    model = fake_model(
+        history=history(north=(70.0, 80.0, 75.0, 80.9), south=(70.0, 80.0, 90.0, 79.1))
+    )
+    text = views.accuracies(model)
+    assert "over 2 clients" in text
+    # Means of local: 70.0 and 82.5.
+    assert ">70.0<" in text and ">82.5<" in text and "+12.5" in text
+    assert "&minus;10.0" in text, "base falls from 50 to 40"
+    assert "2.5 % of the model" in views.traffic(model) and "600 <i>bytes" in views.traffic(model)
+    assert "Novel: fire truck, owl." in views.classes(model)
+
+
+def test_clients_of_whom_nothing_is_known_have_hints() -> None:
+    model = fake_model()
+    assert views.traffic(model) == ""
+    assert "Export it from a finished run with `pfedmma export`" in views.accuracies(model)
+    assert "the bundle has no counts" in views.classes(model)
+
+
 def test_about() -> None:
     model = fake_model(backbone={"name": "pfedmma-tiny", "pretrained": "embedded"})
-    text = about_text(model)
+    text = views.about(model)
     for words in (
         "`pfedmma-tiny` (embedded)",
         "same answer on 100.0 %",
@@ -78,15 +97,14 @@ def test_about() -> None:
         "[class",
     ):
         assert words in text
-    assert "small distilled" not in about_text(fake_model())
-    assert about_dict(model)["device"] == "cpu"
+    assert "small distilled" not in views.about(fake_model())
 
 
 def test_pictures_for_light_and_dark_pages() -> None:
     drawn = confusion_picture(np.array([[3, 1], [0, 2]]), ["cat", "a $ dog_"], "Client 3")
     assert drawn.description == "Client 3: 5 of 6 right, 2 classes"
     corners = []
-    for data, back in ((drawn.light, pictures.LIGHT.back), (drawn.dark, pictures.DARK.back)):
+    for data, back in ((drawn.light, views.LIGHT.back), (drawn.dark, views.DARK.back)):
         with Image.open(io.BytesIO(data)) as opened:
             assert opened.width > 500
             corners.append(opened.convert("RGB").getpixel((1, 1)))

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def portable(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
     """Report of exporting `tests.export.sample`: a tiny random CLIP, two clients, all files."""
-    from pfedmma_deploy.export.form import Form
+    from pfedmma_deploy.export.export_config import ExportConfig
     from tests.export.sample import export_sample
 
     out = tmp_path_factory.mktemp("exports") / "portable"
-    return export_sample(out, classifier=True, form=Form(flavour="portable"))
+    return export_sample(out, classifier=True, form=ExportConfig(flavour="portable"))
 
 
 @pytest.fixture(scope="session")
@@ -42,13 +42,13 @@ def exported(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> ExportReport:
     """Report of exporting the same for ONNX Runtime, fused."""
-    from pfedmma_deploy.export.form import Form
+    from pfedmma_deploy.export.export_config import ExportConfig
     from tests.export.sample import export_sample
 
     out = tmp_path_factory.mktemp("exports") / "sample"
     with pytest.MonkeyPatch.context() as patch:
         reuse(patch)
-        return export_sample(out, classifier=True, form=Form(flavour="ort"))
+        return export_sample(out, classifier=True, form=ExportConfig(flavour="ort"))
 
 
 @pytest.fixture(scope="session")

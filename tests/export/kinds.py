@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pfedmma_deploy.export import ExportClient, ExportReport, export_bundle
-from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.methods.registry import METHODS, get_method
 from pfedmma_deploy.methods.tap import ComponentAdapter
 from tests.methods import inputs
@@ -34,7 +34,9 @@ def clients_of(name: str, **parameters: Any) -> list[ExportClient]:
     return clients
 
 
-def export_kind(out: Path, name: str, form: Form | None = None, **changes: Any) -> ExportReport:
+def export_kind(
+    out: Path, name: str, form: ExportConfig | None = None, **changes: Any
+) -> ExportReport:
     """The bundle of those clients."""
     clients = clients_of(name)
     arguments: dict[str, Any] = {
@@ -45,7 +47,7 @@ def export_kind(out: Path, name: str, form: Form | None = None, **changes: Any) 
         "method": name,
         "parity_images": inputs.pixels().numpy(),
         "provenance": {"run": "test"},
-        "form": form or Form(flavour="portable"),
+        "form": form or ExportConfig(flavour="portable"),
         **changes,
     }
     return export_bundle(tiny_backbone(), clients, out, **arguments)

@@ -6,6 +6,7 @@ import ast
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,26 @@ def test_text_features_are_each_clients_own(bundle: Path) -> None:
             row, backbone.encode_text(tokens, hook).detach().numpy(), atol=1e-6
         )
     assert np.abs(embeds[0] - embeds[1]).max() > 0.05
+
+
+def test_no_name_becomes_markup_in_the_card(bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    _, north, other = manifest.clients
+    names = ("cat | dog", "<script>", "[x](http://y)", "1. a\n# b")
+    evil = replace(north, id="a'; rm -rf b | `c`")
+    manifest = replace(
+        manifest,
+        clients=(manifest.clients[0], other, replace(evil, index=2)),
+        class_names=names,
+        prompt="a `photo` of {}",
+    )
+    card = publish.model_card("my model", manifest)
+    assert "--model 'my model' --client 'a'\"'\"'; rm -rf b | `c`' --compare" in card
+    assert 'Classifier.load("my model")' in card
+    assert "| a'; rm -rf b &#124; \\`c\\` | &lt;script&gt; |" in card
+    assert "`` a `photo` of {} ``" in card
+    assert "Novel: [x\\](http://y), 1. a \\# b." in card
+    assert "<script>" not in card
 
 
 def test_card_names_what_matters(bundle: Path) -> None:

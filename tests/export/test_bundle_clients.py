@@ -20,7 +20,7 @@ from pfedmma_deploy.errors import ExportError, StoreError, UsageError
 from pfedmma_deploy.export import banks, bundle_clients
 from pfedmma_deploy.export.banks import ExportClient
 from pfedmma_deploy.export.bundle_clients import add_client, remove_client
-from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.methods.registry import get_method
 from pfedmma_deploy.runtime.bundle import Bundle
 from tests.export.sample import (
@@ -132,7 +132,7 @@ def test_under_another_name(copy: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_less_exact_bundles_take_clients_too(
+def test_bundles_in_reduced_precision_take_clients_too(
     precision: Any,
     tmp_path: Path,
     reuse: Callable[[pytest.MonkeyPatch], None],
@@ -141,7 +141,7 @@ def test_less_exact_bundles_take_clients_too(
     from tests.export.test_precision import evaluation
 
     reuse(monkeypatch)
-    form = Form(precision=precision, weights="fp16", max_accuracy_drop=100)
+    form = ExportConfig(precision=precision, weights="fp16", max_accuracy_drop=100)
     site = export_sample(tmp_path / "site", form=form, evaluation=evaluation()).bundle
     report = add_client(site, write_client(tmp_path / "new", random_client("new", 9)))
     assert report.clients[-1] == "new"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pfedmma_deploy.errors import ExportError, UsageError
 from pfedmma_deploy.export import ExportReport
-from pfedmma_deploy.export.form import Form, default_flavour
+from pfedmma_deploy.export.export_config import ExportConfig, default_flavour
 from pfedmma_deploy.export.fusion import TowerShape, fuse, fused_counts, require_fused
 from tests.export.sample import export_sample, images, random_client, tiny_backbone
 
@@ -111,7 +111,7 @@ def test_another_mask_is_refused(portable: ExportReport) -> None:
 def test_other_backbones_fuse_too(tmp_path: Path, options: dict[str, Any]) -> None:
     backbone = tiny_backbone(layers=2, **options)
     clients = [random_client("a", 3, layers=2)]
-    report = export_sample(tmp_path / "out", backbone, clients=clients, form=Form("ort"))
+    report = export_sample(tmp_path / "out", backbone, clients=clients, form=ExportConfig("ort"))
     assert report.parity.max_abs_error < 1e-5
     counts = fused_counts(onnx.load(report.bundle / "vision_model.onnx"))
     assert counts["Attention"] == 1 and counts["banks"] == 2 * 6
@@ -119,11 +119,11 @@ def test_other_backbones_fuse_too(tmp_path: Path, options: dict[str, Any]) -> No
 
 def test_unknown_forms_are_refused() -> None:
     with pytest.raises(UsageError, match="flavour must be one of ort, portable, not 'tflite'"):
-        Form(flavour="tflite")  # type: ignore[arg-type]
+        ExportConfig(flavour="tflite")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="precision must be one of fp32, fp16, int8, not 'fp8'"):
-        Form(precision="fp8")  # type: ignore[arg-type]
+        ExportConfig(precision="fp8")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="between 0 and 100 points, not -1"):
-        Form(max_accuracy_drop=-1)
+        ExportConfig(max_accuracy_drop=-1)
 
 
 def test_default_flavours() -> None:

@@ -20,7 +20,7 @@ from pfedmma_deploy.backbone.clip import class_texts
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export.banks import client_banks, stack_banks
 from pfedmma_deploy.export.bundle_clients import add_client, remove_client
-from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.graph import ImageGraph, TextGraph
 from pfedmma_deploy.export.models import build_graphs
 from pfedmma_deploy.export.quality import Evaluation
@@ -162,19 +162,19 @@ def test_methods_that_cannot_be_exported_say_why() -> None:
 
 
 FORMS = [
-    ("promptfl", Form("ort", precision="fp16", max_accuracy_drop=100)),
-    ("plora", Form("portable", precision="fp16", max_accuracy_drop=100)),
-    ("plora", Form("portable", precision="int8", weights="fp16", max_accuracy_drop=100)),
-    ("pfedpt", Form("ort", precision="fp16", max_accuracy_drop=100)),
-    ("fedclip", Form("ort", precision="fp16", max_accuracy_drop=100)),
-    ("clip-adapter", Form("portable", precision="fp16", max_accuracy_drop=100)),
-    ("clip-adapter", Form("ort", precision="int8", weights="fp16", max_accuracy_drop=100)),
+    ("promptfl", ExportConfig("ort", precision="fp16", max_accuracy_drop=100)),
+    ("plora", ExportConfig("portable", precision="fp16", max_accuracy_drop=100)),
+    ("plora", ExportConfig("portable", precision="int8", weights="fp16", max_accuracy_drop=100)),
+    ("pfedpt", ExportConfig("ort", precision="fp16", max_accuracy_drop=100)),
+    ("fedclip", ExportConfig("ort", precision="fp16", max_accuracy_drop=100)),
+    ("clip-adapter", ExportConfig("portable", precision="fp16", max_accuracy_drop=100)),
+    ("clip-adapter", ExportConfig("ort", precision="int8", weights="fp16", max_accuracy_drop=100)),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "form"), FORMS)
-def test_less_exact_forms(name: str, form: Form, tmp_path: Path) -> None:
+def test_reduced_precision(name: str, form: ExportConfig, tmp_path: Path) -> None:
     """They are valid, keep every bank, and hardly turn a feature; a client joins them, too."""
     pixels = inputs.pixels().numpy()
     labels, rows = np.array([0, 1, 2, 1, 0]), np.arange(5)
@@ -191,7 +191,7 @@ def test_less_exact_forms(name: str, form: Form, tmp_path: Path) -> None:
 
 def test_low_rank_changes_are_not_fused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"clients of plora change queries .*--flavour portable"):
-        export_kind(tmp_path / "x", "plora", Form(flavour="ort"))
+        export_kind(tmp_path / "x", "plora", ExportConfig(flavour="ort"))
 
 
 def test_products_side_by_side_are_their_sum() -> None:

@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 from pfedmma_deploy.data.prompts import build_prompts
 from pfedmma_deploy.data.samples import load_sample
 from pfedmma_deploy.export import ExportReport
-from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.models import reduced_model
-from pfedmma_deploy.runtime.tokenizer import Tokenizer
+from pfedmma_deploy.runtime.text_tower import Tokenizer
 from tests.export.sample import CLASS_NAMES, IMAGE_SIZE, PROMPT
 
 pytest_plugins = ["tests.export.fixtures"]
 
 MODELS = ("vision_model.onnx", "text_model.onnx", "classifier.onnx")
 FORMS = {
-    "fp32": Form(),
-    "stored": Form(weights="fp16"),
-    "int8": Form(precision="int8", weights="fp16"),
+    "fp32": ExportConfig(),
+    "stored": ExportConfig(weights="fp16"),
+    "int8": ExportConfig(precision="int8", weights="fp16"),
 }
 TOLERANCE = {
     "fp32": {"vision_model.onnx": 2e-6, "text_model.onnx": 2e-6, "classifier.onnx": 1e-4},

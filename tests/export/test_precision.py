@@ -14,9 +14,9 @@ import pytest
 
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import ExportReport, models
-from pfedmma_deploy.export.form import Form
+from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.models import reduced_model
-from pfedmma_deploy.export.quality import Evaluation, Quality, _parts
+from pfedmma_deploy.export.quality import Evaluation, Quality, _rows_of
 from pfedmma_deploy.runtime.bundle import Bundle
 from pfedmma_deploy.runtime.manifest import ClientInfo
 from tests.export.sample import export_sample, images
@@ -39,11 +39,11 @@ def evaluation(count: int = 12) -> Evaluation:
 def reduced(
     request: pytest.FixtureRequest, reuse: Reuse, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, ExportReport]:
-    """The sample in a less exact form, whatever it loses."""
+    """The sample in reduced precision, whatever it loses."""
     form = {
-        "fp16": Form("ort", precision="fp16", max_accuracy_drop=100),
-        "int8": Form("ort", precision="int8", weights="fp16", max_accuracy_drop=100),
-        "stored": Form("ort", weights="fp16", max_accuracy_drop=100),
+        "fp16": ExportConfig("ort", precision="fp16", max_accuracy_drop=100),
+        "int8": ExportConfig("ort", precision="int8", weights="fp16", max_accuracy_drop=100),
+        "stored": ExportConfig("ort", weights="fp16", max_accuracy_drop=100),
     }[request.param]
     with pytest.MonkeyPatch.context() as patch:
         reuse(patch)
@@ -129,7 +129,7 @@ def test_exact_text_features_stay(reduced: tuple[str, ExportReport], bundle: Pat
 
 def test_it_needs_images_to_judge_on(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="judged on labelled images before they are written"):
-        export_sample(tmp_path / "out", form=Form(precision="int8"))
+        export_sample(tmp_path / "out", form=ExportConfig(precision="int8"))
 
 
 def test_a_worse_model_is_refused_with_the_figures(
@@ -137,7 +137,7 @@ def test_a_worse_model_is_refused_with_the_figures(
 ) -> None:
     reuse(monkeypatch)
 
-    def ruined(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
+    def ruined(model: onnx.ModelProto, form: ExportConfig) -> onnx.ModelProto:
         for entry in model.graph.initializer:
             if entry.name == "patches.weight":
                 values = np.random.default_rng(2).normal(size=list(entry.dims))
@@ -152,7 +152,9 @@ def test_a_worse_model_is_refused_with_the_figures(
         r"[\d.]+ %.*least cosine .*Nothing was written: export with --precision fp32",
     ):
         export_sample(
-            tmp_path / "out", form=Form(weights="fp16"), evaluation=_answered(data, tmp_path)
+            tmp_path / "out",
+            form=ExportConfig(weights="fp16"),
+            evaluation=_answered(data, tmp_path),
         )
     assert not (tmp_path / "out").exists()
 
@@ -200,11 +202,11 @@ def test_every_client_is_judged_and_zero_shot_on_most() -> None:
     """3,000 images and 4 clients: zero-shot has 1,024 of each kind, a client its quarter."""
     rows = np.arange(3000)
     data = Evaluation(images(1), rows % 4, rows[:1500], rows[1500:], {"a": rows[:700]})
-    zero_shot = _parts(data, ClientInfo(0, "zero-shot", ()), 5)
+    zero_shot = _rows_of(data, ClientInfo(0, "zero-shot", ()), 5)
     assert {name: len(part) for name, part in zero_shot.items()} == {"base": 1024, "novel": 1024}
-    own = _parts(data, ClientInfo(2, "a", ()), 5)
+    own = _rows_of(data, ClientInfo(2, "a", ()), 5)
     assert {name: len(part) for name, part in own.items()} == dict.fromkeys(own, 256)
     assert set(own) == {"base", "novel", "local"} and own["novel"].min() >= 1500
     # Not one stretch of images that are ordered by class.
     assert own["base"].max() - own["base"].min() > 1000
-    assert set(_parts(data, ClientInfo(4, "b", ()), 5)) == {"base", "novel"}
+    assert set(_rows_of(data, ClientInfo(4, "b", ()), 5)) == {"base", "novel"}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy as copying
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from pfedmma_deploy.errors import BundleError
 from pfedmma_deploy.runtime.bundle import Bundle
-from pfedmma_deploy.runtime.manifest import Manifest
+from pfedmma_deploy.runtime.manifest import History, Manifest
 
 pytest_plugins = ["tests.export.fixtures"]
 
@@ -130,3 +132,84 @@ def test_numbers_may_be_whole(bundle: Path) -> None:
     raw = json.loads((bundle / "manifest.json").read_text())
     raw["logit_scale"] = 100
     assert Manifest.from_dict(raw).logit_scale == 100.0
+
+
+HISTORY: dict[str, Any] = {
+    "rounds": 4,
+    "bytes_up_per_client_round": 100,
+    "bytes_down_per_client_round": 100,
+    "bytes_total": 1600,
+    "parameters": {"shared": 25, "local": 1000, "frozen": 5000},
+    "clients": {
+        "north": {
+            "num_examples": [3, 0, 0, 0],
+            "zero_shot": {"local": 74.5, "base": 73, "novel": None},
+            "personalized": {"local": 90.0, "base": 70, "novel": None},
+        },
+        "0": {"num_examples": [], "zero_shot": None, "personalized": None},
+    },
+}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """HISTORY with one entry set, `path` separated by slashes."""
+    raw = copying.deepcopy(HISTORY)
+    *way, last = path.split("/")
+    place = raw
+    for key in way:
+        place = place[key]
+    place[last] = value
+    return raw
+
+
+def read_history(bundle: Path, history: Any) -> History | None:
+    """What a manifest with this history is read as."""
+    raw = json.loads((bundle / "manifest.json").read_text())
+    return Manifest.from_dict({**raw, "history": history}).history
+
+
+def test_a_history_is_read_back_as_written(bundle: Path) -> None:
+    history = read_history(bundle, HISTORY)
+    assert history is not None
+    assert history.clients["north"].num_examples == (3, 0, 0, 0)
+    assert json.loads(json.dumps(asdict(history))) == HISTORY
+
+
+def test_bundles_without_a_run_have_no_history(bundle: Path) -> None:
+    assert read_history(bundle, None) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("rounds", "4", "manifest's history.rounds should be a whole number, found str"),
+        ("parameters/shared", 0.5, "history.parameters.shared should be a whole number"),
+        ("clients/north", 3, "history.clients.north.num_examples should be a list, found nothing"),
+        ("clients/north/zero_shot", [], "clients.north.zero_shot should be an object, found list"),
+        ("clients/north/personalized/local", "74", "personalized.local should be a number"),
+        ("clients/north/personalized/base", 101.0, "should be a percentage, found 101"),
+        ("clients/north/personalized/base", float("nan"), "should be a percentage, found nan"),
+    ],
+)
+def test_damage_of_a_history_is_named(bundle: Path, path: str, value: Any, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        read_history(bundle, changed(path, value))
+    with pytest.raises(BundleError, match="history should be an object, found list"):
+        read_history(bundle, [])
+
+
+def test_a_history_must_fit_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(bundle, tmp_path / "copy")
+    file = folder / "manifest.json"
+    raw = json.loads(file.read_text())
+    assert raw["history"] is None
+
+    def open_with(history: dict[str, Any]) -> Bundle:
+        file.write_text(json.dumps({**raw, "history": history}))
+        return Bundle.open(folder)
+
+    assert open_with(HISTORY).manifest.history == read_history(bundle, HISTORY)
+    with pytest.raises(BundleError, match="history names a client 'x' that the bundle lacks"):
+        open_with(changed("clients/x", HISTORY["clients"]["north"]))
+    with pytest.raises(BundleError, match=r"counts images of 1 classes for client 'north', exp.*4"):
+        open_with(changed("clients/north/num_examples", [3]))

@@ -1,37 +1,47 @@
 """Text features of a bundle's clients: stored ones for the known classes, computed ones for others.
 
-The text tower is opened when the first text is typed, never before.
+The text tower is opened when the first text is typed, never before. CLIP's tokenizer needs no
+torch: the byte-pair encoding is the `tokenizers` library's, from the bundle's `tokenizer.json`, and
+what open_clip does to a text before it (ftfy, HTML entities, white space, lower case) is done here
+in Python, because Rust's idea of lower case differs in corners. Two corners differ from open_clip's
+`SimpleTokenizer`: letters that Unicode added after version 15, and a literal `<end_of_text>` glued
+behind punctuation.
 """
 
 from __future__ import annotations
 
+import html
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pfedmma_deploy.data.prompts import build_prompts
-from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.errors import BundleError, UsageError
 from pfedmma_deploy.runtime.bundle import TEXT_MODEL, TOKENIZER, Bundle
 from pfedmma_deploy.runtime.providers import RealDevice, open_session
-from pfedmma_deploy.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["TextFeatures", "checked_classes"]
+__all__ = ["TextTower", "Tokenizer", "checked_classes", "clean_text"]
 
 Features = NDArray[np.float32]
 
 BATCH = 64
 CACHED_LISTS = 256
 """Lists of typed classes whose features are kept, over all clients; the oldest go first."""
+# ftfy, pure Python, takes long to import: only for texts that it could change, those with
+# characters beyond printable ASCII or with an HTML entity.
+_FTFY_MATTERS = re.compile(r"[^\t\n\r\x20-\x7e]|&#?[0-9A-Za-z]{1,24};")
 
 
-class TextFeatures:
+class TextTower:
     """Text features by client index; safe to share between threads."""
 
     def __init__(self, bundle: Bundle, device: RealDevice, threads: int | None = None) -> None:
@@ -39,7 +49,7 @@ class TextFeatures:
         self._device: RealDevice = "cuda" if device == "tensorrt" else device
         self._bundle, self._threads = bundle, threads
         self._opening, self._keeping = threading.Lock(), threading.Lock()
-        self._tower: tuple[onnxruntime.InferenceSession, Tokenizer] | None = None
+        self._opened: tuple[onnxruntime.InferenceSession, Tokenizer] | None = None
         self._known: Features | None = None
         self._typed: OrderedDict[tuple[int, tuple[str, ...]], Features] = OrderedDict()
 
@@ -77,20 +87,63 @@ class TextFeatures:
             parts.append(session.run(None, feed)[0])
         return np.concatenate(parts)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the text tower has been loaded."""
-        return self._tower is not None
-
     def _open(self) -> tuple[onnxruntime.InferenceSession, Tokenizer]:
         with self._opening:
-            if self._tower is None:
+            if self._opened is None:
                 bundle = self._bundle
                 tokenizer = Tokenizer(bundle.file(TOKENIZER), bundle.manifest.context_length)
                 file = bundle.file(TEXT_MODEL)
                 session = open_session(file, self._device, threads=self._threads)
-                self._tower = session, tokenizer
-            return self._tower
+                self._opened = session, tokenizer
+            return self._opened
+
+
+class Tokenizer:
+    """Texts to token ids, int64 [N, context]: start token, text, end token, zeros.
+
+    A text that is too long is cut so that the end token still fits.
+    """
+
+    def __init__(self, file: Path, context_length: int) -> None:
+        """Read a bundle's `tokenizer.json`. Raises `BundleError` where it is damaged."""
+        from tokenizers import Tokenizer as Inner
+        from tokenizers import normalizers
+
+        try:
+            self._inner = Inner.from_file(str(file))
+        except Exception as error:  # the library raises plain Exception
+            raise BundleError(f"{file} cannot be read ({error}): export it again.") from error
+        # The file's own normalizer serves other programs; `clean_text` has been applied already.
+        self._inner.normalizer = normalizers.Sequence([])
+        self._inner.enable_truncation(context_length)
+        self._inner.enable_padding(pad_id=0, pad_token="!", length=context_length)
+        self.context_length = context_length
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Token ids, int64 [N, context]."""
+        if isinstance(texts, str):
+            raise UsageError("Texts are given as a list, found a single text: put it in brackets.")
+        encodings = self._inner.encode_batch([clean_text(text) for text in texts])
+        ids = [encoding.ids for encoding in encodings]
+        return np.asarray(ids, dtype=np.int64).reshape(len(ids), self.context_length)
+
+
+def clean_text(text: str) -> str:
+    """Text as CLIP was trained on it: repaired, unescaped, single spaces, lower case.
+
+    Raises:
+        UsageError: the text needs ftfy, which is not installed.
+    """
+    if _FTFY_MATTERS.search(text):
+        try:
+            import ftfy
+        except ImportError:
+            raise UsageError(
+                f"The text {text!r} has characters or HTML entities that CLIP's tokenizer repairs "
+                "with ftfy, which is not installed: run `pip install ftfy`."
+            ) from None
+        text = ftfy.fix_text(text)
+    return " ".join(html.unescape(html.unescape(text)).split()).lower()
 
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:

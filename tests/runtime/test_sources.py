@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pfedmma_deploy.errors import DataError
-from pfedmma_deploy.runtime.image_files import find_images
+from pfedmma_deploy.runtime.sources import find_images
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""Whatever a caller has at hand - paths, bytes, PIL images, arrays, streams - as model input."""
+"""Whatever a caller has at hand - paths, folders, bytes, PIL images, arrays - as model input."""
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterable, Iterator, Sized
 from itertools import zip_longest
@@ -12,17 +13,77 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pfedmma_deploy.data.images import decode_image
+from pfedmma_deploy.data.images import IMAGE_SUFFIXES, decode_image, is_image_name
 from pfedmma_deploy.data.preprocess import resize_crop
-from pfedmma_deploy.errors import ImageError, UsageError
+from pfedmma_deploy.errors import DataError, ImageError, UsageError
 from pfedmma_deploy.runtime.manifest import Preprocessing
 
-__all__ = ["ImageSource", "Images", "is_one", "iter_sources", "load_pixels", "paired"]
+__all__ = [
+    "ImageSource",
+    "Images",
+    "find_images",
+    "is_one",
+    "iter_sources",
+    "load_pixels",
+    "paired",
+]
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 """One image: a path, the bytes of a file, a PIL image, or pixels uint8 [H, W], [H, W, 3 or 4]."""
 Images = ImageSource | Iterable[ImageSource]
 """One image, a batch of pixels uint8 [N, H, W, 3], or any iterable of images, however long."""
+
+
+def find_images(places: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+    """Files as they are, folders as the images somewhere below them, patterns as what they match.
+
+    A pattern has `*`, `?` or `[...]`, and `**` for any folders; a file that is really called so
+    comes first. Folders and patterns give files whose names end like an image's, in the order of
+    their names. Of a folder no more than one level of names is held at a time, of a pattern all
+    names that it matches.
+
+    Raises:
+        DataError: a folder or a pattern gives no image.
+        OSError: a folder cannot be listed.
+    """
+    for place in places:
+        path = Path(place)
+        if path.is_dir():
+            inside, what = _below(path), f"the folder {path} holds no images"
+        elif glob.has_magic(os.fspath(path)) and not path.exists():
+            inside, what = _matching(path), f"the pattern {path} matches no images"
+        else:
+            yield path
+            continue
+        # What holds no image is most likely a mistyped path: said before anything is predicted.
+        first = next(inside, None)
+        if first is None:
+            *others, last = IMAGE_SUFFIXES
+            raise DataError(f"{what} ({', '.join(others)} or {last})")
+        yield first
+        yield from inside
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    listed = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            # Links to folders are not followed: they may lead back here.
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if is_folder or is_image_name(entry.name):
+                listed.append((entry.name, is_folder))
+    for name, is_folder in sorted(listed):
+        if is_folder:
+            yield from _below(folder / name)
+        else:
+            yield folder / name
+
+
+def _matching(pattern: Path) -> Iterator[Path]:
+    # The shell, which would have replaced it, has not seen a quoted `~` either; and other than
+    # `Path.glob`, this takes patterns that are absolute.
+    found = sorted(glob.iglob(os.fspath(pattern.expanduser()), recursive=True))  # noqa: PTH207
+    return (Path(name) for name in found if is_image_name(name) and not Path(name).is_dir())
 
 
 def iter_sources(images: Images) -> Iterator[tuple[str, ImageSource]]:
@@ -51,6 +112,7 @@ def is_one(images: Images) -> bool:
 
 
 def _is_image(images: Images) -> bool:
+    # Four axes are a batch; what has fewer is one image, or refused as one.
     batch = isinstance(images, np.ndarray) and images.ndim > 3
     image = isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray)
     return image and not batch
@@ -69,6 +131,7 @@ def paired(
         for name, source in sources:
             yield name, source, clients
         return
+    # Both may be endless; which of them ends first is only known when it does.
     for named, client in zip_longest(sources, clients, fillvalue=None):
         if named is None or client is None:
             more = "clients" if named is None else "images"

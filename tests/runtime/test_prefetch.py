@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pfedmma_deploy.runtime.ahead import work_ahead
+from pfedmma_deploy.runtime.prefetch import prefetch
 from tests.runtime.waiting import wait_until
 
 
@@ -34,12 +34,12 @@ def test_results_come_in_order_whichever_is_done_first(pool: ThreadPoolExecutor)
             second.set()
         return number * 10
 
-    found = [(item, future.result()) for item, future in work_ahead(range(5), work, pool, 4)]
+    found = [(item, future.result()) for item, future in prefetch(range(5), work, pool, 4)]
     assert found == [(0, 0), (1, 10), (2, 20), (3, 30), (4, 40)]
 
 
 def test_failed_work_is_a_result(pool: ThreadPoolExecutor) -> None:
-    futures = [future for _, future in work_ahead([1, 0, 2], lambda n: 6 // n, pool, 2)]
+    futures = [future for _, future in prefetch([1, 0, 2], lambda n: 6 // n, pool, 2)]
     assert [futures[0].result(), futures[2].result()] == [6, 3]
     assert isinstance(futures[1].exception(), ZeroDivisionError)
 
@@ -47,9 +47,9 @@ def test_failed_work_is_a_result(pool: ThreadPoolExecutor) -> None:
 def test_one_item_needs_no_threads() -> None:
     with ThreadPoolExecutor(1) as closed:
         pass
-    ((item, future),) = work_ahead(["a"], str.upper, closed, 3)
+    ((item, future),) = prefetch(["a"], str.upper, closed, 3)
     assert (item, future.result()) == ("a", "A")
-    ((_, failed),) = work_ahead([0], lambda n: 1 // n, closed, 3)
+    ((_, failed),) = prefetch([0], lambda n: 1 // n, closed, 3)
     assert isinstance(failed.exception(), ZeroDivisionError)
 
 
@@ -61,7 +61,7 @@ def test_no_more_is_drawn_than_may_wait(pool: ThreadPoolExecutor) -> None:
             taken.append(len(taken))
             yield taken[-1]
 
-    results = work_ahead(endless(), str, pool, 3)
+    results = prefetch(endless(), str, pool, 3)
     assert taken == [], "nothing is drawn before the first result is asked for"
     assert next(results)[1].result() == "0"
     # One taken, three wait, one is in the hand of the thread.
@@ -77,7 +77,7 @@ def test_what_drawing_raises_comes_after_what_was_drawn(pool: ThreadPoolExecutor
         yield 1
         raise OSError("gone")
 
-    results = work_ahead(broken(), str, pool, 3)
+    results = prefetch(broken(), str, pool, 3)
     assert next(results)[1].result() == "1"
     with pytest.raises(OSError, match="gone"):
         next(results)
@@ -94,7 +94,7 @@ def test_nothing_hangs_when_nobody_listens(pool: ThreadPoolExecutor, how: str) -
         assert number == 0 or let_go.wait(20)
         return number
 
-    results = work_ahead(range(100), work, pool, 10)
+    results = prefetch(range(100), work, pool, 10)
     next(results)
     for _ in range(3):
         assert started.acquire(timeout=20)
@@ -123,7 +123,7 @@ def test_an_iterable_that_waits_is_left_behind(pool: ThreadPoolExecutor) -> None
         finally:
             closed.set()
 
-    results = work_ahead(slow(), str, pool, 3)
+    results = prefetch(slow(), str, pool, 3)
     next(results)
     results.close()
     assert not closed.is_set(), "it still waits, and nobody waits for it"

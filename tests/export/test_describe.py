@@ -11,10 +11,10 @@ import pytest
 
 from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.export import history as module
-from pfedmma_deploy.export.history import measure, run_history, without_client
+from pfedmma_deploy.export.describe import measure, run_history, without_client
 from pfedmma_deploy.federated.evaluate import RunEvaluation
 from pfedmma_deploy.progress import Silent
-from pfedmma_deploy.runtime.history import Figures
+from pfedmma_deploy.runtime.manifest import Figures
 from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.types import ClientData, Example, Federation
 from tests.images import MemoryDataset

@@ -1,4 +1,4 @@
-"""In which form a bundle's models are written: operators, arithmetic, storage."""
+"""How a bundle's models are written: operators, arithmetic, storage."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from pfedmma_deploy.errors import UsageError
 
-__all__ = ["Flavour", "Form", "Precision", "Storage", "default_flavour"]
+__all__ = ["ExportConfig", "Flavour", "Precision", "Storage", "default_flavour"]
 
 Flavour = Literal["ort", "portable"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -15,7 +15,7 @@ Storage = Literal["fp32", "fp16"]
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class ExportConfig:
     """Raises `UsageError` on a value that there is not."""
 
     flavour: Flavour = "portable"
@@ -25,7 +25,7 @@ class Form:
     weights: Storage = "fp32"
     """How weights that are not int8 are stored; `fp16` is half the file, computed with as fp32."""
     max_accuracy_drop: float = 0.5
-    """Percentage points of accuracy that a form less exact than fp32 may lose."""
+    """Percentage points of accuracy that models in reduced precision may lose."""
 
     def __post_init__(self) -> None:
         for name, kind in (("flavour", Flavour), ("precision", Precision), ("weights", Storage)):

@@ -14,7 +14,7 @@ from open_clip.tokenizer import SimpleTokenizer
 
 from pfedmma_deploy.errors import BundleError, UsageError
 from pfedmma_deploy.export.tokenizer import write_tokenizer
-from pfedmma_deploy.runtime.tokenizer import Tokenizer, clean_text
+from pfedmma_deploy.runtime.text_tower import Tokenizer, clean_text
 
 CONTEXT = 77
 ODD = [

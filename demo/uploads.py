@@ -1,4 +1,4 @@
-"""Many images at once: the files that somebody dropped, zips among them, or the sample.
+"""Files that somebody gave, as images: one, many, zips among them, or the sample.
 
 Nothing of a zip is ever written to disk: a member is read into memory, within limits, when its
 turn comes. So a path in it leads nowhere, and a zip bomb ends at the limit.
@@ -6,28 +6,90 @@ turn comes. So a path in it leads nowhere, and a zip bomb ends at the limit.
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
+from PIL import ExifTags, Image
 
-from pfedmma_deploy.data.images import is_image_name
+from pfedmma_deploy.data.images import IMAGE_FORMATS, decode_image, is_image_name
 from pfedmma_deploy.errors import DataError, ImageError
-from pfedmma_deploy.types import Example
 
-from .inputs import MOST_BYTES, read_image
 from .model import DemoModel
 
-__all__ = ["MOST_IMAGES", "Item", "Upload", "open_images", "sample_items"]
-
+MOST_BYTES = 50_000_000
+"""Of one image file."""
 MOST_IMAGES = 1000
 """In one go; what is beyond is left out, and that is said."""
 MOST_MEMBERS = 100_000
 """Entries of a zip, images or not."""
+
+
+def read_image(source: Path | bytes) -> Image.Image:
+    """One uploaded image, upright and RGB.
+
+    Raises:
+        ImageError: it cannot be read; the message is a sentence for the page.
+    """
+    size = len(source) if isinstance(source, bytes) else _size(source)
+    if size > MOST_BYTES:
+        raise ImageError(
+            f"This file is too large: {size / 1e6:.0f} MB, {MOST_BYTES / 1e6:.0f} MB are allowed. "
+            "Scale the image down."
+        )
+    try:
+        return decode_image(source)
+    except ImageError as error:
+        raise ImageError(f"This file is not an image that I can read: {error}.") from error
+
+
+def remarks(source: Path | bytes) -> list[str]:
+    """What is special about a readable image: it moves, it was turned, it is see-through."""
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    found = []
+    with Image.open(stream, formats=IMAGE_FORMATS) as image:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            found.append(f"Of its {frames} frames, the first was used.")
+        if _is_turned(image):
+            found.append("It was turned upright, as its camera noted.")
+        if image.has_transparency_data:
+            found.append("Its transparency was ignored.")
+        if min(image.size) < 24:
+            width, height = image.size
+            found.append(f"It is tiny ({width} x {height} pixels): expect little.")
+    return found
+
+
+def thumbnail(image: Image.Image, side: int = 112) -> bytes:
+    """A small JPEG of an RGB image; images that are small already stay as they are, as PNG."""
+    buffer = io.BytesIO()
+    if max(image.size) <= side:
+        image.save(buffer, "PNG")
+    else:
+        small = image.copy()
+        small.thumbnail((side, side))
+        small.save(buffer, "JPEG", quality=82)
+    return buffer.getvalue()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise ImageError(f"This file cannot be opened: {error.strerror}.") from error
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except Exception:  # damaged EXIF is ignored when the pixels are read, too
+        return False
 
 
 @dataclass(frozen=True)
@@ -69,13 +131,11 @@ def sample_items(model: DemoModel, count: int) -> list[Item]:
             "choose images of your own."
         )
 
-    def reader(example: Example) -> Callable[[], Image.Image]:
-        return lambda: sample.open_image(example)
-
-    return [
-        Item(Path(example.key).name, model.label(example), reader(example))
-        for example in model.tests[:count]
-    ]
+    items = []
+    for example in model.tests[:count]:
+        read = partial(sample.open_image, example)
+        items.append(Item(Path(example.key).name, model.label(example), read))
+    return items
 
 
 @contextmanager
@@ -102,15 +162,16 @@ def open_images(
                 items += found
                 others += strangers
             else:
-                items.append(Item(file.name, _label(model, file.name), _file_reader(file.path)))
+                read = partial(read_image, file.path)
+                items.append(Item(file.name, _label(model, file.name), read))
         if not items:
             raise DataError(
                 "There are no images in these files: .jpg, .png, .webp and .bmp are read."
             )
-        yield items[:most], _remarks(items, most, others)
+        yield items[:most], _remarks_on_all(items, most, others)
 
 
-def _remarks(items: Sequence[Item], most: int, others: int) -> list[str]:
+def _remarks_on_all(items: Sequence[Item], most: int, others: int) -> list[str]:
     said = []
     if len(items) > most:
         said.append(f"Only the first {most:,} of {len(items):,} images were taken.")
@@ -122,10 +183,6 @@ def _remarks(items: Sequence[Item], most: int, others: int) -> list[str]:
             "folder or a zip with one folder per class inside."
         )
     return said
-
-
-def _file_reader(path: Path) -> Callable[[], Image.Image]:
-    return lambda: read_image(path)
 
 
 def _open_zip(file: Upload) -> zipfile.ZipFile:
@@ -142,13 +199,12 @@ def _zip_items(model: DemoModel, archive: zipfile.ZipFile, name: str) -> tuple[l
         raise DataError(
             f"{name} holds {len(members):,} files; {MOST_MEMBERS:,} are allowed. Split it."
         )
-    images = [info for info in members if _is_wanted(info.filename)]
-    images.sort(key=lambda info: info.filename)
-    items = [
-        Item(info.filename, _label(model, info.filename), _member_reader(archive, info))
-        for info in images
-    ]
-    return items, len(members) - len(images)
+    items = []
+    for info in sorted(members, key=lambda info: info.filename):
+        if _is_wanted(info.filename):
+            read = partial(_read_member, archive, info)
+            items.append(Item(info.filename, _label(model, info.filename), read))
+    return items, len(members) - len(items)
 
 
 def _is_wanted(name: str) -> bool:
@@ -167,19 +223,16 @@ def _label(model: DemoModel, name: str) -> int | None:
     return None
 
 
-def _member_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], Image.Image]:
-    def read() -> Image.Image:
-        if info.flag_bits & 0x1:
-            raise ImageError("It is encrypted: unlock the zip first.")
-        if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-            # Others may ask for gigabytes of memory before the first byte.
-            raise ImageError("It is compressed in an unusual way: make a plain zip.")
-        try:
-            with archive.open(info) as stream:
-                # One byte more than allowed: what a header says about sizes is not believed.
-                data = stream.read(MOST_BYTES + 1)
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
-            raise ImageError(f"The zip is damaged here: {error}.") from error
-        return read_image(data)
-
-    return read
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Image.Image:
+    if info.flag_bits & 0x1:
+        raise ImageError("It is encrypted: unlock the zip first.")
+    if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        # Others may ask for gigabytes of memory before the first byte.
+        raise ImageError("It is compressed in an unusual way: make a plain zip.")
+    try:
+        with archive.open(info) as stream:
+            # One byte more than allowed: what a header says about sizes is not believed.
+            data = stream.read(MOST_BYTES + 1)
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
+        raise ImageError(f"The zip is damaged here: {error}.") from error
+    return read_image(data)

@@ -1,4 +1,4 @@
-"""Work done ahead in threads while its results are used one by one, in order."""
+"""Items are worked on by threads ahead of time, while their results are used in order."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TypeVar
 
-__all__ = ["work_ahead"]
+__all__ = ["prefetch"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def work_ahead(
+def prefetch(
     items: Iterable[Item],
     work: Callable[[Item], Result],
     pool: ThreadPoolExecutor,
-    ahead: int,
+    most: int,
 ) -> Generator[tuple[Item, Future[Result]]]:
-    """Each item with its finished work, in order; at most `ahead` items wait to be taken.
+    """Each item with its finished work, in order; at most `most` items wait to be taken.
 
     The items are drawn by a thread of their own: one that comes late (a camera, a queue that
     waits for the last answer) holds up nothing that came before it. What drawing raises is raised
@@ -34,7 +34,7 @@ def work_ahead(
         yield items[0], _done(work, items[0])
         return
     drawn: SimpleQueue[tuple[Item, Future[Result]] | BaseException | None] = SimpleQueue()
-    places = threading.Semaphore(ahead)
+    places = threading.Semaphore(most)
     stopped = threading.Event()
 
     def draw() -> None:
