@@ -29,8 +29,8 @@ def fetch(
       pfedmma data fetch cifar10 --data-root data
       pfedmma data fetch dtd --yes
     """
-    from pfedmma_deploy.data import fetch as download
-    from pfedmma_deploy.data.known import data_root as find_root
+    from pfedmma_deploy.data import catalog as download
+    from pfedmma_deploy.data.catalog import data_root as find_root
 
     with open_output(as_json=as_json, quiet=quiet) as output:
         known = download.find_fetchable(name)

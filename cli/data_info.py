@@ -12,7 +12,7 @@ from .options import AsJson, Quiet, Verbose
 from .output import Output, open_output
 
 if TYPE_CHECKING:
-    from pfedmma_deploy.data.known import Known
+    from pfedmma_deploy.data.catalog import KnownDataset
 
 _SHOWN = 12
 
@@ -40,9 +40,8 @@ def info(
       pfedmma data info my_photos
       pfedmma data info /data/domainnet --json
     """
-    from pfedmma_deploy.data.datasets import load_dataset
-    from pfedmma_deploy.data.known import find_known, known_datasets
-    from pfedmma_deploy.data.summary import summarize
+    from pfedmma_deploy.data.catalog import find_known, known_datasets
+    from pfedmma_deploy.data.datasets import load_dataset, summarize
 
     with open_output(as_json=as_json, quiet=quiet) as output:
         known = known_datasets().get(data)
@@ -55,9 +54,9 @@ def info(
         output.result({"present": True, **found})
 
 
-def _absent(output: Output, known: Known, root: Path | None) -> None:
-    from pfedmma_deploy.data.known import ROOT_VARIABLE
-    from pfedmma_deploy.data.known import data_root as find_root
+def _absent(output: Output, known: KnownDataset, root: Path | None) -> None:
+    from pfedmma_deploy.data.catalog import ROOT_VARIABLE
+    from pfedmma_deploy.data.catalog import data_root as find_root
 
     entry = describe(known, root)
     base = find_root(root)

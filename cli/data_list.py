@@ -11,7 +11,7 @@ from .options import AsJson, Quiet, Verbose
 from .output import open_output
 
 if TYPE_CHECKING:
-    from pfedmma_deploy.data.known import Known
+    from pfedmma_deploy.data.catalog import KnownDataset
 
 DataRoot = Annotated[
     Path | None,
@@ -37,8 +37,8 @@ def list_datasets(
       pfedmma data list --data-root /data
       pfedmma data list --json
     """
-    from pfedmma_deploy.data.known import ROOT_VARIABLE, known_datasets
-    from pfedmma_deploy.data.known import data_root as find_root
+    from pfedmma_deploy.data.catalog import ROOT_VARIABLE, known_datasets
+    from pfedmma_deploy.data.catalog import data_root as find_root
     from pfedmma_deploy.data.samples import SAMPLE_NAMES
 
     with open_output(as_json=as_json, quiet=quiet) as output:
@@ -57,9 +57,9 @@ def list_datasets(
         output.result({"data_root": str(root) if root else None, "datasets": entries})
 
 
-def describe(known: Known, root: Path | None) -> dict[str, Any]:
+def describe(known: KnownDataset, root: Path | None) -> dict[str, Any]:
     """A known data set as a JSON-able record; `folder` is None where it is not there."""
-    from pfedmma_deploy.data.known import find_known
+    from pfedmma_deploy.data.catalog import find_known
 
     folder = find_known(known, root)
     return {

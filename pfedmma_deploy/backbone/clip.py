@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pfedmma_deploy.backbone.blocks import BlockHook, TokenHook, WeightHook, run_block
 from pfedmma_deploy.backbone.products import Linear, fast_linear
 from pfedmma_deploy.config import Autocast
-from pfedmma_deploy.data.preprocess import Interpolation, ResizeMode
+from pfedmma_deploy.data.pixels import Interpolation, ResizeMode
 from pfedmma_deploy.types import Tower
 
 

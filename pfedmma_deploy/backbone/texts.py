@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from pfedmma_deploy.backbone.clip import Backbone, Prefix
-from pfedmma_deploy.data.prompts import build_prompts
+from pfedmma_deploy.data.class_names import build_prompts
 
 BARE = "{}."
 """Around a class name that a learned context stands before (CoOp, arXiv 2109.01134)."""

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from pfedmma_deploy.data.prompts import build_prompts
+from pfedmma_deploy.data.class_names import build_prompts
 from pfedmma_deploy.errors import ExportError, UsageError
 from pfedmma_deploy.export import describe, member_check
 from pfedmma_deploy.export.banks import adapted, append_row, bank_shapes, remove_row

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfedmma_deploy.adapters.graph_form import GraphForm
-from pfedmma_deploy.data.checks import class_key
+from pfedmma_deploy.data.class_names import class_key
 from pfedmma_deploy.errors import ExportError, UsageError, nearest
 from pfedmma_deploy.evaluation.accuracy import unique
 from pfedmma_deploy.evaluation.run import RunEvaluation

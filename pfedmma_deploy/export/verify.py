@@ -16,7 +16,7 @@ from torch import Tensor
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.adapters.frozen import Frozen
 from pfedmma_deploy.backbone.texts import class_texts
-from pfedmma_deploy.data.prompts import build_prompts
+from pfedmma_deploy.data.class_names import build_prompts
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export.clients import Equation
 from pfedmma_deploy.export.describe import SIGNATURES

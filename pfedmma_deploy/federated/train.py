@@ -18,7 +18,7 @@ from pfedmma_deploy.adapters.base import KEPT, Adapter
 from pfedmma_deploy.backbone.products import Linear
 from pfedmma_deploy.backbone.texts import class_texts, with_prefix
 from pfedmma_deploy.config import TrainConfig
-from pfedmma_deploy.data.federation import federation_to_dict
+from pfedmma_deploy.data.clients_file import federation_to_dict
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.federated.engine import InProcessEngine
 from pfedmma_deploy.federated.rounds import run_rounds

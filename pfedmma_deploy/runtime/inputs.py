@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pfedmma_deploy.data.images import decode_image
-from pfedmma_deploy.data.preprocess import resize_crop
+from pfedmma_deploy.data.pixels import resize_crop
 from pfedmma_deploy.errors import ImageError, UsageError
 from pfedmma_deploy.runtime.manifest import Preprocessing
 

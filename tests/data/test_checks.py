@@ -8,15 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pfedmma_deploy.data.checks import (
-    KINDS,
-    Problem,
-    check_dataset,
-    class_key,
-    find_problem,
-    require_usable,
-)
+from pfedmma_deploy.data.class_names import class_key
+from pfedmma_deploy.data.dataset_checks import check_dataset
 from pfedmma_deploy.data.datasets import load_dataset
+from pfedmma_deploy.data.problems import KINDS, find_problem, require_usable
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.types import Federation
 from tests.data.toy import partitioned
@@ -61,9 +56,9 @@ def test_every_kind_has_advice(kind: str) -> None:
 
 def test_all_fatal_problems_are_told_at_once() -> None:
     problems = [
-        Problem("empty-class", 1, ("cat",)),
-        Problem("few-images", 1, ("dog",)),
-        Problem("empty-client", 1, ("a",)),
+        *find_problem("empty-class", ["cat"]),
+        *find_problem("few-images", ["dog"]),
+        *find_problem("empty-client", ["a"]),
     ]
     with pytest.raises(DataError) as caught:
         require_usable(problems)

@@ -1,24 +1,77 @@
-"""ImageNet in CoOp's layout: folders named by WordNet id, and classnames.txt for their names."""
+"""Data sets with a file of class names: FGVC-Aircraft and ImageNet.
+
+FGVC-Aircraft as its authors pack it has variants.txt and one list of images per split. ImageNet in
+CoOp's layout has folders named by WordNet id, and classnames.txt for their names.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Final
 
-from pfedmma_deploy.data.known import known_datasets
-from pfedmma_deploy.data.readers.base import Listing, Scanner, read_lines
+from pfedmma_deploy.data.catalog import known_datasets
+from pfedmma_deploy.data.class_names import class_name
+from pfedmma_deploy.data.readers.base import Listing, Scanner, keep_present, read_lines
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.types import Example, Split
 
-__all__ = ["find", "read"]
-
+_VARIANTS: Final = "variants.txt"
+_LISTS: Final[dict[Split, str]] = {
+    "train": "images_variant_train.txt",
+    "val": "images_variant_val.txt",
+    "test": "images_variant_test.txt",
+}
 _NAMES: Final = "classnames.txt"
 # The public validation set is what everybody tests on: the test labels were never published. A
 # validation part is set aside from the training images.
 _PARTS: Final[dict[str, Split]] = {"train": "train", "val": "test"}
 
 
-def find(path: Path) -> Path | None:
+def find_aircraft(path: Path) -> Path | None:
+    """The folder with variants.txt: `path`, or `data/` in it as the archive unpacks."""
+    return next((p for p in (path, path / "data") if (p / _VARIANTS).is_file()), None)
+
+
+def read_aircraft(root: Path, scan: Scanner) -> Listing:
+    """Images by variant; lines of the lists are `<image number> <variant>`.
+
+    Raises:
+        DataError: a list that is absent, a variant that is not in variants.txt, no images.
+    """
+    names = [line for _, line in read_lines(root / _VARIANTS)]
+    labels = {name: label for label, name in enumerate(names)}
+    absent = [name for name in _LISTS.values() if not (root / name).is_file()]
+    if absent:
+        raise DataError(
+            f"data folder {root}: {_VARIANTS} is there, but not {', '.join(absent)}; expected all"
+            " files of the archive's data folder (https://www.robots.ox.ac.uk/~vgg/data/"
+            "fgvc-aircraft/)"
+        )
+    examples: dict[str, Example] = {}
+    for split, name in _LISTS.items():
+        for number, line in read_lines(root / name):
+            image, _, variant = line.partition(" ")
+            if variant.strip() not in labels:
+                raise DataError(
+                    f"{root / name}, line {number}: variant '{variant.strip()}' is not in"
+                    f" {_VARIANTS}; expected `<image number> <variant>`"
+                )
+            key = f"images/{image}.jpg"
+            if key in examples:
+                raise DataError(f"{root / name}, line {number}: image {image} is listed twice")
+            examples[key] = Example(key, labels[variant.strip()], split)
+    where = f"images/*.jpg in {root}"
+    present, skipped = keep_present(examples, scan(root), root / _LISTS["train"], where)
+    return Listing(
+        root=root,
+        layout="aircraft",
+        class_names=tuple(map(class_name, names)),
+        examples=present,
+        skipped=skipped,
+    )
+
+
+def find_imagenet(path: Path) -> Path | None:
     """`path`, where it has classnames.txt and images/train or train.
 
     Raises:
@@ -36,7 +89,7 @@ def find(path: Path) -> Path | None:
     return None
 
 
-def read(root: Path, scan: Scanner) -> Listing:
+def read_imagenet(root: Path, scan: Scanner) -> Listing:
     """Training images, and those of val/ as test images, in the order of the WordNet ids.
 
     Raises:
@@ -66,7 +119,7 @@ def read(root: Path, scan: Scanner) -> Listing:
     ]
     return Listing(
         root=root,
-        form="imagenet",
+        layout="imagenet",
         class_names=tuple(names[folder] for folder in order),
         examples=sorted(examples, key=lambda example: example.key),
         skipped=list(found.skipped),

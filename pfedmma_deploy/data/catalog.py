@@ -1,4 +1,4 @@
-"""Public data sets that this package knows by name: what they hold and where people get them."""
+"""Public data sets that this package knows by name: what they hold and how people get them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from pfedmma_deploy.errors import DataError
-
-__all__ = ["ROOT_VARIABLE", "Known", "absent", "data_root", "find_known", "known_datasets"]
+from pfedmma_deploy.errors import DataError, UsageError, nearest
 
 ROOT_VARIABLE: Final = "PFEDMMA_DATA"
 """Environment variable: the folder below which data sets are looked for by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class KnownDataset:
     """One public data set (`assets/datasets.toml`)."""
 
     name: str
     title: str
-    layout: str
-    """Which reader: split, aircraft, imagenet, cifar, lists or domains."""
     folders: tuple[str, ...]
     """Names below the data root, the usual one first."""
     expects: tuple[str, ...]
@@ -60,15 +56,15 @@ class Known:
 
 
 @cache
-def known_datasets() -> Mapping[str, Known]:
+def known_datasets() -> Mapping[str, KnownDataset]:
     """Every known data set by name, in the order of `pfedmma data list`."""
     text = files("pfedmma_deploy").joinpath("assets", "datasets.toml").read_text(encoding="utf-8")
     known = {}
     for name, table in tomllib.loads(text).items():
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in table.items()
-        }
-        known[name] = Known(name=name, **values)
+        values: dict[str, Any] = {}
+        for key, value in table.items():
+            values[key] = tuple(value) if isinstance(value, list) else value
+        known[name] = KnownDataset(name=name, **values)
     return MappingProxyType(known)
 
 
@@ -78,7 +74,7 @@ def data_root(root: str | Path | None = None) -> Path | None:
     return Path(chosen).expanduser() if chosen else None
 
 
-def find_known(known: Known, root: str | Path | None = None) -> Path | None:
+def find_known(known: KnownDataset, root: str | Path | None = None) -> Path | None:
     """The folder of a known data set below the data root, or None where it has none there."""
     base = data_root(root)
     if base is None:
@@ -88,7 +84,7 @@ def find_known(known: Known, root: str | Path | None = None) -> Path | None:
     return next((place for place in places if (place / start).exists()), next(iter(places), None))
 
 
-def absent(known: Known, root: str | Path | None = None) -> DataError:
+def absent(known: KnownDataset, root: str | Path | None = None) -> DataError:
     """The error for a known data set that is not there: what was expected where, how to get it."""
     base = data_root(root)
     place = f"{base} has no folder {' or '.join(known.folders)}" if base else "no data root is set"
@@ -98,3 +94,62 @@ def absent(known: Known, root: str | Path | None = None) -> DataError:
         f" {', '.join(known.expects)}. Get it from {known.where}{fetch}. Then set {ROOT_VARIABLE}"
         f" to the folder that holds it, or name the data set's own folder"
     )
+
+
+def find_fetchable(name: str) -> KnownDataset:
+    """The known data set of that name. Raises `UsageError` where it cannot be downloaded so."""
+    known = known_datasets().get(name)
+    able = [each.name for each in known_datasets().values() if each.torchvision]
+    if known is None:
+        raise UsageError(
+            f"there is no known data set '{name}'{nearest(name, known_datasets())}; those that can"
+            f" be fetched are {', '.join(able)}"
+        )
+    if known.torchvision is None:
+        raise UsageError(
+            f"{known.title} cannot be fetched by a program; get it from {known.where}. Those that"
+            f" can be fetched are {', '.join(able)}"
+        )
+    return known
+
+
+def fetch(known: KnownDataset, module: Any, root: str | Path | None = None) -> Path:
+    """Download a data set below the data root; what is there already is not fetched again.
+
+    Args:
+        known: a result of `find_fetchable`.
+        module: `torchvision.datasets`, which this part of the package does not import itself.
+        root: where data sets lie; None takes the variable `PFEDMMA_DATA`.
+
+    Returns:
+        The folder of the data set.
+
+    Raises:
+        UsageError: no data root at all.
+        DataError: the download failed, or left something else than was expected.
+    """
+    base = data_root(root)
+    if base is None:
+        raise UsageError(f"nowhere to put {known.name}: give --data-root, or set {ROOT_VARIABLE}")
+    assert known.torchvision is not None
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        getattr(module, known.torchvision)(str(base), download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{known.name} could not be downloaded into {base}: {error}. Try again, which goes on"
+            f" where it stopped, or get it by hand from {known.where}"
+        ) from error
+    place = find_known(known, base)
+    if place is None:
+        raise DataError(
+            f"the download of {known.name} left none of the folders {', '.join(known.folders)} in"
+            f" {base}; this version of torchvision puts it elsewhere. Name that folder with --data"
+        )
+    return place
+
+
+def missing_files(known: KnownDataset, folder: Path) -> list[str]:
+    """Files of `known` that are no images and are not in `folder`."""
+    names = [name for name in known.expects if name.endswith((".json", ".txt"))]
+    return [name for name in names if not (folder / name).is_file()]
