@@ -57,7 +57,7 @@ class Problem:
     """One kind of thing that is wrong with data: how often, where for example, what to do."""
 
     kind: str
-    """A key of `data.problems.KINDS`."""
+    """A key of `data.dataset_checks.problem_kinds`."""
     level: Level
     title: str
     """What was found, in the plural."""

@@ -35,8 +35,7 @@ from typing import Any, Final, get_args
 from tomlkit import item
 
 from pfedmma_deploy.data.clients_check import FORMAT, FORMAT_VERSION, EditedFile
-from pfedmma_deploy.data.dataset_checks import check_federation
-from pfedmma_deploy.data.problems import find_problem
+from pfedmma_deploy.data.dataset_checks import check_federation, find_problem
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.types import ClientData, Dataset, Example, Federation, Problem, Split
 

@@ -6,21 +6,59 @@ images with the labels of other images. Where folders are named after classes, t
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
 from itertools import pairwise
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from pfedmma_deploy.data.class_names import class_key, is_id
-from pfedmma_deploy.data.problems import find_problem
-from pfedmma_deploy.types import Dataset, Example, Federation, Problem
+from pfedmma_deploy.errors import DataError
+from pfedmma_deploy.types import Dataset, Example, Federation, Level, Problem
 
 IMBALANCE: Final = 10
 """Times as many images as the smallest has."""
 SHIFTED: Final = 0.5
 """Where more than this share of a class's images lie in other classes' folders, it is no slip."""
 _PURE: Final = 0.8
+_SHOWN: Final = 5
 _ORDERLESS: Final = (set, frozenset, dict)
+
+
+class Kind(NamedTuple):
+    """One kind of problem: how bad it is, what it is, what to do about it."""
+
+    level: Level
+    title: str
+    advice: str
+
+
+@cache
+def problem_kinds() -> Mapping[str, Kind]:
+    """Every kind of problem by name, in the order of the documentation."""
+    file = files("pfedmma_deploy").joinpath("assets", "problems.toml")
+    table = tomllib.loads(file.read_text(encoding="utf-8"))
+    return MappingProxyType({name: Kind(**values) for name, values in table.items()})
+
+
+def find_problem(kind: str, places: Sequence[str], count: int | None = None) -> list[Problem]:
+    """The problem of that kind in a list, or an empty list where `places` is empty."""
+    if not places:
+        return []
+    number = len(places) if count is None else count
+    return [Problem(kind, *problem_kinds()[kind], number, tuple(places[:_SHOWN]))]
+
+
+def require_usable(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Raises `DataError` with every fatal problem, one per line; else returns the others."""
+    problems = tuple(problems)
+    fatal = [str(problem) for problem in problems if problem.level == "fatal"]
+    if fatal:
+        raise DataError("the data cannot be trained on as they are:\n- " + "\n- ".join(fatal))
+    return problems
 
 
 def check_dataset(dataset: Dataset) -> tuple[Problem, ...]:

@@ -10,10 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pfedmma_deploy.config import PartitionConfig
-from pfedmma_deploy.data.dataset_checks import check_balance, check_dataset, check_order
+from pfedmma_deploy.data.dataset_checks import (
+    check_balance,
+    check_dataset,
+    check_order,
+    find_problem,
+)
 from pfedmma_deploy.data.federation import hold_all, partition_dataset
 from pfedmma_deploy.data.image_stats import ImageStats, read_stats
-from pfedmma_deploy.data.problems import find_problem
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.progress import Progress
 from pfedmma_deploy.types import Dataset, Example, Federation, Problem

@@ -7,6 +7,7 @@ splits that the data lack are set aside, shots are drawn, images are dealt out.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,14 @@ from typing import Final, get_args
 
 import numpy as np
 
-from pfedmma_deploy.config import Classes, PartitionConfig
+from pfedmma_deploy.config import Classes, PartitionConfig, Scheme
 from pfedmma_deploy.data.clients_file import read_clients
-from pfedmma_deploy.data.dataset_checks import check_dataset, check_federation
-from pfedmma_deploy.data.domain_groups import clients_per_group, group_examples, take_unseen
+from pfedmma_deploy.data.dataset_checks import (
+    check_dataset,
+    check_federation,
+    find_problem,
+    require_usable,
+)
 from pfedmma_deploy.data.pachinko import pachinko, read_superclasses
 from pfedmma_deploy.data.partition import (
     Labels,
@@ -27,12 +32,13 @@ from pfedmma_deploy.data.partition import (
     disjoint,
     draw_shots,
 )
-from pfedmma_deploy.data.problems import find_problem, require_usable
-from pfedmma_deploy.errors import DataError, UsageError
+from pfedmma_deploy.errors import DataError, UsageError, nearest
 from pfedmma_deploy.types import ClientData, Dataset, Example, Federation, Problem, Split
 
 # Keeps this stream apart from those of rounds and clients, which start from [seed, round, client].
 _STREAM: Final = 0xDA7A
+
+_BY_DOMAIN: Final = ("domain", "leave-one-domain-out")
 
 BySplit = dict[Split, list[Example]]
 
@@ -74,8 +80,8 @@ def build_federation(dataset: Dataset, partition: PartitionConfig, *, seed: int 
 
     Raises:
         UsageError: an `unseen_domain` that the data do not have, or a negative seed.
-        DataError: fatal problems (`problems.KINDS`), a partition that the data do not allow, or a
-            clients file that does not fit them.
+        DataError: fatal problems (`dataset_checks.problem_kinds`), a partition that the data do not
+            allow, or a clients file that does not fit them.
     """
     problems = require_usable(check_dataset(dataset))
     federation, found = partition_dataset(dataset, partition, seed)
@@ -97,11 +103,11 @@ def partition_dataset(
         raise UsageError(f"seed must be 0 or more, not {seed}.")
     rng = np.random.default_rng([seed, _STREAM])
     base, novel = split_base_novel(len(dataset.class_names), partition.classes)
-    groups = group_examples(dataset, partition.scheme)
+    groups = _group_examples(dataset, partition.scheme)
     unseen: tuple[Example, ...] = ()
     if partition.scheme == "leave-one-domain-out":
-        unseen, novel = take_unseen(groups, partition.unseen_domain), novel or base
-    per_group = clients_per_group(partition.clients, partition.scheme, len(groups))
+        unseen, novel = _take_unseen(groups, partition.unseen_domain), novel or base
+    per_group = _clients_per_group(partition.clients, partition.scheme, len(groups))
     few: list[str] = []
     clients: list[ClientData] = []
     tests: list[Example] = []
@@ -138,7 +144,7 @@ def build_client(
         The client, with labels of `dataset`, and the warnings.
 
     Raises:
-        DataError: fatal problems of the data set (`problems.KINDS`).
+        DataError: fatal problems of the data set (`dataset_checks.problem_kinds`).
     """
     problems = [problem for problem in check_dataset(dataset) if problem.kind != "one-class"]
     federation, found = hold_all(dataset, client_id, num_shots, seed)
@@ -166,6 +172,97 @@ def split_base_novel(num_classes: int, classes: Classes) -> tuple[tuple[int, ...
     return tuple(range(cut)), tuple(range(cut, num_classes))
 
 
+def _group_examples(dataset: Dataset, scheme: Scheme) -> dict[str, list[Example]]:
+    """The images that are partitioned together, by name of the group ("" where it is all of them).
+
+    Groups stand in natural order of their names: site-2 before site-10.
+
+    Raises:
+        DataError: a partition by domain or folder, and an image that belongs to none.
+    """
+    if scheme in ("disjoint", "dirichlet", "pachinko"):
+        return {"": list(dataset.examples)}
+    groups: dict[str, list[Example]] = {}
+    for example in dataset.examples:
+        name = example.client
+        if scheme in _BY_DOMAIN:
+            name = example.domain or example.client
+        if name is None:
+            raise _without_group(dataset, scheme, example)
+        groups.setdefault(name, []).append(example)
+    return {name: groups[name] for name in sorted(groups, key=_natural)}
+
+
+def _take_unseen(
+    groups: dict[str, list[Example]], unseen_domain: str | None
+) -> tuple[Example, ...]:
+    """Takes the domain that nobody trains on out of `groups` and returns its test images.
+
+    These are all of its images where none is marked as a test image: nothing needs to be set aside
+    for training.
+
+    Raises:
+        UsageError: no domain was named, or none of the data's.
+        DataError: there is no other domain.
+    """
+    known = ", ".join(groups)
+    if unseen_domain is None:
+        raise UsageError(
+            "partition 'leave-one-domain-out' needs the domain that nobody trains on: use"
+            f" --unseen-domain with one of {known}"
+        )
+    if unseen_domain not in groups:
+        raise UsageError(
+            f"there is no domain '{unseen_domain}'{nearest(unseen_domain, groups)}; the domains are"
+            f" {known}"
+        )
+    if len(groups) == 1:
+        raise DataError(
+            f"partition 'leave-one-domain-out' leaves nothing to train on: '{unseen_domain}' is the"
+            " only domain. Use another partition"
+        )
+    images = groups.pop(unseen_domain)
+    tests = [example for example in images if example.split == "test"]
+    return tuple(tests or (replace(example, split="test") for example in images))
+
+
+def _clients_per_group(clients: int, scheme: Scheme, groups: int) -> int:
+    """How many clients share each of the `groups`, given how many are wanted in all.
+
+    Raises:
+        DataError: domains that cannot have equally many clients each.
+    """
+    if scheme == "folders":
+        return 1
+    if clients % groups:
+        multiple = max(1, math.floor(clients / groups + 0.5)) * groups
+        raise DataError(
+            f"partition '{scheme}' gives every domain equally many clients, but {clients}"
+            f" clients cannot be shared out evenly among {groups} domains: use --clients"
+            f" {multiple}"
+        )
+    return clients // groups
+
+
+def _without_group(dataset: Dataset, scheme: Scheme, example: Example) -> DataError:
+    if scheme == "folders":
+        expected = "one folder per client, <client>/<class>/*.jpg"
+        others = "--partition disjoint or dirichlet"
+    else:
+        expected = "images marked with a domain, or one folder per domain, <domain>/<class>/*.jpg"
+        others = "--partition disjoint, dirichlet or folders"
+    return DataError(
+        f"partition '{scheme}' needs {expected}; in {dataset.name}, {example.key} belongs to"
+        f" none: use {others}"
+    )
+
+
+def _natural(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
+    """Sorts site-2 before site-10."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return tuple((int(p), "") if p[0] in "0123456789" else (-1, p) for p in parts), name
+
+
 def _draw_images(
     examples: Sequence[Example], labels: Sequence[int], num_shots: int, rng: np.random.Generator
 ) -> BySplit:
@@ -187,7 +284,7 @@ def _partition_group(
     base: Sequence[int],
     rng: np.random.Generator,
 ) -> list[ClientData]:
-    """The clients that share the images of one group (`domain_groups`)."""
+    """The clients that share the images of one group."""
     labels: Labels = {split: _labels_of(of_split) for split, of_split in drawn.items()}
     beta = partition.dirichlet_beta
     match partition.scheme:

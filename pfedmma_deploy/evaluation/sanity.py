@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.backbone.texts import class_texts
+from pfedmma_deploy.data.dataset_checks import find_problem
 from pfedmma_deploy.data.pixels import PixelLoader
-from pfedmma_deploy.data.problems import find_problem
 from pfedmma_deploy.evaluation.accuracy import BATCH
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.types import Dataset, Example, Problem

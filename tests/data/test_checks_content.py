@@ -12,10 +12,10 @@ from PIL import Image
 
 from pfedmma_deploy.config import PartitionConfig
 from pfedmma_deploy.data import scan
+from pfedmma_deploy.data.dataset_checks import problem_kinds
 from pfedmma_deploy.data.datasets import StoredDataset, load_dataset
 from pfedmma_deploy.data.doctor_data import check_content, check_data, warn_of_content
 from pfedmma_deploy.data.image_stats import ImageStats, measure, read_stats
-from pfedmma_deploy.data.problems import KINDS
 from pfedmma_deploy.types import Example
 from tests.data.bad_folder import EXPECTED, make_bad_folder, noise
 from tests.data.toy import partitioned
@@ -95,7 +95,7 @@ def test_the_division_decides_who_holds_what() -> None:
     # In the data set both are training images; which is a leak depends on the parts set aside.
     splits = {e.key: e.split for c in federation.clients for e in (*c.train, *c.val, *c.test)}
     leaked = {splits["0.png"], splits["4.png"]} not in ({"train"}, {"test"}, {"train", "val"})
-    assert (KINDS["leaked-images"].title in warning) == leaked
+    assert (problem_kinds()["leaked-images"].title in warning) == leaked
     (problem,) = (
         p for p in check_data(data).problems if p.level != "warning" or "copies" in str(p)
     )

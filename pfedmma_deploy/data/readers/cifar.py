@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pfedmma_deploy.data.class_names import class_name
-from pfedmma_deploy.data.readers.base import Listing, Scanner, read_lines
+from pfedmma_deploy.data.readers.base import Listing, Reader, Scanner, read_lines
 from pfedmma_deploy.data.readers.pickles import array_of, read_pickle
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.types import Example, Split
@@ -164,3 +164,6 @@ def _check_labels(root: Path, labels: NDArray[np.int64], num_classes: int) -> No
             f"data folder {root}: labels from {labels.min()} to {labels.max()}, but"
             f" {num_classes} class names; get the archive again from {_PAGE}"
         )
+
+
+READERS: Final = (Reader(find, read),)

@@ -17,9 +17,10 @@ from typing import Any, Final, get_args
 
 from pfedmma_deploy.data.catalog import KnownDataset, known_datasets
 from pfedmma_deploy.data.class_names import fix_name
-from pfedmma_deploy.data.problems import find_problem
+from pfedmma_deploy.data.dataset_checks import find_problem
 from pfedmma_deploy.data.readers.base import (
     Listing,
+    Reader,
     Scanner,
     keep_present,
     order_classes,
@@ -37,7 +38,7 @@ _FORM: Final = '{"train": [[path, class number, class name], ...], "val": [...],
 _IGNORED: Final = ("BACKGROUND_Google", "Faces_easy")
 
 
-def find_split_file(path: Path) -> Path | None:
+def _find_split_file(path: Path) -> Path | None:
     """The split file of a data set's folder.
 
     Raises:
@@ -52,7 +53,7 @@ def find_split_file(path: Path) -> Path | None:
     return found[0] if found else None
 
 
-def read_split_file(file: Path, scan: Scanner) -> Listing:
+def _read_split_file(file: Path, scan: Scanner) -> Listing:
     """The images that the split file names, in the parts that it puts them in.
 
     Raises:
@@ -109,7 +110,7 @@ def _row(file: Path, split: Split, row: Any) -> tuple[Split, str, int, str]:
     raise DataError(f"{file}: row {row!r:.80} of '{split}' is not [path, class number, class name]")
 
 
-def find_published(path: Path) -> Path | None:
+def _find_published(path: Path) -> Path | None:
     """`path`, where it is the folder of a known data set that lacks only its split file.
 
     Also the folder of the same name in it, as torchvision unpacks DTD.
@@ -138,7 +139,7 @@ def _known_by_folder(path: Path) -> KnownDataset | None:
     return None
 
 
-def read_published(root: Path, scan: Scanner) -> Listing:
+def _read_published(root: Path, scan: Scanner) -> Listing:
     """The images of the published parts; where there are none, all train and parts are set aside.
 
     Raises:
@@ -217,3 +218,9 @@ _PUBLISHED: Final[dict[str, Callable[[Path, Iterable[str]], Iterator[Row]]]] = {
     "food-101": _food,
     "dtd": _textures,
 }
+
+
+READERS: Final = (
+    Reader(_find_split_file, _read_split_file, keeps_order=True),
+    Reader(_find_published, _read_published, keeps_order=True),
+)

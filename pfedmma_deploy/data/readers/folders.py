@@ -14,8 +14,8 @@ from typing import Final, Literal
 
 from pfedmma_deploy.data.catalog import known_datasets
 from pfedmma_deploy.data.class_names import label_folders
-from pfedmma_deploy.data.problems import find_problem
-from pfedmma_deploy.data.readers.base import SPLITS, Listing, Scanner
+from pfedmma_deploy.data.dataset_checks import find_problem
+from pfedmma_deploy.data.readers.base import SPLITS, Listing, Reader, Scanner
 from pfedmma_deploy.data.scan import Scan
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.types import Example, Problem, Split
@@ -225,3 +225,6 @@ def _class_folders(found: Scan, form: Form) -> tuple[tuple[str, str], ...]:
         if folder in with_images or not _is_split(place.class_folder):
             folders.append((folder, place.class_folder))
     return tuple(folders)
+
+
+READERS: Final = (Reader(find, read),)

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from pfedmma_deploy.data.class_names import class_name, label_folders
 from pfedmma_deploy.data.images import ImageSource
-from pfedmma_deploy.data.readers.base import SPLITS, Listing, Scanner, read_text
+from pfedmma_deploy.data.readers.base import SPLITS, Listing, Reader, Scanner, read_text
 from pfedmma_deploy.errors import DataError, ImageError, nearest
 from pfedmma_deploy.types import Example, Skipped
 
@@ -42,7 +42,7 @@ class _Row(NamedTuple):
     caption: str
 
 
-def find_manifest(path: Path) -> Path | None:
+def _find_manifest(path: Path) -> Path | None:
     """A .csv or .parquet file, or the manifest.csv or manifest.parquet of a folder."""
     if path.is_file():
         return path if path.suffix.lower() in _SUFFIXES else None
@@ -50,7 +50,7 @@ def find_manifest(path: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def read_manifest(file: Path, scan: Scanner) -> Listing:
+def _read_manifest(file: Path, scan: Scanner) -> Listing:
     """The images of a manifest, in the class order of classes.txt beside it, else sorted.
 
     Raises:
@@ -150,13 +150,13 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, _Row]]:
         yield number, _Row(*("" if v is None else sys.intern(str(v).strip()) for v in row))
 
 
-def find_hub(path: Path) -> Path | None:
+def _find_hub(path: Path) -> Path | None:
     """`path`, where it is one saved part or a dictionary of parts."""
     one = (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
     return path if one or (path / "dataset_dict.json").is_file() else None
 
 
-def read_hub(root: Path, scan: Scanner) -> Listing:
+def _read_hub(root: Path, scan: Scanner) -> Listing:
     """The rows of all parts; keys are `<part>-<row>`.
 
     The first image column and the column of class labels count; columns named client, domain and
@@ -267,3 +267,6 @@ def _rows(table: Any, label: str) -> Iterator[dict[str, Any]]:
     columns = [table.data.column(name).to_pylist() for name in names]
     for values in zip(*columns, strict=True):
         yield dict(zip(names, values, strict=True))
+
+
+READERS: Final = (Reader(_find_manifest, _read_manifest), Reader(_find_hub, _read_hub))
