@@ -10,11 +10,11 @@ import typer
 
 from pfedmma_deploy.errors import UsageError
 
-from .data_list import DataRoot
 from .data_partition import Heatmap, show_heatmap
 from .options import (
     NO_PARTITION,
     AsJson,
+    DataRoot,
     PartitionOptions,
     Pretrained,
     Quiet,

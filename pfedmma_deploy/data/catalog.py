@@ -96,6 +96,24 @@ def absent(known: KnownDataset, root: str | Path | None = None) -> DataError:
     )
 
 
+def describe_known(known: KnownDataset, root: str | Path | None = None) -> dict[str, Any]:
+    """A known data set as a JSON-able record; `folder` is None where it is not there."""
+    folder = find_known(known, root)
+    return {
+        "name": known.name,
+        "title": known.title,
+        "classes": known.classes,
+        "images": known.images,
+        "domains": list(known.domains),
+        "licence": known.licence,
+        "homepage": known.homepage,
+        "split_url": known.split,
+        "expects": list(known.expects),
+        "fetchable": known.torchvision is not None,
+        "folder": str(folder) if folder else None,
+    }
+
+
 def find_fetchable(name: str) -> KnownDataset:
     """The known data set of that name. Raises `UsageError` where it cannot be downloaded so."""
     known = known_datasets().get(name)
