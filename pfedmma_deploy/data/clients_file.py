@@ -247,7 +247,9 @@ def _image_lines(table: str, images: Images) -> Iterator[str]:
     for name, keys in images.items():
         yield f"{_toml(name)} = [  # {len(keys)}"
         for key in keys:
-            yield f"  {_toml(key)},"
+            # Of printable ASCII, TOML and JSON have the same idea, and there may be a million.
+            plain = key.isascii() and key.isprintable()
+            yield f"  {json.dumps(key) if plain else _toml(key)},"
         yield "]"
 
 

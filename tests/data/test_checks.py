@@ -160,7 +160,7 @@ def test_a_class_with_too_few_images(tmp_path: Path) -> None:
     make(tmp_path, {"cat": 20, "cow": 4, "dog": 20, "ox": 1})
     few, shots, test, *rest = build(tmp_path, num_shots=10).warnings
     assert few.startswith(
-        "classes with fewer than 5 images where a test or validation part had to be set aside (2):"
+        "classes with fewer than 5 images where a test or validation split had to be set aside (2):"
         " cow, ox. "
     )
     assert shots.startswith(
@@ -175,7 +175,7 @@ def test_clients_without_test_or_validation_images(tmp_path: Path) -> None:
     make(tmp_path, {"a/cat": 9, "a/dog": 9, "b/cat": 1, "b/dog": 1})
     warnings = build(tmp_path, partition="folders").warnings
     assert [warning.split(" (")[0] for warning in warnings] == [
-        "classes with fewer than 5 images where a test or validation part had to be set aside",
+        "classes with fewer than 5 images where a test or validation split had to be set aside",
         "clients without a test image of their own classes",
         "clients without a validation image",
     ]
