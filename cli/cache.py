@@ -20,8 +20,8 @@ app = typer.Typer(
 
 KINDS = {
     "prefixes": "what frozen blocks made of images (training, evaluation)",
-    "index": "lists of large image folders",
-    "facts": "content hashes and sizes of images",
+    "index": "lists of large image folders, hashes and sizes of their images",
+    "facts": "the same of version 0.1, no longer used",
     "tensorrt": "compiled engines",
 }
 

@@ -1,10 +1,24 @@
-"""`pfedmma data`: the commands about data sets, gathered under one name."""
+"""`pfedmma data`: which data sets are known, what a folder holds, how to get what is not there."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
-from . import data_check, data_fetch, data_info, data_list, data_partition
+from pfedmma_deploy.errors import UsageError
+
+from . import data_check, data_partition
+from .options import AsJson, DataRoot, Quiet, Verbose
+from .output import Output, open_output
+
+if TYPE_CHECKING:
+    from pfedmma_deploy.data.catalog import KnownDataset
+
+_SHOWN = 12
+"""Class names that are shown."""
 
 app = typer.Typer(
     name="data",
@@ -28,8 +42,176 @@ def _data() -> None:
     """
 
 
-app.command("list")(data_list.list_datasets)
-app.command()(data_info.info)
-app.command()(data_fetch.fetch)
+@app.command("list")
+def list_datasets(
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """List the data sets that are known by name, present or not.
+
+    \b
+    Examples:
+      pfedmma data list
+      pfedmma data list --data-root /data
+      pfedmma data list --json
+    """
+    from pfedmma_deploy.data.catalog import ROOT_VARIABLE, describe_known, known_datasets
+    from pfedmma_deploy.data.catalog import data_root as find_root
+    from pfedmma_deploy.data.samples import SAMPLE_NAMES
+
+    with open_output(as_json=as_json, quiet=quiet) as output:
+        root = find_root(data_root)
+        entries = [describe_known(known, data_root) for known in known_datasets().values()]
+        rows = [
+            [e["name"], f"{e['classes']:,}", f"{e['images']:,}", e["licence"], e["folder"]]
+            for e in entries
+        ]
+        output.table(["Name", "Classes", "Images", "Licence", "Folder"], rows)
+        output.note(
+            f"In the package: {', '.join(SAMPLE_NAMES)}. Any folder of images works as well.\n"
+            + (f"Looked below {root}." if root else f"Set {ROOT_VARIABLE} or give --data-root.")
+            + " Next: pfedmma data info NAME"
+        )
+        output.result({"data_root": str(root) if root else None, "datasets": entries})
+
+
+@app.command()
+def info(
+    data: Annotated[
+        str, typer.Argument(metavar="NAME|DIR", help="A known name, a sample, a folder or a file.")
+    ],
+    data_root: DataRoot = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="List the folder anew, whatever is remembered of it.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show the classes, parts, domains and clients of a data set.
+
+    For a known data set that is not there: what is expected where, and where people get it. Images
+    are counted, not opened; `pfedmma data check` opens them.
+
+    \b
+    Examples:
+      pfedmma data info oxford_pets
+      pfedmma data info my_photos
+      pfedmma data info /data/domainnet --json
+    """
+    from pfedmma_deploy.data.catalog import find_known, known_datasets
+    from pfedmma_deploy.data.datasets import load_dataset, summarize
+
+    with open_output(as_json=as_json, quiet=quiet) as output:
+        known = known_datasets().get(data)
+        if known and not Path(data).exists() and find_known(known, data_root) is None:
+            _absent(output, known, data_root)
+            return
+        dataset = load_dataset(data, root=data_root, verify=False, cache=not no_cache)
+        found = summarize(dataset)
+        _present(output, found)
+        output.result({"present": True, **found})
+
+
+def _absent(output: Output, known: KnownDataset, root: Path | None) -> None:
+    from pfedmma_deploy.data.catalog import ROOT_VARIABLE, describe_known
+    from pfedmma_deploy.data.catalog import data_root as find_root
+
+    entry = describe_known(known, root)
+    base = find_root(root)
+    folders = " or ".join(known.folders)
+    output.say(f"{known.name}: {known.title}, {known.classes:,} classes, {known.images:,} images")
+    output.say(f"Licence: {known.licence}")
+    output.say(f"Not there: no folder {folders} " + (f"in {base}" if base else "(no data root)"))
+    output.say(f"Expected in that folder: {', '.join(known.expects)}")
+    output.say(f"Homepage: {known.homepage}")
+    if known.split:
+        output.say(f"{known.split_file or known.expects[-1]}: {known.split}")
+    if known.torchvision:
+        output.say(f"Download the images: pfedmma data fetch {known.name}")
+    output.note(
+        f"Give --data-root or set {ROOT_VARIABLE} to the folder above it, or name its own folder."
+    )
+    output.result({"present": False, **entry})
+
+
+def _present(output: Output, found: dict[str, Any]) -> None:
+    output.say(f"{found['name']}: {found['images']:,} images of {len(found['classes'])} classes")
+    output.say(f"Layout: {found['layout']}")
+    names = [entry["name"] for entry in found["classes"]]
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    output.say(f"Classes in order: {', '.join(names[:_SHOWN])}{more}")
+    for title, column in (("Domain", "domains"), ("Client", "clients")):
+        if found[column]:
+            rows = [
+                [name, *(parts.get(part, 0) for part in ("train", "val", "test"))]
+                for name, parts in found[column].items()
+            ]
+            output.table([title, "Train", "Val", "Test"], rows)
+    parts = ", ".join(f"{count:,} {part}" for part, count in found["parts"].items())
+    output.say(f"Parts: {parts}")
+    missing = [part for part in ("val", "test") if part not in found["parts"]]
+    if missing:
+        output.note(f"No {' and no '.join(missing)} part: training sets images aside by its seed.")
+    if found["skipped"]:
+        first = found["skipped"][0]
+        output.note(f"{len(found['skipped']):,} skipped, as {first['path']}: {first['reason']}")
+    for warning in found["problems"]:
+        output.note(f"warning: {warning}")
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name from `pfedmma data list`.")],
+    data_root: DataRoot = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Download without asking.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Download a data set into the data root, after saying what, from where and how large.
+
+    \b
+    Examples:
+      pfedmma data fetch cifar10 --data-root data
+      pfedmma data fetch dtd --yes
+    """
+    from pfedmma_deploy.data import catalog
+
+    with open_output(as_json=as_json, quiet=quiet) as output:
+        known = catalog.find_fetchable(name)
+        root = catalog.data_root(data_root)
+        if root is None:
+            raise UsageError(
+                f"nowhere to put {name}: give --data-root, or set the variable PFEDMMA_DATA"
+            )
+        import torchvision.datasets
+
+        size = f"{(known.download_bytes or 0) / 1e6:,.0f} MB"
+        output.note(
+            f"{known.title}: about {size} into {root.resolve()}, from where torchvision"
+            f" {torchvision.__version__} gets it.\n"
+            f"Licence: {known.licence}; its page decides: {known.homepage}"
+        )
+        if not yes and not _agrees():
+            raise UsageError("nothing was downloaded; --yes downloads without asking")
+        folder = catalog.fetch(known, torchvision.datasets, root)
+        missing = catalog.missing_files(known, folder)
+        output.say(f"{known.name} is in {folder}.")
+        if missing:
+            output.say(f"For the parts of the papers, put {missing[0]} there, from {known.split}")
+        output.note(f"Next: pfedmma data info {known.name} --data-root {root}")
+        output.result({"name": known.name, "folder": str(folder), "missing": missing})
+
+
+def _agrees() -> bool:
+    if not sys.stdin.isatty():
+        raise UsageError("asking needs a terminal; --yes downloads without asking")
+    # On stderr, because stdout is for results.
+    return typer.confirm("Download?", err=True)
+
+
 app.command()(data_check.check)
 app.command()(data_partition.partition)

@@ -10,11 +10,11 @@ import typer
 
 from pfedmma_deploy.errors import UsageError
 
-from .data_list import DataRoot
 from .data_partition import Heatmap, show_heatmap
 from .options import (
     NO_PARTITION,
     AsJson,
+    DataRoot,
     PartitionOptions,
     Pretrained,
     Quiet,
@@ -25,10 +25,9 @@ from .options import (
 from .output import Output, open_output
 
 if TYPE_CHECKING:
-    from pfedmma_deploy.data.checks import Problem
-    from pfedmma_deploy.data.checkup import Checkup
+    from pfedmma_deploy.data.doctor_data import DataReport
     from pfedmma_deploy.evaluation.sanity import Sanity
-    from pfedmma_deploy.types import Dataset
+    from pfedmma_deploy.types import Dataset, Problem
 
 _MARKS = {"fatal": "FATAL", "error": "ERROR", "warning": "warning"}
 
@@ -70,8 +69,8 @@ def check(
     if backbone is None and pretrained is not None:
         raise UsageError("--pretrained belongs to --backbone: name both, or neither")
     from pfedmma_deploy.config import PartitionConfig
-    from pfedmma_deploy.data.checkup import check_data
     from pfedmma_deploy.data.datasets import load_dataset
+    from pfedmma_deploy.data.doctor_data import check_data
 
     with open_output(as_json=as_json, quiet=quiet) as output:
         dataset = load_dataset(data, root=data_root, progress=output.progress)
@@ -115,7 +114,7 @@ def _test_zero_shot(
     return check_zero_shot(backbone, dataset, prompt, progress=output.progress)
 
 
-def _show(dataset: Dataset, found: Checkup, sanity: Sanity | None, output: Output) -> None:
+def _show(dataset: Dataset, found: DataReport, sanity: Sanity | None, output: Output) -> None:
     for problem in found.problems:
         output.say(f"{_MARKS[problem.level]}: {problem.title} ({problem.count:,})")
         for example in problem.examples:

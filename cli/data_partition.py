@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .data_list import DataRoot
-from .options import NO_PARTITION, AsJson, PartitionOptions, Quiet, Seed, Verbose, with_partition
+from .options import (
+    NO_PARTITION,
+    AsJson,
+    DataRoot,
+    PartitionOptions,
+    Quiet,
+    Seed,
+    Verbose,
+    with_partition,
+)
 from .output import Output, open_output
 
 if TYPE_CHECKING:
@@ -29,7 +37,7 @@ def partition(
     partition: PartitionOptions = NO_PARTITION,
     seed: Seed = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Write the division here.")
+        Path | None, typer.Option(metavar="FILE.toml", help="Write the partition here.")
     ] = None,
     heatmap: Heatmap = None,
     data_root: DataRoot = None,
@@ -37,10 +45,10 @@ def partition(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Divide a data set among clients and show who holds what.
+    """Partition a data set among clients and show who holds what.
 
-    `pfedmma train` with the same options divides the same way. With --out, the division becomes a
-    file that can be edited, kept with a paper, and trained with: --clients-file.
+    `pfedmma train` with the same options partitions the same way. With --out, the partition becomes
+    a file that can be edited, kept with a paper, and trained with: --clients-file.
 
     \b
     Examples:
@@ -66,27 +74,13 @@ def partition(
         show_federation(federation, output)
         show_heatmap(federation, heatmap, f"{dataset.name}: {chosen.scheme}", output)
         if out is not None:
-            output.say(f"Division: {out}")
+            output.say(f"Partition: {out}")
             output.note(f"Next: pfedmma train --data {data} --clients-file {out}")
         output.result(
             {
                 "data": data,
                 **made_with,
-                "clients": [
-                    {
-                        "id": client.id,
-                        "classes": federation.names(client.classes),
-                        "train": len(client.train),
-                        "val": len(client.val),
-                        "test": len(client.test),
-                    }
-                    for client in federation.clients
-                ],
-                "base": federation.names(federation.base),
-                "novel": federation.names(federation.novel),
-                "base_test": len(federation.base_test),
-                "novel_test": len(federation.novel_test),
-                "warnings": list(federation.warnings),
+                **_sizes(federation),
                 "clients_file": None if out is None else str(out),
                 "heatmap": None if heatmap is None else str(heatmap),
             }
@@ -98,6 +92,21 @@ def describe_partition(partition: PartitionConfig, seed: int) -> dict[str, Any]:
     values = {**dataclasses.asdict(partition), "seed": seed}
     values["partition"] = values.pop("scheme")
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _sizes(federation: Federation) -> dict[str, Any]:
+    clients = []
+    for client in federation.clients:
+        sizes = {split: len(getattr(client, split)) for split in ("train", "val", "test")}
+        clients.append({"id": client.id, "classes": federation.names(client.classes), **sizes})
+    return {
+        "clients": clients,
+        "base": federation.names(federation.base),
+        "novel": federation.names(federation.novel),
+        "base_test": len(federation.base_test),
+        "novel_test": len(federation.novel_test),
+        "warnings": list(federation.warnings),
+    }
 
 
 def show_federation(federation: Federation, output: Output) -> None:

@@ -63,6 +63,15 @@ LocalEpochs = Annotated[
 ]
 Seed = Annotated[int | None, option("seed", "Seed of all randomness.", "N")]
 
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-root",
+        metavar="DIR",
+        help="Folder that holds data sets by name. [default: the variable PFEDMMA_DATA]",
+    ),
+]
+
 Clients = Annotated[int | None, option("clients", "Number of clients.", "N")]
 _PARTITION: Final[Mapping[str, Any]] = {
     "clients": Clients,

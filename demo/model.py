@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pfedmma_deploy.data.datasets import load_dataset
-from pfedmma_deploy.data.preprocess import resize_crop
+from pfedmma_deploy.data.pixels import resize_crop
 from pfedmma_deploy.data.samples import SAMPLE_NAMES
 from pfedmma_deploy.errors import DataError, ImageError, UsageError, nearest
 from pfedmma_deploy.runtime import Classifier

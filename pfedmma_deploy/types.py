@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Split = Literal["train", "val", "test"]
+Level = Literal["fatal", "error", "warning"]
+"""A fatal problem stops training, an error makes its result wrong, a warning leaves it worse."""
 Tower = Literal["image", "text"]
 TOWERS: tuple[Tower, Tower] = ("image", "text")
 
@@ -48,18 +52,50 @@ class Skipped:
     reason: str
 
 
-class Dataset(Protocol):
-    """Labelled images in a fixed class order."""
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One kind of thing that is wrong with data: how often, where for example, what to do."""
+
+    kind: str
+    """A key of `data.dataset_checks.problem_kinds`."""
+    level: Level
+    title: str
+    """What was found, in the plural."""
+    advice: str
+    """What to do, one or two sentences."""
+    count: int
+    examples: tuple[str, ...]
+    """The first few places, not all `count` of them."""
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.examples)
+        more = self.count - len(self.examples)
+        rest = f" and {more:,} more" if more > 0 else ""
+        return f"{self.title} ({self.count:,}): {shown}{rest}. {self.advice}"
+
+
+class Dataset(ABC):
+    """Labelled images in a fixed class order, and what there is to say of them."""
 
     name: str
     class_names: tuple[str, ...]
     """The order is data: it is stored with every run and never derived from a set."""
     examples: tuple[Example, ...]
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[Skipped, ...] = ()
+    layout: str = "memory"
+    """How the images lie where they are from, as `pfedmma data info` shows it."""
+    root: Path | None = None
+    """The folder on disk, where there is one."""
+    source: Callable[[str], Any] | None = None
+    """Where the image of a key is; None means the file of that path below `root`."""
+    has_published_order: bool = False
+    """Whether the class order is that of the publisher's own lists."""
+    problems: tuple[Problem, ...] = ()
+    """What reading it found."""
 
+    @abstractmethod
     def open_image(self, example: Example) -> Image.Image:
         """Decoded RGB pixels, EXIF orientation applied. Raises `ImageError`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -78,7 +114,7 @@ class ClientData:
 
 @dataclass(frozen=True)
 class Federation:
-    """A data set divided among clients, with its base and novel classes."""
+    """A data set partitioned among clients, with its base and novel classes."""
 
     dataset: Dataset
     base: tuple[int, ...]

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pfedmma_deploy.types import Example, Skipped, Split
+from pfedmma_deploy.types import Dataset, Example, Split
 
 
-class MemoryDataset:
+class MemoryDataset(Dataset):
     """Images of `size` px whose colour depends on the label, with noise; one per label given."""
 
     def __init__(
@@ -27,7 +27,6 @@ class MemoryDataset:
         self.examples: tuple[Example, ...] = tuple(
             Example(f"{i}.png", label, split) for i, label in enumerate(labels)
         )
-        self.skipped: tuple[Skipped, ...] = ()
         self.pixels: dict[str, NDArray[np.uint8]] = {}
         for example in self.examples:
             colour = np.array([60 * example.label, 120, 255 - 60 * example.label])

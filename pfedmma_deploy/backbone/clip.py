@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from pfedmma_deploy.backbone.blocks import BlockHook, TokenHook, WeightHook, run_block
 from pfedmma_deploy.backbone.linear import Linear, fast_linear
 from pfedmma_deploy.config import Autocast
-from pfedmma_deploy.data.preprocess import Interpolation, ResizeMode
-from pfedmma_deploy.data.prompts import build_prompts
+from pfedmma_deploy.data.class_names import build_prompts
+from pfedmma_deploy.data.pixels import Interpolation, ResizeMode
 from pfedmma_deploy.types import Tower
 
 

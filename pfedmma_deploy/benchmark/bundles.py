@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from pfedmma_deploy.adapters.base import Adapter
-from pfedmma_deploy.data.prompts import build_prompts
+from pfedmma_deploy.data.class_names import build_prompts
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.export import describe
 from pfedmma_deploy.export.banks import (

@@ -37,7 +37,7 @@ from pfedmma_deploy.methods.pfedmma import PFedMMA
 from pfedmma_deploy.processes import process_pool
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.checkpoint import Checkpoint
-from pfedmma_deploy.types import ClientData, Example, Federation, Scope, Skipped
+from pfedmma_deploy.types import ClientData, Dataset, Example, Federation, Scope
 
 STRAIGHT = "straight, fp32"
 SAME_PRODUCTS = "ours, fp32, torch's products"
@@ -222,14 +222,13 @@ def noise_federation(task: TrainingTask, size: int) -> Federation:
     return Federation(dataset, base, novel, tuple(clients), base_test, novel_test)
 
 
-class _Noise:
+class _Noise(Dataset):
     """Images of random pixels, each drawn from its key."""
 
     def __init__(self, size: int, classes: int, examples: tuple[Example, ...]) -> None:
         self.name = "noise"
         self.class_names = tuple(f"class {i}" for i in range(classes))
         self.examples = examples
-        self.skipped: tuple[Skipped, ...] = ()
         self._size = size
         self._seeds = {example.key: i for i, example in enumerate(examples)}
 

@@ -1,12 +1,13 @@
-"""A division among clients as a TOML file that people can read, edit and train with.
+"""Who holds which images, as a file: TOML that people read, edit and train with, JSON in a run.
 
 format = "pfedmma-clients"
 format_version = 1
 base = ["cat", "dog"]                   classes that are trained on
 novel = ["ox"]                          classes that nobody trains on
 unseen_domain = "sketch"                only where a domain is left out
+warnings = ["..."]                      in a run only: what was said when it was partitioned
 
-[data]                                  what was divided; class_names in class order
+[data]                                  what was partitioned; class_names in class order
 [made_with]                             the options and the seed; a record, not read again
 
 [[clients]]
@@ -16,6 +17,9 @@ cat = ["photo/cat/1.jpg", ...]
 
 [tests.base]                            the test images of base and novel accuracy
 [tests.novel]
+
+A run's `splits.json` has the same keys. What an edit of a file can break is checked when the file
+is read; what a run stores is hashed, and only the data can have changed since.
 """
 
 from __future__ import annotations
@@ -26,34 +30,87 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, get_args
 
-from pfedmma_deploy.data.checks import (
-    Problem,
-    check_dataset,
-    check_federation,
-    find_problem,
-    require_usable,
-)
-from pfedmma_deploy.data.clients_reader import FORMAT, FORMAT_VERSION, ClientsReader
+from tomlkit import item
+
+from pfedmma_deploy.data.clients_check import FORMAT, FORMAT_VERSION, EditedFile
+from pfedmma_deploy.data.dataset_checks import check_federation, find_problem
 from pfedmma_deploy.errors import DataError
-from pfedmma_deploy.types import Dataset, Example, Federation
+from pfedmma_deploy.types import ClientData, Dataset, Example, Federation, Problem, Split
 
-__all__ = [
-    "fingerprint",
-    "format_clients",
-    "load_federation",
-    "parse_clients",
-    "read_clients",
-    "write_clients",
-]
+_HEADING: Final = """\
+# Who holds which images, written by `pfedmma data partition`. Edit it and train with it:
+#     pfedmma train --data DATA --clients-file THIS_FILE
+# An image is named by its path in the data and stands under its class. It may belong to one
+# client and one split only, apart from [tests], which lists all test images.
 
-_HEADING: Final = (
-    "# Who holds which images, written by `pfedmma data partition`. Edit it and train with it:\n"
-    "#     pfedmma train --data DATA --clients-file THIS_FILE\n"
-    "# An image is named by its path in the data and stands under its class. It may belong to one\n"
-    "# client and one split only, apart from [tests], which lists all test images.\n"
-)
+"""
+_SPLITS: Final[tuple[Split, ...]] = get_args(Split)
+
+Images = Mapping[str, Sequence[str]]
+"""Keys of images by the name of their class."""
+
+
+def federation_to_dict(
+    federation: Federation, made_with: Mapping[str, str | int | float] | None = None
+) -> dict[str, Any]:
+    """Plain values, as a file has them.
+
+    Args:
+        federation: the partition.
+        made_with: options and seed, for the record.
+    """
+    dataset = federation.dataset
+    values: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "base": federation.names(federation.base),
+        "novel": federation.names(federation.novel),
+    }
+    if federation.unseen_domain is not None:
+        values["unseen_domain"] = federation.unseen_domain
+    values["warnings"] = list(federation.warnings)
+    values["data"] = {
+        "name": dataset.name,
+        "images": len(dataset.examples),
+        "fingerprint": fingerprint(dataset),
+        "class_names": list(dataset.class_names),
+    }
+    values["made_with"] = dict(made_with or {})
+    values["clients"] = []
+    for client in federation.clients:
+        row: dict[str, Any] = {"id": client.id}
+        if client.domain is not None:
+            row["domain"] = client.domain
+        for split in _SPLITS:
+            row[split] = _by_class(dataset, getattr(client, split))
+        values["clients"].append(row)
+    values["tests"] = {
+        "base": _by_class(dataset, federation.base_test),
+        "novel": _by_class(dataset, federation.novel_test),
+    }
+    return values
+
+
+def federation_from_dict(dataset: Dataset, values: Mapping[str, Any]) -> Federation:
+    """The federation that a run recorded, on the data set that it was made from.
+
+    Images that were added to the data since then take no part.
+
+    Raises:
+        DataError: the class names or their order changed, or an image is missing or belongs to
+            another class; the first is named. Also a record of another format.
+    """
+    if values.get("format") == 1:
+        values = _from_first_format(dataset, values)
+    if values.get("format") != FORMAT:
+        raise DataError(
+            f"the recorded partition has format {values.get('format')!r}, expected {FORMAT!r}: it"
+            " was written by another version of this package"
+        )
+    _require_unchanged(dataset, values)
+    return _build(dataset, values)
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -68,19 +125,17 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def format_clients(federation: Federation, made_with: Mapping[str, str | int | float]) -> str:
-    """The TOML text of a division; `parse_clients` reads it back.
-
-    Args:
-        federation: the division.
-        made_with: options and seed, for the record.
-    """
-    return "".join(f"{line}\n" for line in _lines(federation, made_with))
+    """The TOML text of a partition; `parse_clients` reads it back."""
+    values = federation_to_dict(federation, made_with)
+    # They are found again when the file is read, and may be mended by then.
+    del values["warnings"]
+    return _HEADING + "".join(f"{line}\n" for line in _lines(values))
 
 
 def write_clients(
     federation: Federation, file: Path, made_with: Mapping[str, str | int | float]
 ) -> None:
-    """Writes a division to a new file; raises `DataError` where there is one already."""
+    """Writes a partition to a new file; raises `DataError` where there is one already."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("x", encoding="utf-8", newline="\n") as handle:
@@ -91,20 +146,8 @@ def write_clients(
         ) from error
 
 
-def load_federation(dataset: Dataset, file: Path) -> Federation:
-    """The division in `file`, checked as `federation.build_federation` checks its own.
-
-    Raises:
-        DataError: as `read_clients`, or fatal problems of the data or the division.
-    """
-    problems = require_usable(check_dataset(dataset))
-    federation, found = read_clients(dataset, file)
-    warnings = (*problems, *require_usable(found))
-    return replace(federation, warnings=tuple(map(str, warnings)))
-
-
 def read_clients(dataset: Dataset, file: Path) -> tuple[Federation, tuple[Problem, ...]]:
-    """The division in `file`, on the data set that it was made from.
+    """The partition in `file`, TOML or a run's `splits.json`, on the data that it was made from.
 
     Returns:
         The federation, its images in the order of the data set, and what is wrong with it.
@@ -130,11 +173,13 @@ def parse_clients(
     dataset: Dataset, text: str, where: str
 ) -> tuple[Federation, tuple[Problem, ...]]:
     """As `read_clients`, from the text; `where` begins each message."""
+    is_json = text.lstrip().startswith("{")
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{where} is not TOML: {error}") from error
-    federation = ClientsReader(dataset, values, where).read()
+        values = json.loads(text) if is_json else tomllib.loads(text)
+    except ValueError as error:
+        raise DataError(f"{where} is not {'JSON' if is_json else 'TOML'}: {error}") from error
+    EditedFile(dataset, values, where).check()
+    federation = replace(_build(dataset, values), warnings=())
     problems = check_federation(federation)
     recorded = values.get("data", {}).get("fingerprint")
     if recorded not in (None, fingerprint(dataset)):
@@ -142,53 +187,151 @@ def parse_clients(
     return federation, problems
 
 
-def _lines(federation: Federation, made_with: Mapping[str, str | int | float]) -> Iterator[str]:
-    dataset = federation.dataset
-    yield _HEADING
-    yield ""
-    yield f"format = {quote(FORMAT)}"
-    yield f"format_version = {FORMAT_VERSION}"
-    yield f"base = {_names(federation.names(federation.base))}"
-    yield f"novel = {_names(federation.names(federation.novel))}"
-    if federation.unseen_domain is not None:
-        yield f"unseen_domain = {quote(federation.unseen_domain)}"
-    yield "\n[data]"
-    yield f"name = {quote(dataset.name)}"
-    yield f"images = {len(dataset.examples)}"
-    yield f"fingerprint = {quote(fingerprint(dataset))}"
-    yield f"class_names = {_names(dataset.class_names)}"
-    yield "\n[made_with]"
-    for name, value in made_with.items():
-        yield f"{name} = {quote(value) if isinstance(value, str) else repr(value)}"
-    for client in federation.clients:
-        sizes = f"{len(client.train)} to train on, {len(client.val)} to validate"
-        yield f"\n[[clients]]  # {sizes}, {len(client.test)} to test"
-        yield f"id = {quote(client.id)}"
-        if client.domain is not None:
-            yield f"domain = {quote(client.domain)}"
-        yield from _images("clients.train", dataset.class_names, client.train)
-        yield from _images("clients.val", dataset.class_names, client.val)
-        yield from _images("clients.test", dataset.class_names, client.test)
-    yield from _images("tests.base", dataset.class_names, federation.base_test)
-    yield from _images("tests.novel", dataset.class_names, federation.novel_test)
-
-
-def _images(table: str, names: Sequence[str], examples: Iterable[Example]) -> Iterator[str]:
-    of_class: dict[int, list[str]] = {}
+def _by_class(dataset: Dataset, examples: Iterable[Example]) -> dict[str, list[str]]:
+    keys: dict[int, list[str]] = {}
     for example in examples:
-        of_class.setdefault(example.label, []).append(example.key)
+        keys.setdefault(example.label, []).append(example.key)
+    return {dataset.class_names[label]: keys[label] for label in sorted(keys)}
+
+
+def _build(dataset: Dataset, values: Mapping[str, Any]) -> Federation:
+    """The federation of values that were checked; images in the order of the data set."""
+    labels = {name: label for label, name in enumerate(dataset.class_names)}
+    places = {example.key: place for place, example in enumerate(dataset.examples)}
+
+    def images(table: Images, split: Split) -> tuple[Example, ...]:
+        found = sorted(places[key] for keys in table.values() for key in keys)
+        return tuple(replace(dataset.examples[place], split=split) for place in found)
+
+    clients = []
+    for row in values["clients"]:
+        train, val, test = (images(row.get(split, {}), split) for split in _SPLITS)
+        seen = tuple(sorted({example.label for example in train}))
+        clients.append(ClientData(row["id"], seen, train, val, test, row.get("domain")))
+    tests = values.get("tests", {})
+    return Federation(
+        dataset=dataset,
+        base=tuple(sorted(labels[name] for name in values.get("base", ()))),
+        novel=tuple(sorted(labels[name] for name in values.get("novel", ()))),
+        clients=tuple(clients),
+        base_test=images(tests.get("base", {}), "test"),
+        novel_test=images(tests.get("novel", {}), "test"),
+        warnings=tuple(values.get("warnings", ())),
+        unseen_domain=values.get("unseen_domain"),
+    )
+
+
+def _lines(values: Mapping[str, Any]) -> Iterator[str]:
+    """The TOML, by hand for the sake of the counts beside the tables; values by tomlkit."""
+    for name, value in values.items():
+        if name not in ("data", "made_with", "clients", "tests"):
+            yield f"{name} = {_toml(value)}"
+    for table in ("data", "made_with"):
+        yield f"\n[{table}]"
+        for name, value in values[table].items():
+            yield f"{name} = {_toml(value)}"
+    for client in values["clients"]:
+        train, val, test = (sum(map(len, client[split].values())) for split in _SPLITS)
+        yield f"\n[[clients]]  # {train} to train on, {val} to validate, {test} to test"
+        for name in ("id", "domain"):
+            if name in client:
+                yield f"{name} = {_toml(client[name])}"
+        for split in _SPLITS:
+            yield from _image_lines(f"clients.{split}", client[split])
+    for kind in ("base", "novel"):
+        yield from _image_lines(f"tests.{kind}", values["tests"][kind])
+
+
+def _image_lines(table: str, images: Images) -> Iterator[str]:
     yield f"\n[{table}]"
-    for label, keys in sorted(of_class.items()):
-        yield f"{quote(names[label])} = [  # {len(keys)}"
+    for name, keys in images.items():
+        yield f"{_toml(name)} = [  # {len(keys)}"
         for key in keys:
-            yield f"  {quote(key)},"
+            # Of printable ASCII, TOML and JSON have the same idea, and there may be a million.
+            plain = key.isascii() and key.isprintable()
+            yield f"  {json.dumps(key) if plain else _toml(key)},"
         yield "]"
 
 
-def _names(names: Iterable[str]) -> str:
-    return f"[{', '.join(map(quote, names))}]"
+def _toml(value: Any) -> str:
+    text: str = item(value).as_string()
+    return text
 
 
-def quote(text: str) -> str:
-    """A TOML basic string: JSON's escapes, and DEL, which only TOML forbids."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _all_images(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(class name, key) of every image, those to test on perhaps twice."""
+    tables: list[Images] = [client[split] for client in values["clients"] for split in _SPLITS]
+    for table in (*tables, *values["tests"].values()):
+        for name, keys in table.items():
+            for key in keys:
+                yield name, key
+
+
+def _require_unchanged(dataset: Dataset, values: Mapping[str, Any]) -> None:
+    """Raises `DataError` where the data are no longer those that a run recorded."""
+    advice = "or start a new run on the data as they are"
+    recorded, found = values["data"]["class_names"], dataset.class_names
+    if tuple(recorded) != found:
+        # The first that differs; where one list goes on after the other, its first extra class.
+        number = 0
+        while recorded[number : number + 1] == list(found[number : number + 1]):
+            number += 1
+        old = repr(recorded[number]) if number < len(recorded) else "nothing"
+        new = repr(found[number]) if number < len(found) else "nothing"
+        raise DataError(
+            f"data {dataset.name} changed since the run: class {number} was {old} and is {new}"
+            f" ({len(recorded)} classes then, {len(found)} now). Bring the class folders or"
+            " classes.txt back, or start a new run"
+        )
+    labels = {example.key: example.label for example in dataset.examples}
+    images = {key: name for name, key in _all_images(values)}
+    missing = [key for key in images if key not in labels]
+    if missing:
+        raise DataError(
+            f"data {dataset.name} changed since the run: image {missing[0]} is missing"
+            f" ({len(missing):,} of {len(images):,} are). Bring the images back, {advice}"
+        )
+    for key, name in images.items():
+        if dataset.class_names[labels[key]] != name:
+            raise DataError(
+                f"data {dataset.name} changed since the run: image {key} belongs to another class"
+                f" now. Put it back, {advice}"
+            )
+
+
+def _from_first_format(dataset: Dataset, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs of version 0.1 recorded: labels, and keys in one list where now they are by class.
+
+    The class of an image is that of the data. One that they lack, or have in a class that its
+    client did not hold, goes to any class that the client held, and `_require_unchanged` finds it.
+    """
+    names: list[str] = record["class_names"]
+    labels = {example.key: example.label for example in dataset.examples}
+
+    def by_class(keys: Iterable[str], held: Sequence[int]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for key in keys:
+            label = labels.get(key, -1)
+            found.setdefault(names[label if label in held else held[0]], []).append(key)
+        return found
+
+    clients = []
+    for client in record["clients"]:
+        row = {"id": client["id"], "domain": client["domain"]}
+        for split in _SPLITS:
+            row[split] = by_class(client[split], client["classes"])
+        clients.append(row)
+    base, novel = record["base"], record["novel"]
+    return {
+        "format": FORMAT,
+        "base": [names[label] for label in base],
+        "novel": [names[label] for label in novel],
+        "unseen_domain": record.get("unseen_domain"),
+        "warnings": record["warnings"],
+        "data": {"class_names": names},
+        "clients": clients,
+        "tests": {
+            "base": by_class(record["base_test"], base),
+            "novel": by_class(record["novel_test"], novel),
+        },
+    }

@@ -2,53 +2,47 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import chain, compress
+import functools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from pfedmma_deploy.data.checks import Problem
-from pfedmma_deploy.data.images import ImageSource, decode_image, verify_image
-from pfedmma_deploy.data.index import Index
-from pfedmma_deploy.data.known import absent, find_known, known_datasets
-from pfedmma_deploy.data.readers.base import Listing
-from pfedmma_deploy.data.readers.registry import READERS
+from pfedmma_deploy.data.catalog import absent, find_known, known_datasets
+from pfedmma_deploy.data.class_names import class_key
+from pfedmma_deploy.data.image_stats import find_broken
+from pfedmma_deploy.data.images import decode_image
+from pfedmma_deploy.data.readers import READERS
+from pfedmma_deploy.data.readers.base import Listing, Opened
 from pfedmma_deploy.data.samples import SAMPLE_NAMES, load_sample
-from pfedmma_deploy.errors import DataError, ImageError, nearest
+from pfedmma_deploy.data.scan import scan
+from pfedmma_deploy.errors import DataError, nearest
 from pfedmma_deploy.progress import Progress, Silent
-from pfedmma_deploy.types import Dataset, Example, Skipped
-
-__all__ = ["FolderDataset", "load_dataset"]
-
-_BATCH: Final = 64
+from pfedmma_deploy.types import Dataset, Example, Problem, Skipped
 
 
-@dataclass(eq=False, slots=True)
-class FolderDataset:
+@dataclass(eq=False, kw_only=True)
+class StoredDataset(Dataset):
     """Images on disk, opened when asked for."""
 
     name: str
     root: Path
-    form: str
-    """How they lie there: the layout that was recognised."""
+    layout: str
     class_names: tuple[str, ...]
     examples: tuple[Example, ...]
-    """In ascending order of their keys. Images of a form without splits are all "train"."""
+    """In ascending order of their keys. Images of a layout without splits are all "train"."""
     skipped: tuple[Skipped, ...]
     problems: tuple[Problem, ...]
-    """What reading the folder found; `checks.check_dataset` reports it."""
-    source: Callable[[str], ImageSource] | None = None
-    """Where the image of a key is; None means the file of that path below `root`."""
+    has_published_order: bool
+    source: Callable[[str], Opened] | None = None
 
     def open_image(self, example: Example) -> Image.Image:
         """Decoded RGB pixels, EXIF orientation applied. Raises `ImageError`."""
-        return decode_image(self.source(example.key) if self.source else self.root / example.key)
+        place = self.source(example.key) if self.source else self.root / example.key
+        return place if isinstance(place, Image.Image) else decode_image(place)
 
 
 def load_dataset(
@@ -66,39 +60,41 @@ def load_dataset(
     lists, else of the folder's classes.txt, else the sorted folder names.
 
     Args:
-        name_or_path: a sample (`cifar10-sample`), a name of `known.known_datasets`, or a path. A
+        name_or_path: a sample (`cifar10-sample`), a name of `catalog.known_datasets`, or a path. A
             path that exists wins over a known name.
         root: where known data sets are looked for; None takes the variable `PFEDMMA_DATA`.
         verify: read every image to its end and leave out the broken ones, with path and reason in
-            `skipped`. Large folders remember what was read (`index`).
+            `skipped`. What was read of large folders is remembered (`image_stats`).
         cache: False neither uses nor keeps what is remembered about large folders.
         progress: told of the images that are verified.
 
     Raises:
         DataError: no such sample, name or path, no images, an unclear layout, or lists that do not
-            match the images. What `checks.check_dataset` reports is not raised here.
+            match the images. What `dataset_checks.check_dataset` reports is not raised here.
     """
     if isinstance(name_or_path, str) and name_or_path in SAMPLE_NAMES:
         return load_sample(name_or_path)
     path = _locate(name_or_path, root)
-    progress = progress or Silent()
-    index = Index(enabled=cache)
     try:
-        found = _read(path, index)
+        found, has_published_order = _read(path, cache)
     except OSError as error:
         raise DataError(f"data {error.filename or path}: {error.strerror or error}") from error
-    if isinstance(found, Listing):
-        return _open_listing(path, found, index, verify, progress)
-    return found
-
-
-def _read(path: Path, index: Index) -> Listing | Dataset:
-    """What the first reader finds that knows the layout; the last one knows any folder."""
-    for reader in READERS:
-        place = reader.find(path)
-        if place is not None:
-            return reader.read(place, index.scan)
-    raise AssertionError("the last reader takes every path")
+    broken: dict[str, str] = {}
+    if verify:
+        broken = _find_broken(found, cache, progress or Silent())
+    examples = tuple(example for example in found.examples if example.key not in broken)
+    skipped = [*found.skipped, *(Skipped(key, reason) for key, reason in broken.items())]
+    return StoredDataset(
+        name=found.name or path.resolve().name,
+        root=found.root,
+        layout=found.layout,
+        class_names=found.class_names,
+        examples=examples,
+        skipped=tuple(sorted(skipped, key=lambda skip: skip.path)),
+        problems=tuple(found.find_problems(examples)),
+        has_published_order=has_published_order,
+        source=found.source,
+    )
 
 
 def _locate(name_or_path: str | Path, root: str | Path | None) -> Path:
@@ -119,56 +115,92 @@ def _locate(name_or_path: str | Path, root: str | Path | None) -> Path:
     return place
 
 
-def _open_listing(
-    path: Path, found: Listing, index: Index, verify: bool, progress: Progress
-) -> FolderDataset:
-    broken = _find_broken(found, index, progress) if verify else {}
-    examples = tuple(example for example in found.examples if example.key not in broken)
-    skipped = [*found.skipped, *(Skipped(key, reason) for key, reason in broken.items())]
-    return FolderDataset(
-        name=path.resolve().name,
-        root=found.root,
-        form=found.form,
-        class_names=found.class_names,
-        examples=examples,
-        skipped=tuple(sorted(skipped, key=lambda skip: skip.path)),
-        problems=found.find_problems(examples),
-        source=found.source,
-    )
+def _read(path: Path, cache: bool) -> tuple[Listing, bool]:
+    """What the first reader finds that knows the layout; the last one knows any folder."""
+    for reader in READERS:
+        place = reader.find(path)
+        if place is not None:
+            return reader.read(place, functools.partial(scan, cache=cache)), reader.keeps_order
+    raise AssertionError("the last reader takes every path")
 
 
-def _find_broken(found: Listing, index: Index, progress: Progress) -> dict[str, str]:
-    """Reason by key of the images that cannot be read to their end."""
+def _find_broken(found: Listing, cache: bool, progress: Progress) -> dict[str, str]:
     keys = [example.key for example in found.examples]
     if found.source is not None:
-        return _read_all(keys, found.source, progress)
-    root = found.root
-    marks = index.marks(root, keys)
-    known = np.zeros(len(keys), bool) if marks is None else index.is_good(root, marks)
-    broken = _read_all([*compress(keys, ~known)], lambda key: root / key, progress)
-    if marks is not None and not known.all():
-        index.remember_good(root, marks[[key not in broken for key in keys]])
-    return broken
+        return find_broken(keys, found.source, None, progress)
+    folder = found.root
+    return find_broken(keys, lambda key: folder / key, folder if cache else None, progress)
 
 
-def _read_all(
-    keys: Sequence[str], source: Callable[[str], ImageSource], progress: Progress
-) -> dict[str, str]:
-    """Batches, because one future per image would cost more than the image."""
+class ConcatDataset(Dataset):
+    """`first` as it is, followed by `second`, whose new class names come after the known ones.
 
-    def check(batch: Sequence[str]) -> list[tuple[str, str | None]]:
-        return [(key, _reason(source, key)) for key in batch]
+    "Cat" beside "cat" is the same class (`class_names.class_key`). Keys of the second are prefixed,
+    so that none is taken for one of the first.
+    """
 
-    batches = [keys[start : start + _BATCH] for start in range(0, len(keys), _BATCH)]
-    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        done = chain.from_iterable(pool.map(check, batches))
-        told = progress.track(done, "images read", len(keys)) if keys else ()
-        return {key: reason for key, reason in told if reason is not None}
+    layout = "concatenated"
+
+    def __init__(self, first: Dataset, second: Dataset) -> None:
+        self.name = f"{first.name} and {second.name}"
+        known = {class_key(name): label for label, name in enumerate(first.class_names)}
+        new = [name for name in second.class_names if class_key(name) not in known]
+        known.update({class_key(name): len(known) + i for i, name in enumerate(new)})
+        self.class_names = (*first.class_names, *new)
+        self.label = [known[class_key(name)] for name in second.class_names]
+        """Label here of each label of the second data set."""
+        self.added: dict[str, Example] = {}
+        """The examples of the second data set by their keys there."""
+        self._first, self._second = first, second
+        self._original: dict[str, Example] = {}
+        for example in second.examples:
+            key, label = f"client:{example.key}", self.label[example.label]
+            self.added[example.key] = replace(example, key=key, label=label, client=None)
+            self._original[key] = example
+        self.examples = (*first.examples, *self.added.values())
+        self.skipped = (*first.skipped, *second.skipped)
+
+    def open_image(self, example: Example) -> Image.Image:
+        """Decoded RGB pixels from whichever data set holds the example."""
+        original = self._original.get(example.key)
+        if original is None:
+            return self._first.open_image(example)
+        return self._second.open_image(original)
 
 
-def _reason(source: Callable[[str], ImageSource], key: str) -> str | None:
-    try:
-        verify_image(source(key))
-    except ImageError as error:
-        return str(error)
-    return None
+def summarize(dataset: Dataset) -> dict[str, Any]:
+    """What a data set holds in figures, as JSON-able values; nothing is opened.
+
+    Returns:
+        `name`, `layout`, `root`, `images`, `parts` (images of each), `classes` (name and images, in
+        class order), `domains` and `clients` (images of each part, by name), `captions` (images
+        with one), `skipped` (path and reason) and `problems` that reading the layout found.
+    """
+    labels: Counter[int] = Counter()
+    parts: Counter[str] = Counter()
+    captions = 0
+    domains: dict[str, Counter[str]] = {}
+    clients: dict[str, Counter[str]] = {}
+    for example in dataset.examples:
+        labels[example.label] += 1
+        parts[example.split] += 1
+        captions += example.caption is not None
+        for name, table in ((example.domain, domains), (example.client, clients)):
+            if name is not None:
+                table.setdefault(name, Counter())[example.split] += 1
+    return {
+        "name": dataset.name,
+        "layout": dataset.layout,
+        "root": None if dataset.root is None else str(dataset.root),
+        "images": len(dataset.examples),
+        "parts": {part: parts[part] for part in ("train", "val", "test") if part in parts},
+        "classes": [
+            {"name": name, "images": labels[label]}
+            for label, name in enumerate(dataset.class_names)
+        ],
+        "domains": {name: dict(domains[name]) for name in sorted(domains)},
+        "clients": {name: dict(clients[name]) for name in sorted(clients)},
+        "captions": captions,
+        "skipped": [{"path": skip.path, "reason": skip.reason} for skip in dataset.skipped],
+        "problems": [str(problem) for problem in dataset.problems],
+    }

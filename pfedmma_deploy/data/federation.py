@@ -1,65 +1,54 @@
-"""A data set divided among clients: the protocols of federated few-shot learning.
+"""A data set partitioned among clients: the protocols of federated few-shot learning.
 
 The order of events is fixed, and all of them draw from one generator made from the run's seed:
-parts that the data lack are set aside, shots are drawn, images are dealt out.
+splits that the data lack are set aside, shots are drawn, images are dealt out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import numpy as np
 
-from pfedmma_deploy.config import Classes, PartitionConfig
-from pfedmma_deploy.data.checks import (
-    Problem,
+from pfedmma_deploy.config import Classes, PartitionConfig, Scheme
+from pfedmma_deploy.data.clients_file import read_clients
+from pfedmma_deploy.data.dataset_checks import (
     check_dataset,
     check_federation,
     find_problem,
     require_usable,
 )
-from pfedmma_deploy.data.clients_file import read_clients
-from pfedmma_deploy.data.members import (
-    draw_images,
-    labels_of,
-    make_client,
-    make_clients,
-    of_labels,
+from pfedmma_deploy.data.pachinko import pachinko, read_superclasses
+from pfedmma_deploy.data.partition import (
+    Labels,
+    Share,
+    carve_splits,
+    dirichlet,
+    disjoint,
+    draw_shots,
 )
-from pfedmma_deploy.data.pachinko import pachinko
-from pfedmma_deploy.data.partition import Labels, Part, dirichlet, disjoint
-from pfedmma_deploy.data.pools import clients_per_pool, make_pools, take_unseen
-from pfedmma_deploy.data.records import federation_from_dict, federation_to_dict
-from pfedmma_deploy.data.splits import carve_splits
-from pfedmma_deploy.data.superclasses import read_superclasses
-from pfedmma_deploy.errors import DataError, UsageError
-from pfedmma_deploy.types import ClientData, Dataset, Example, Federation, Split
-
-__all__ = [
-    "build_client",
-    "build_federation",
-    "divide",
-    "federation_from_dict",
-    "federation_to_dict",
-    "hold_all",
-    "split_base_novel",
-]
+from pfedmma_deploy.errors import DataError, UsageError, nearest
+from pfedmma_deploy.types import ClientData, Dataset, Example, Federation, Problem, Split
 
 # Keeps this stream apart from those of rounds and clients, which start from [seed, round, client].
 _STREAM: Final = 0xDA7A
 
+_BY_DOMAIN: Final = ("domain", "leave-one-domain-out")
+
+BySplit = dict[Split, list[Example]]
+
 
 def build_federation(dataset: Dataset, partition: PartitionConfig, *, seed: int = 0) -> Federation:
-    """Divides `dataset` among clients.
+    """Partitions `dataset` among clients.
 
     Base and novel classes: with `classes="base-novel"` the first ceil(C/2) classes in class order
-    are base; the rest is never trained on. With "all", every class is base.
-
-    Partitions of the base classes:
+    are base, and nobody trains on the rest; with `"all"` every class is base. The schemes say who
+    gets the base classes:
 
     - `disjoint`: the shuffled classes are cut into one group per client, sizes differing by at
       most one; a client has all that is drawn of its classes.
@@ -83,24 +72,24 @@ def build_federation(dataset: Dataset, partition: PartitionConfig, *, seed: int 
     images are always used in full.
 
     Where the data, the domain or the client folder (as the shots) have no validation or no test
-    images, these are set aside from the training images first (`splits.carved_sizes`).
+    images, these are set aside from the training images first (`partition.carved_sizes`).
 
     A client's `classes` are those it has training images of, and its validation and test images
     are of these classes only. `base_test` and `novel_test` hold every test image, except those of
     the unseen domain in `base_test` and of the others in `novel_test`.
 
     Raises:
-        UsageError: a value out of range, or an `unseen_domain` that the data do not have.
-        DataError: fatal problems (`checks.KINDS`), a partition that the data do not allow, or a
-            clients file that does not fit them.
+        UsageError: an `unseen_domain` that the data do not have, or a negative seed.
+        DataError: fatal problems (`dataset_checks.problem_kinds`), a partition that the data do not
+            allow, or a clients file that does not fit them.
     """
     problems = require_usable(check_dataset(dataset))
-    federation, found = divide(dataset, partition, seed)
+    federation, found = partition_dataset(dataset, partition, seed)
     warnings = (*problems, *require_usable(found))
     return replace(federation, warnings=tuple(map(str, warnings)))
 
 
-def divide(
+def partition_dataset(
     dataset: Dataset, partition: PartitionConfig, seed: int = 0
 ) -> tuple[Federation, tuple[Problem, ...]]:
     """A federation as `build_federation` makes it, and what is wrong with it, fatal or not.
@@ -114,32 +103,33 @@ def divide(
         raise UsageError(f"seed must be 0 or more, not {seed}.")
     rng = np.random.default_rng([seed, _STREAM])
     base, novel = split_base_novel(len(dataset.class_names), partition.classes)
-    pools = make_pools(dataset, partition.scheme)
+    groups = _group_examples(dataset, partition.scheme)
     unseen: tuple[Example, ...] = ()
     if partition.scheme == "leave-one-domain-out":
-        unseen, novel = take_unseen(pools, partition.unseen_domain), novel or base
-    per_pool = clients_per_pool(partition.clients, partition.scheme, len(pools))
-    small: list[str] = []
-    members: list[ClientData] = []
+        unseen, novel = _take_unseen(groups, partition.unseen_domain), novel or base
+    per_group = _clients_per_group(partition.clients, partition.scheme, len(groups))
+    few: list[str] = []
+    clients: list[ClientData] = []
     tests: list[Example] = []
-    for name, pool in pools.items():
-        examples, few = carve_splits(pool, rng)
-        named = [dataset.class_names[label] for label in few if label in base]
-        small += [f"{name}: {each}" if name else each for each in named]
+    for name, group in groups.items():
+        examples, small = carve_splits(group, rng)
+        for label in small:
+            if label in base:
+                few.append(": ".join(filter(None, (name, dataset.class_names[label]))))
         tests += [example for example in examples if example.split == "test"]
-        drawn = draw_images(examples, base, partition.num_shots, rng)
-        members += _divide_pool(dataset, name, drawn, per_pool, partition, base, rng)
+        drawn = _draw_images(examples, base, partition.num_shots, rng)
+        clients += _partition_group(dataset, name, drawn, per_group, partition, base, rng)
     federation = Federation(
         dataset=dataset,
         base=base,
         novel=novel,
-        clients=tuple(members),
-        base_test=of_labels(tests, base),
-        novel_test=of_labels(unseen or tests, novel),
+        clients=tuple(clients),
+        base_test=_of_labels(_in_order(dataset, tests), base),
+        novel_test=_of_labels(unseen or _in_order(dataset, tests), novel),
         unseen_domain=partition.unseen_domain,
     )
     problems = check_federation(federation, partition.num_shots)
-    return federation, (*find_problem("few-images", small), *problems)
+    return federation, (*find_problem("few-images", few), *problems)
 
 
 def build_client(
@@ -147,18 +137,18 @@ def build_client(
 ) -> tuple[ClientData, tuple[str, ...]]:
     """One client that holds all of a data set, as one that joins a finished run does.
 
-    Parts are set aside and shots drawn as for `folders` in `build_federation`, of every class; a
+    Splits are set aside and shots drawn as for `folders` in `build_federation`, of every class; a
     single class is enough, since a run has other class names to tell it from.
 
     Returns:
         The client, with labels of `dataset`, and the warnings.
 
     Raises:
-        DataError: fatal problems of the data set (`checks.KINDS`).
+        DataError: fatal problems of the data set (`dataset_checks.problem_kinds`).
     """
     problems = [problem for problem in check_dataset(dataset) if problem.kind != "one-class"]
-    whole, found = hold_all(dataset, client_id, num_shots, seed)
-    (client,) = whole.clients
+    federation, found = hold_all(dataset, client_id, num_shots, seed)
+    (client,) = federation.clients
     return client, tuple(map(str, require_usable([*problems, *found])))
 
 
@@ -169,11 +159,11 @@ def hold_all(
     rng = np.random.default_rng([seed, _STREAM])
     labels = tuple(range(len(dataset.class_names)))
     examples, few = carve_splits(dataset.examples, rng)
-    client = make_client(client_id, draw_images(examples, labels, num_shots, rng))
-    tests = of_labels([example for example in examples if example.split == "test"], labels)
-    whole = Federation(dataset, labels, (), (client,), tests, ())
+    client = _make_client(client_id, _draw_images(examples, labels, num_shots, rng))
+    tests = tuple(example for example in examples if example.split == "test")
+    federation = Federation(dataset, labels, (), (client,), tests, ())
     small = find_problem("few-images", [dataset.class_names[label] for label in few])
-    return whole, (*small, *check_federation(whole, num_shots))
+    return federation, (*small, *check_federation(federation, num_shots))
 
 
 def split_base_novel(num_classes: int, classes: Classes) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -182,35 +172,174 @@ def split_base_novel(num_classes: int, classes: Classes) -> tuple[tuple[int, ...
     return tuple(range(cut)), tuple(range(cut, num_classes))
 
 
-def _divide_pool(
+def _group_examples(dataset: Dataset, scheme: Scheme) -> dict[str, list[Example]]:
+    """The images that are partitioned together, by name of the group ("" where it is all of them).
+
+    Groups stand in natural order of their names: site-2 before site-10.
+
+    Raises:
+        DataError: a partition by domain or folder, and an image that belongs to none.
+    """
+    if scheme in ("disjoint", "dirichlet", "pachinko"):
+        return {"": list(dataset.examples)}
+    groups: dict[str, list[Example]] = {}
+    for example in dataset.examples:
+        name = example.client
+        if scheme in _BY_DOMAIN:
+            name = example.domain or example.client
+        if name is None:
+            raise _without_group(dataset, scheme, example)
+        groups.setdefault(name, []).append(example)
+    return {name: groups[name] for name in sorted(groups, key=_natural)}
+
+
+def _take_unseen(
+    groups: dict[str, list[Example]], unseen_domain: str | None
+) -> tuple[Example, ...]:
+    """Takes the domain that nobody trains on out of `groups` and returns its test images.
+
+    These are all of its images where none is marked as a test image: nothing needs to be set aside
+    for training.
+
+    Raises:
+        UsageError: no domain was named, or none of the data's.
+        DataError: there is no other domain.
+    """
+    known = ", ".join(groups)
+    if unseen_domain is None:
+        raise UsageError(
+            "partition 'leave-one-domain-out' needs the domain that nobody trains on: use"
+            f" --unseen-domain with one of {known}"
+        )
+    if unseen_domain not in groups:
+        raise UsageError(
+            f"there is no domain '{unseen_domain}'{nearest(unseen_domain, groups)}; the domains are"
+            f" {known}"
+        )
+    if len(groups) == 1:
+        raise DataError(
+            f"partition 'leave-one-domain-out' leaves nothing to train on: '{unseen_domain}' is the"
+            " only domain. Use another partition"
+        )
+    images = groups.pop(unseen_domain)
+    tests = [example for example in images if example.split == "test"]
+    return tuple(tests or (replace(example, split="test") for example in images))
+
+
+def _clients_per_group(clients: int, scheme: Scheme, groups: int) -> int:
+    """How many clients share each of the `groups`, given how many are wanted in all.
+
+    Raises:
+        DataError: domains that cannot have equally many clients each.
+    """
+    if scheme == "folders":
+        return 1
+    if clients % groups:
+        multiple = max(1, math.floor(clients / groups + 0.5)) * groups
+        raise DataError(
+            f"partition '{scheme}' gives every domain equally many clients, but {clients}"
+            f" clients cannot be shared out evenly among {groups} domains: use --clients"
+            f" {multiple}"
+        )
+    return clients // groups
+
+
+def _without_group(dataset: Dataset, scheme: Scheme, example: Example) -> DataError:
+    if scheme == "folders":
+        expected = "one folder per client, <client>/<class>/*.jpg"
+        others = "--partition disjoint or dirichlet"
+    else:
+        expected = "images marked with a domain, or one folder per domain, <domain>/<class>/*.jpg"
+        others = "--partition disjoint, dirichlet or folders"
+    return DataError(
+        f"partition '{scheme}' needs {expected}; in {dataset.name}, {example.key} belongs to"
+        f" none: use {others}"
+    )
+
+
+def _natural(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
+    """Sorts site-2 before site-10."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return tuple((int(p), "") if p[0] in "0123456789" else (-1, p) for p in parts), name
+
+
+def _draw_images(
+    examples: Sequence[Example], labels: Sequence[int], num_shots: int, rng: np.random.Generator
+) -> BySplit:
+    """The images of these labels by split, `num_shots` of each class for training (0: all)."""
+    drawn: BySplit = {split: [] for split in get_args(Split)}
+    for example in _of_labels(examples, labels):
+        drawn[example.split].append(example)
+    shots = draw_shots(_labels_of(drawn["train"]), num_shots, rng)
+    drawn["train"] = [drawn["train"][index] for index in shots]
+    return drawn
+
+
+def _partition_group(
     dataset: Dataset,
-    pool: str,
-    drawn: dict[Split, list[Example]],
+    group: str,
+    drawn: BySplit,
     clients: int,
     partition: PartitionConfig,
     base: Sequence[int],
     rng: np.random.Generator,
 ) -> list[ClientData]:
-    labels: Labels = {split: labels_of(of_split) for split, of_split in drawn.items()}
+    """The clients that share the images of one group."""
+    labels: Labels = {split: _labels_of(of_split) for split, of_split in drawn.items()}
     beta = partition.dirichlet_beta
     match partition.scheme:
         case "folders":
-            return [make_client(pool, drawn)]
+            return [_make_client(group, drawn)]
         case "disjoint":
-            parts = disjoint(labels, base, clients, rng)
+            shares = disjoint(labels, base, clients, rng)
         case "pachinko":
             file = None if partition.superclasses is None else Path(partition.superclasses)
-            groups = read_superclasses(dataset.class_names, file)
-            parts = pachinko(labels, groups, clients, beta, rng)
+            superclasses = read_superclasses(dataset.class_names, file)
+            shares = pachinko(labels, superclasses, clients, beta, rng)
         case _:
-            parts = _dirichlet_in(pool, labels, clients, beta, rng)
-    return make_clients(pool, drawn, parts)
+            try:
+                shares = dirichlet(labels, clients, beta, rng)
+            except DataError as error:
+                raise DataError(f"domain '{group}': {error}" if group else str(error)) from error
+    return _make_clients(group, drawn, shares)
 
 
-def _dirichlet_in(
-    pool: str, labels: Labels, clients: int, beta: float, rng: np.random.Generator
-) -> tuple[Part, ...]:
-    try:
-        return dirichlet(labels, clients, beta, rng)
-    except DataError as error:
-        raise DataError(f"domain '{pool}': {error}" if pool else str(error)) from error
+def _make_clients(group: str, drawn: BySplit, shares: Iterable[Share]) -> list[ClientData]:
+    """One client per share; its id is its number, behind the group's name where there is one."""
+    clients = []
+    for number, share in enumerate(shares):
+        held = {split: [drawn[split][index] for index in share[split]] for split in drawn}
+        client = _make_client(f"{group}-{number}" if group else str(number), held)
+        clients.append(replace(client, domain=group) if group else client)
+    return clients
+
+
+def _make_client(client_id: str, held: Mapping[Split, Sequence[Example]]) -> ClientData:
+    """A client of these images; those to validate and test on are of classes it trains on."""
+    classes = tuple(sorted({example.label for example in held["train"]}))
+    domains = {example.domain for examples in held.values() for example in examples}
+    return ClientData(
+        id=client_id,
+        classes=classes,
+        train=tuple(held["train"]),
+        val=_of_labels(held["val"], classes),
+        test=_of_labels(held["test"], classes),
+        domain=domains.pop() if len(domains) == 1 else None,
+    )
+
+
+def _labels_of(examples: Sequence[Example]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Labels [n]."""
+    return np.array([example.label for example in examples], dtype=np.int64)
+
+
+def _of_labels(examples: Iterable[Example], labels: Sequence[int]) -> tuple[Example, ...]:
+    """Those of the given labels, in their order."""
+    wanted = set(labels)
+    return tuple(example for example in examples if example.label in wanted)
+
+
+def _in_order(dataset: Dataset, examples: Iterable[Example]) -> list[Example]:
+    """In the order of the data set, as a stored partition gives them back."""
+    places = {example.key: place for place, example in enumerate(dataset.examples)}
+    return sorted(examples, key=lambda example: places[example.key])

@@ -6,20 +6,23 @@ ICLR 2021, appendix F, who divided CIFAR-100 so.
 
 from __future__ import annotations
 
+import tomllib
 from bisect import bisect_right
 from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pfedmma_deploy.data.partition import Indices, Labels, Part, apportion, count_classes, deal
+from pfedmma_deploy.data.class_names import class_key
+from pfedmma_deploy.data.partition import Indices, Labels, Share, apportion, count_classes, deal
 from pfedmma_deploy.errors import DataError
-
-__all__ = ["CLASS_BETA", "draw_counts", "pachinko"]
 
 CLASS_BETA: Final = 10.0
 """Concentration over the classes of a superclass; 10 in Reddi et al."""
+_FORM: Final = 'expected lines like\n  "large carnivores" = ["bear", "leopard", "lion"]'
 
 
 def pachinko(
@@ -28,7 +31,7 @@ def pachinko(
     clients: int,
     beta: float,
     rng: np.random.Generator,
-) -> tuple[Part, ...]:
+) -> tuple[Share, ...]:
     """Equally many training images for each client (or one more), of superclasses of its own.
 
     A client draws proportions of the superclasses from Dirichlet(beta) and, for each superclass,
@@ -113,3 +116,51 @@ def _ends(weights: NDArray[np.float64], left: Indices) -> list[float]:
         ends /= ends[-1]
         ends[np.flatnonzero(weights)[-1] :] = 1.0
     return [float(end) for end in ends]
+
+
+def read_superclasses(class_names: Sequence[str], file: Path | None = None) -> tuple[int, ...]:
+    """The superclass of each label, as a number from 0 in the order of the table.
+
+    Args:
+        class_names: in class order; upper and lower case, spaces and underscores are alike.
+        file: TOML, one line per superclass with its classes; None is CIFAR-100's table.
+
+    Raises:
+        DataError: the file cannot be read, or a class stands in none or two of the superclasses.
+    """
+    where = "the superclasses of CIFAR-100" if file is None else str(file)
+    table = _read(file)
+    found: dict[str, int] = {}
+    for number, (name, members) in enumerate(table.items()):
+        for member in members:
+            if class_key(member) in found:
+                raise DataError(f"{where}: class '{member}' of '{name}' stands there twice")
+            found[class_key(member)] = number
+    missing = [name for name in class_names if class_key(name) not in found]
+    if missing:
+        shown = ", ".join(f"'{name}'" for name in missing[:5])
+        advice = (
+            "name a table of your own with --superclasses FILE.toml"
+            if file is None
+            else "add them to it"
+        )
+        raise DataError(
+            f"partition 'pachinko' needs the superclass of every class, but {where} lack"
+            f"{'s' if file else ''} {len(missing)} of {len(class_names)}: {shown}; {advice}"
+        )
+    return tuple(found[class_key(name)] for name in class_names)
+
+
+def _read(file: Path | None) -> dict[str, list[str]]:
+    asset = files("pfedmma_deploy").joinpath("assets", "superclasses", "cifar100.toml")
+    try:
+        text = (file or asset).read_text(encoding="utf-8")
+        table = tomllib.loads(text)
+    except OSError as error:
+        raise DataError(f"superclasses {file}: {error.strerror}; {_FORM}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"superclasses {file}: not TOML ({error}); {_FORM}") from error
+    for name, members in table.items():
+        if not isinstance(members, list) or not all(isinstance(m, str) for m in members):
+            raise DataError(f"superclasses {file}: '{name}' is no list of class names; {_FORM}")
+    return table

@@ -1,42 +1,82 @@
-"""Divisions of labelled images among clients: pure functions on arrays of labels.
+"""The steps of a partition, each a pure function: splits set aside, shots drawn, images dealt out.
 
 Every function draws from the one `numpy.random.Generator` that it is given, so that a run's seed
-decides everything, and returns indices into the arrays that it was given.
+decides everything. Those that deal take labels, and return indices into them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pfedmma_deploy.errors import DataError
-from pfedmma_deploy.types import Split
-
-__all__ = [
-    "MAX_REDRAWS",
-    "Indices",
-    "Labels",
-    "Part",
-    "apportion",
-    "count_classes",
-    "deal",
-    "dirichlet",
-    "disjoint",
-    "draw_shots",
-    "split_classes",
-]
+from pfedmma_deploy.types import Example, Split
 
 MAX_REDRAWS: Final = 1000
-"""How often a Dirichlet division is drawn before it counts as out of reach."""
+"""How often a Dirichlet partition is drawn before it counts as out of reach."""
+MIN_IMAGES: Final = 5
+"""Fewer images of a class than this are too few to set aside splits of both kinds."""
+_TEST_SHARE: Final = 0.2
+_VAL_SHARE: Final = 0.1
 
 Indices = NDArray[np.int64]
 Labels = Mapping[Split, NDArray[np.int64]]
 """Labels [n] of the images of each split."""
-Part = dict[Split, Indices]
+Share = dict[Split, Indices]
 """One client's images: ascending indices into the labels of each split."""
+
+
+def carved_sizes(num_images: int, *, test: bool, val: bool) -> tuple[int, int]:
+    """How many of a class's training images become (test, validation) images.
+
+    From `MIN_IMAGES` on: 20 % for testing and 10 % for validation, rounded, at least one each.
+    With two to four images: one for testing, none for validation. A single image trains.
+
+    Args:
+        num_images: training images of the class.
+        test: whether a test split is missing.
+        val: whether a validation split is missing.
+    """
+    if num_images >= MIN_IMAGES:
+        shares = ((_TEST_SHARE, test), (_VAL_SHARE, val))
+        of_test, of_val = (max(1, round(num_images * share)) * want for share, want in shares)
+        return of_test, of_val
+    return (1 if test and num_images >= 2 else 0), 0
+
+
+def carve_splits(
+    examples: Sequence[Example], rng: np.random.Generator
+) -> tuple[tuple[Example, ...], tuple[int, ...]]:
+    """Sets aside a test or validation split, class by class, where no example has that split.
+
+    Returns:
+        The examples in the same order, each with the split that it now belongs to, and the
+        labels of classes with fewer than `MIN_IMAGES` images to set some aside from.
+    """
+    splits = {example.split for example in examples}
+    test, val = "test" not in splits, "val" not in splits
+    if not (test or val):
+        return tuple(examples), ()
+    by_label: dict[int, list[int]] = {}
+    for index, example in enumerate(examples):
+        if example.split == "train":
+            by_label.setdefault(example.label, []).append(index)
+    carved: dict[int, Split] = {}
+    for label in sorted(by_label):
+        shuffled = rng.permutation(by_label[label])
+        of_test, of_val = carved_sizes(len(shuffled), test=test, val=val)
+        carved |= dict.fromkeys(map(int, shuffled[:of_test]), "test")
+        carved |= dict.fromkeys(map(int, shuffled[of_test : of_test + of_val]), "val")
+    small = tuple(label for label in sorted(by_label) if len(by_label[label]) < MIN_IMAGES)
+    moved = (
+        replace(example, split=carved[index]) if index in carved else example
+        for index, example in enumerate(examples)
+    )
+    return tuple(moved), small
 
 
 def draw_shots(labels: NDArray[np.int64], num_shots: int, rng: np.random.Generator) -> Indices:
@@ -76,7 +116,7 @@ def split_classes(
 
 def disjoint(
     labels: Labels, classes: Sequence[int], clients: int, rng: np.random.Generator
-) -> tuple[Part, ...]:
+) -> tuple[Share, ...]:
     """Label shift: every class, with all its images, belongs to exactly one client.
 
     Raises:
@@ -97,7 +137,7 @@ def dirichlet(
     *,
     min_train: int | None = None,
     max_redraws: int = MAX_REDRAWS,
-) -> tuple[Part, ...]:
+) -> tuple[Share, ...]:
     """Label skew: Dirichlet(beta) proportions over the clients, drawn anew for each class.
 
     The training images of a class are dealt out by its proportions, rounded so that none is lost
@@ -170,7 +210,7 @@ def deal(
     counts: Mapping[Split, Indices],
     clients: int,
     rng: np.random.Generator,
-) -> tuple[Part, ...]:
+) -> tuple[Share, ...]:
     """Shuffles the images of each class and hands them out by `counts` [C, N] of each split."""
     hands: list[dict[Split, list[Indices]]] = [{s: [] for s in labels} for _ in range(clients)]
     for split, of_split in labels.items():

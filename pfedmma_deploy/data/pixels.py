@@ -1,24 +1,139 @@
-"""Pixels of many examples: decoded in parallel, resized once, kept in bounded memory."""
+"""From decoded images to the square of pixels that a backbone takes, one or many.
+
+`resize_crop` gives, bit for bit, what open_clip's evaluation transform gives before it makes a
+tensor of it (`open_clip.image_transform(..., is_train=False)`), with Pillow and numpy alone: the
+runtime has no torch, and a resize that differs from the training's costs more accuracy than any
+quantization. `random_resized_crop` is the usual training transform, driven by numpy's generator.
+`PixelLoader` does either for a whole data set.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from pfedmma_deploy.data.preprocess import (
-    Interpolation,
-    ResizeMode,
-    random_resized_crop,
-    resize_crop,
-)
 from pfedmma_deploy.errors import DataError, ImageError
 from pfedmma_deploy.types import Dataset, Example
 
 Pixels = NDArray[np.uint8]
+ResizeMode = Literal["shortest", "squash", "longest"]
+Interpolation = Literal["bicubic", "bilinear"]
+
+MAX_RESIZED_PIXELS = 1 << 27
+"""A 1 x 90,000,000 strip would be blown up to terabytes before its centre is cut out."""
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def resize_crop(
+    image: Image.Image,
+    size: int,
+    mode: ResizeMode = "shortest",
+    interpolation: Interpolation = "bicubic",
+) -> Pixels:
+    """Evaluation transform: one image to `[size, size, 3]` uint8.
+
+    Args:
+        image: any mode; converted to RGB first, as open_clip's own data loaders do.
+        size: edge of the square, in pixels.
+        mode: `shortest` scales the shorter edge to `size` and cuts out the centre, `squash`
+            ignores the aspect ratio, `longest` fits the whole image and pads with black.
+        interpolation: Pillow's antialiased `bicubic` or `bilinear`.
+
+    Raises:
+        ImageError: the image is so long and thin that it cannot be resized.
+    """
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    width, height = _resized(rgb.width, rgb.height, size, mode)
+    if (width, height) != rgb.size:
+        rgb = rgb.resize((width, height), _FILTERS[interpolation])
+    # Python's round: torchvision's centre crop rounds half to even too.
+    left, top = _offset(width, size), _offset(height, size)
+    if (left, top, width, height) != (0, 0, size, size):
+        # A box that reaches past the edge is filled with black: the padding of `longest`.
+        rgb = rgb.crop((left, top, left + size, top + size))
+    return np.asarray(rgb, dtype=np.uint8)
+
+
+def random_resized_crop(
+    image: Image.Image,
+    size: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Pixels:
+    """Training transform: a random part of one image, `[size, size, 3]` uint8, mirrored or not.
+
+    The part covers a share of the area drawn from `scale` at an aspect ratio drawn (on a log scale)
+    from `ratio`; after ten draws that do not fit, the largest centred part within `ratio` is taken.
+    Bicubic, mirrored with probability 1/2.
+    Source: Szegedy et al., arXiv 1409.4842, as torchvision's `RandomResizedCrop` has it.
+    """
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    left, top, width, height = _random_box(rgb.width, rgb.height, rng, scale, ratio)
+    part = rgb.crop((left, top, left + width, top + height))
+    pixels = np.asarray(part.resize((size, size), _FILTERS["bicubic"]), dtype=np.uint8)
+    if rng.random() < 0.5:
+        pixels = np.ascontiguousarray(pixels[:, ::-1])
+    return pixels
+
+
+def _resized(width: int, height: int, size: int, mode: ResizeMode) -> tuple[int, int]:
+    """Width and height to scale to before the crop, as torchvision and open_clip round them."""
+    if mode == "squash":
+        return size, size
+    if mode == "longest":
+        ratio = max(height / size, width / size)
+        new = round(width / ratio), round(height / ratio)
+    elif width <= height:
+        new = size, int(size * height / width)
+    else:
+        new = int(size * width / height), size
+    if min(new) < 1 or new[0] * new[1] > MAX_RESIZED_PIXELS:
+        raise ImageError(
+            f"{width} x {height} pixels is too long and thin: scaled to {size} ({mode} edge) "
+            f"it would be {new[0]} x {new[1]}; crop it first"
+        )
+    return new
+
+
+def _offset(length: int, size: int) -> int:
+    """Where the centred window of `size` starts; negative where there is padding."""
+    if length >= size:
+        return round((length - size) / 2.0)
+    return -((size - length) // 2)
+
+
+def _random_box(
+    width: int,
+    height: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    """Left, top, width and height of the part to cut out."""
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(*log_ratio))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(rng.integers(0, height - h + 1))
+            left = int(rng.integers(0, width - w + 1))
+            return left, top, w, h
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = max(1, min(height, round(width / ratio[0])))
+    elif width / height > ratio[1]:
+        w = max(1, min(width, round(height * ratio[1])))
+    return (width - w) // 2, (height - h) // 2, w, h
 
 
 class PixelLoader:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pfedmma_deploy.data.images import decode_image
 from pfedmma_deploy.errors import DataError
-from pfedmma_deploy.types import Example, Skipped, Split
+from pfedmma_deploy.types import Dataset, Example, Split
 
 SAMPLE_NAMES = ("cifar10-sample", "domains-sample")
 
@@ -21,7 +21,7 @@ FORMAT = 1
 COLUMNS = ["key", "label", "split", "client", "domain"]
 
 
-class SampleDataset:
+class SampleDataset(Dataset):
     """A sample as a `Dataset`: a fixed order, images decoded when they are asked for.
 
     The container is a ZIP with `index.csv` (columns `COLUMNS`; `key` is a path inside the ZIP,
@@ -30,6 +30,8 @@ class SampleDataset:
     The compressed images are held in memory, so that any number of threads and forked
     processes can read at once.
     """
+
+    layout = "sample"
 
     def __init__(self, name: str, container: bytes) -> None:
         """Read the index of `container`, the bytes of the ZIP.
@@ -53,7 +55,6 @@ class SampleDataset:
             )
         self.name = name
         self.examples = _read_index(name, index, self.class_names, self._members)
-        self.skipped: tuple[Skipped, ...] = ()
 
     def open_image(self, example: Example) -> Image.Image:
         """Decoded RGB pixels, 32 or 64 px. Raises `DataError` for an example of other data."""

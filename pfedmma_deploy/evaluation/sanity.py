@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from pfedmma_deploy.backbone.clip import Backbone, class_texts
-from pfedmma_deploy.data.checks import Problem, find_problem
+from pfedmma_deploy.data.dataset_checks import find_problem
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.evaluation.accuracy import BATCH
 from pfedmma_deploy.progress import Progress, Silent
-from pfedmma_deploy.types import Dataset, Example
+from pfedmma_deploy.types import Dataset, Example, Problem
 
 __all__ = ["Sanity", "check_zero_shot", "find_exchanged"]
 

@@ -27,8 +27,8 @@ from onnx import numpy_helper
 
 from pfedmma_deploy.adapters.base import Adapter, ExportBanks
 from pfedmma_deploy.backbone.loading import backbone_shapes
+from pfedmma_deploy.data.class_names import build_prompts
 from pfedmma_deploy.data.datasets import load_dataset
-from pfedmma_deploy.data.prompts import build_prompts
 from pfedmma_deploy.errors import ExportError, StoreError, UsageError
 from pfedmma_deploy.export import describe
 from pfedmma_deploy.export.banks import (

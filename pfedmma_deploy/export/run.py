@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pfedmma_deploy.data.checks import class_key
+from pfedmma_deploy.data.class_names import class_key
 from pfedmma_deploy.errors import ExportError, UsageError, nearest
 from pfedmma_deploy.evaluation.accuracy import unique
 from pfedmma_deploy.export.banks import ExportClient

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pfedmma_deploy.adapters.base import Adapter, Frozen
 from pfedmma_deploy.backbone.clip import class_texts
-from pfedmma_deploy.data.prompts import build_prompts
+from pfedmma_deploy.data.class_names import build_prompts
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export.describe import SIGNATURES
 from pfedmma_deploy.export.parity import (

@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from pfedmma_deploy.adapters.base import KEPT, Adapter
-from pfedmma_deploy.data.datasets import load_dataset
+from pfedmma_deploy.data.datasets import ConcatDataset, load_dataset
 from pfedmma_deploy.data.federation import build_client
-from pfedmma_deploy.data.joined import JoinedDataset
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.errors import UsageError, nearest
 from pfedmma_deploy.evaluation.accuracy import Accuracy
@@ -219,7 +218,7 @@ def with_client_data(session: Session, client: str, data: str | Path) -> Session
     run_data = session.federation
     own = load_dataset(data)
     held, warnings = build_client(own, client_id=client, seed=session.config.seed)
-    joined = JoinedDataset(run_data.dataset, own)
+    joined = ConcatDataset(run_data.dataset, own)
     member = replace(
         held,
         classes=tuple(sorted(joined.label[label] for label in held.classes)),

@@ -22,9 +22,10 @@ from pfedmma_deploy.backbone.linear import Linear
 from pfedmma_deploy.backbone.loading import load_backbone
 from pfedmma_deploy.caches import cache_folder
 from pfedmma_deploy.config import TrainConfig
-from pfedmma_deploy.data.checkup import warn_of_content
+from pfedmma_deploy.data.clients_file import federation_from_dict
 from pfedmma_deploy.data.datasets import load_dataset
-from pfedmma_deploy.data.federation import build_federation, federation_from_dict
+from pfedmma_deploy.data.doctor_data import warn_of_content
+from pfedmma_deploy.data.federation import build_federation
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.data.samples import SAMPLE_NAMES
 from pfedmma_deploy.errors import BackboneError, StoreError

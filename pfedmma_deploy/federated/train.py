@@ -16,7 +16,7 @@ import torch
 from pfedmma_deploy.adapters.base import KEPT, Adapter
 from pfedmma_deploy.backbone.linear import Linear
 from pfedmma_deploy.config import TrainConfig
-from pfedmma_deploy.data.federation import federation_to_dict
+from pfedmma_deploy.data.clients_file import federation_to_dict
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.federated.engine import InProcessEngine, traffic
 from pfedmma_deploy.federated.rounds import run_rounds

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pfedmma_deploy.data.known import known_datasets
+from pfedmma_deploy.data.catalog import known_datasets
 
 __all__ = ["published_rows"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pfedmma_deploy.errors import BundleError, UsageError
+from pfedmma_deploy.errors import BundleError, UsageError, nearest
 from pfedmma_deploy.runtime.manifest import Manifest
 
 __all__ = [
@@ -138,8 +138,6 @@ class Bundle:
             for info in clients:
                 if info.id == client:
                     return info.index
-            from pfedmma_deploy.config import nearest  # not for every start of `predict`
-
             ids = [info.id for info in clients]
             raise UsageError(
                 f"{self.path} has no client {client!r}{nearest(client, ids)} "

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pfedmma_deploy.data.images import IMAGE_SUFFIXES, decode_image, is_image_name
-from pfedmma_deploy.data.preprocess import resize_crop
+from pfedmma_deploy.data.pixels import resize_crop
 from pfedmma_deploy.errors import DataError, ImageError, UsageError
 from pfedmma_deploy.runtime.manifest import Preprocessing
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pfedmma_deploy.data.prompts import build_prompts
+from pfedmma_deploy.data.class_names import build_prompts
 from pfedmma_deploy.errors import BundleError, UsageError
 from pfedmma_deploy.runtime.bundle import TEXT_MODEL, TOKENIZER, Bundle
 from pfedmma_deploy.runtime.providers import RealDevice, open_session

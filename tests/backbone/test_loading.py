@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from pfedmma_deploy.backbone import loading
 from pfedmma_deploy.backbone.loading import load_backbone
-from pfedmma_deploy.data.preprocess import resize_crop
+from pfedmma_deploy.data.pixels import resize_crop
 from pfedmma_deploy.errors import BackboneError
 from tests.images import MemoryDataset
 from tests.tinyclip import register, tiny_backbone

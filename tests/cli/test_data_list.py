@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pfedmma_deploy.cli.main import run
-from pfedmma_deploy.data.known import known_datasets
+from pfedmma_deploy.data.catalog import known_datasets
 from tests.layouts import by_domain, cifar10_binary, pets
 
 

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pfedmma_deploy.data.checks import (
-    KINDS,
-    Problem,
+from pfedmma_deploy.data.class_names import class_key
+from pfedmma_deploy.data.dataset_checks import (
     check_dataset,
-    class_key,
     find_problem,
+    problem_kinds,
     require_usable,
 )
 from pfedmma_deploy.data.datasets import load_dataset
@@ -51,19 +50,19 @@ def test_a_problem_reads_as_a_sentence() -> None:
     assert find_problem("empty-class", []) == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", problem_kinds())
 def test_every_kind_has_advice(kind: str) -> None:
     (problem,) = find_problem(kind, ["somewhere"])
-    assert problem.level == KINDS[kind].level
+    assert problem.level == problem_kinds()[kind].level
     assert problem.advice.endswith(".")
     assert problem.examples == ("somewhere",)
 
 
 def test_all_fatal_problems_are_told_at_once() -> None:
     problems = [
-        Problem("empty-class", 1, ("cat",)),
-        Problem("few-images", 1, ("dog",)),
-        Problem("empty-client", 1, ("a",)),
+        *find_problem("empty-class", ["cat"]),
+        *find_problem("few-images", ["dog"]),
+        *find_problem("empty-client", ["a"]),
     ]
     with pytest.raises(DataError) as caught:
         require_usable(problems)
@@ -161,7 +160,7 @@ def test_a_class_with_too_few_images(tmp_path: Path) -> None:
     make(tmp_path, {"cat": 20, "cow": 4, "dog": 20, "ox": 1})
     few, shots, test, *rest = build(tmp_path, num_shots=10).warnings
     assert few.startswith(
-        "classes with fewer than 5 images where a test or validation part had to be set aside (2):"
+        "classes with fewer than 5 images where a test or validation split had to be set aside (2):"
         " cow, ox. "
     )
     assert shots.startswith(
@@ -176,7 +175,7 @@ def test_clients_without_test_or_validation_images(tmp_path: Path) -> None:
     make(tmp_path, {"a/cat": 9, "a/dog": 9, "b/cat": 1, "b/dog": 1})
     warnings = build(tmp_path, partition="folders").warnings
     assert [warning.split(" (")[0] for warning in warnings] == [
-        "classes with fewer than 5 images where a test or validation part had to be set aside",
+        "classes with fewer than 5 images where a test or validation split had to be set aside",
         "clients without a test image of their own classes",
         "clients without a validation image",
     ]
@@ -200,5 +199,5 @@ def test_one_folder_too_many_is_suspected(tmp_path: Path) -> None:
 
 def test_every_kind_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "partitions.md").read_text(encoding="utf-8")
-    for name, kind in KINDS.items():
+    for name, kind in problem_kinds().items():
         assert f"| `{name}` | {kind.level} | {kind.title} |" in text

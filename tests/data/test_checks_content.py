@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from pfedmma_deploy.config import PartitionConfig
-from pfedmma_deploy.data import facts as facts_module
-from pfedmma_deploy.data.checks import KINDS, check_content
-from pfedmma_deploy.data.checkup import check_data, warn_of_content
-from pfedmma_deploy.data.datasets import FolderDataset, load_dataset
-from pfedmma_deploy.data.facts import Facts, facts_folder, measure, read_facts
+from pfedmma_deploy.data import scan
+from pfedmma_deploy.data.dataset_checks import problem_kinds
+from pfedmma_deploy.data.datasets import StoredDataset, load_dataset
+from pfedmma_deploy.data.doctor_data import check_content, check_data, warn_of_content
+from pfedmma_deploy.data.image_stats import ImageStats, measure, read_stats
 from pfedmma_deploy.types import Example
 from tests.data.bad_folder import EXPECTED, make_bad_folder, noise
 from tests.data.toy import partitioned
@@ -28,8 +28,8 @@ def data_of(*examples: Example) -> MemoryDataset:
     return data
 
 
-def looks(**digests: str) -> dict[str, Facts]:
-    return {key: Facts(digest, 32, 32, 50.0) for key, digest in digests.items()}
+def looks(**digests: str) -> dict[str, ImageStats]:
+    return {key: ImageStats(digest, 32, 32, 50.0) for key, digest in digests.items()}
 
 
 def test_measured_by_hand() -> None:
@@ -74,14 +74,15 @@ def test_every_leaked_test_image_counts() -> None:
 
 def test_blank_images_are_not_copies_of_each_other() -> None:
     data = data_of(Example("a", 0, "train"), Example("b", 1, "test"))
-    blank = Facts("1", 32, 32, 0.4)
+    blank = ImageStats("1", 32, 32, 0.4)
     (problem,) = check_content(data, {"a": blank, "b": blank})
     assert (problem.kind, problem.count) == ("blank-images", 2)
 
 
 def test_tiny_images() -> None:
     data = data_of(Example("a", 0, "train"), Example("b", 0, "train"))
-    (problem,) = check_content(data, {"a": Facts("1", 15, 99, 9), "b": Facts("2", 16, 16, 9)})
+    stats = {"a": ImageStats("1", 15, 99, 9), "b": ImageStats("2", 16, 16, 9)}
+    (problem,) = check_content(data, stats)
     assert (problem.kind, problem.examples) == ("tiny-images", ("a (15 x 99)",))
 
 
@@ -94,53 +95,55 @@ def test_the_division_decides_who_holds_what() -> None:
     # In the data set both are training images; which is a leak depends on the parts set aside.
     splits = {e.key: e.split for c in federation.clients for e in (*c.train, *c.val, *c.test)}
     leaked = {splits["0.png"], splits["4.png"]} not in ({"train"}, {"test"}, {"train", "val"})
-    assert (KINDS["leaked-images"].title in warning) == leaked
+    assert (problem_kinds()["leaked-images"].title in warning) == leaked
     (problem,) = (
         p for p in check_data(data).problems if p.level != "warning" or "copies" in str(p)
     )
     assert problem.kind == "duplicate-images"
 
 
-def test_facts_are_kept_and_proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts_module, "MIN_IMAGES", 1)
-    root, cache = tmp_path / "data", tmp_path / "cache"
+def test_stats_are_kept_and_proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "MIN_IMAGES", 1)
+    monkeypatch.setenv("PFEDMMA_CACHE", str(tmp_path / "cache"))
+    root, cache = tmp_path / "data", tmp_path / "cache" / "index"
     for number, name in enumerate(("x/0.png", "x/1.png", "y/0.png")):
         noise(root / name, number)
     data = load_dataset(root)
-    assert isinstance(data, FolderDataset)
-    first, broken = read_facts(data, data.examples, cache=cache)
+    assert isinstance(data, StoredDataset)
+    first, broken = read_stats(data, data.examples)
     assert len(first) == 3 and not broken
     opened: list[str] = []
-    honest = FolderDataset.open_image
+    honest = StoredDataset.open_image
 
-    def open_image(self: FolderDataset, example: Example) -> Image.Image:
+    def open_image(self: StoredDataset, example: Example) -> Image.Image:
         opened.append(example.key)
         return honest(self, example)
 
-    monkeypatch.setattr(FolderDataset, "open_image", open_image)
-    assert read_facts(data, data.examples, cache=cache)[0] == first
+    monkeypatch.setattr(StoredDataset, "open_image", open_image)
+    assert read_stats(data, data.examples)[0] == first
     assert opened == []
     noise(root / "x" / "1.png", 77)
     os.utime(root / "x" / "1.png", ns=(1, 1))
-    changed = read_facts(data, data.examples, cache=cache)[0]
+    changed = read_stats(data, data.examples)[0]
     assert opened == ["x/1.png"]
     assert {key for key in first if changed[key] != first[key]} == {"x/1.png"}
-    (file,) = cache.iterdir()
-    file.write_bytes(b"no database")
-    assert read_facts(data, data.examples, cache=cache)[0] == changed
+    (file,) = cache.glob("*.images.npy")
+    file.write_bytes(b"no array")
+    assert read_stats(data, data.examples)[0] == changed
 
 
 def test_a_limit_leaves_only_what_is_known() -> None:
     data = MemoryDataset(("ant", "bee"), [0, 1, 0])
-    assert read_facts(data, data.examples, limit=2) == ({}, {})
-    assert len(read_facts(data, data.examples, limit=3)[0]) == 3
+    assert read_stats(data, data.examples, limit=2) == ({}, {})
+    assert len(read_stats(data, data.examples, limit=3)[0]) == 3
 
 
 def test_the_cache_can_be_moved_and_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PFEDMMA_CACHE", "/elsewhere")
-    assert facts_folder() == Path("/elsewhere/facts")
+    file = scan.cache_file(Path("/data"), "images.npy")
+    assert file is not None and file.parent == Path("/elsewhere/index")
     monkeypatch.setenv("PFEDMMA_CACHE", "off")
-    assert facts_folder() is None
+    assert scan.cache_file(Path("/data"), "images.npy") is None
 
 
 def test_images_that_break_after_reading_are_told(tmp_path: Path) -> None:

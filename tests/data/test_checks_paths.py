@@ -8,18 +8,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pfedmma_deploy.data.checks import Problem, check_dataset, check_order
-from pfedmma_deploy.data.checks.names import is_id
+from pfedmma_deploy.data.class_names import is_id
+from pfedmma_deploy.data.dataset_checks import check_dataset, check_order
 from pfedmma_deploy.data.datasets import load_dataset
-from pfedmma_deploy.types import Example, Skipped
+from pfedmma_deploy.types import Dataset, Example, Problem, Skipped
 
 
 @dataclass(eq=False)
-class Listed:
+class Listed(Dataset):
     class_names: tuple[str, ...]
     examples: tuple[Example, ...]
     name: str = "listed"
-    form: str = "classes"
     skipped: tuple[Skipped, ...] = ()
 
     def open_image(self, example: Example) -> Image.Image:
@@ -76,7 +75,7 @@ def test_names_out_of_order() -> None:
     data = Listed(("cow", "ant", "bee"), ())
     (problem,) = check_order(data)
     assert (problem.level, problem.examples) == ("warning", ("'cow' before 'ant'",))
-    data.form = "split"  # the order of the few-shot papers is nobody's mistake
+    data.has_published_order = True  # the order of the few-shot papers is nobody's mistake
     assert check_order(data) == []
 
 

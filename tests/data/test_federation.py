@@ -17,21 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pfedmma_deploy.data.clients_file import federation_from_dict, federation_to_dict
 from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.data.federation import (
     build_client,
-    federation_from_dict,
-    federation_to_dict,
     split_base_novel,
 )
-from pfedmma_deploy.data.splits import carve_splits, carved_sizes
+from pfedmma_deploy.data.partition import carve_splits, carved_sizes
 from pfedmma_deploy.errors import DataError, UsageError
-from pfedmma_deploy.types import Example, Federation, Skipped, Split
+from pfedmma_deploy.types import Dataset, Example, Federation, Skipped, Split
 from tests.data.toy import partitioned
 
 
 @dataclass(eq=False)
-class Toy:
+class Toy(Dataset):
     """A data set without pixels; keys repeat label, split, client and domain."""
 
     class_names: tuple[str, ...]
@@ -307,7 +306,8 @@ def test_records_rebuild_the_federation_exactly() -> None:
 def test_a_record_names_what_changed() -> None:
     data = toy()
     record = federation_to_dict(build(data))
-    lost = record["clients"][1]["train"][2]
+    (keys, *_) = record["clients"][1]["train"].values()
+    lost = keys[2]
     fewer = Toy(data.class_names, tuple(e for e in data.examples if e.key != lost))
     with pytest.raises(DataError) as caught:
         federation_from_dict(fewer, record)
@@ -324,7 +324,7 @@ def test_a_record_names_what_changed() -> None:
     moved = [replace(e, label=5) if e.key == lost else e for e in data.examples]
     with pytest.raises(DataError, match=f"image {lost} belongs to another class now"):
         federation_from_dict(Toy(data.class_names, tuple(moved)), record)
-    with pytest.raises(DataError, match="has format 9, expected 1"):
+    with pytest.raises(DataError, match="has format 9, expected 'pfedmma-clients'"):
         federation_from_dict(data, record | {"format": 9})
 
 
@@ -356,7 +356,7 @@ def test_the_quickstart_federation() -> None:
 PROGRAM = """
 import json, sys
 from pfedmma_deploy.data.datasets import load_dataset
-from pfedmma_deploy.data.federation import federation_to_dict
+from pfedmma_deploy.data.clients_file import federation_to_dict
 from tests.data.toy import partitioned
 data = load_dataset(sys.argv[1])
 federation = partitioned(data, clients=2, partition="dirichlet", dirichlet_beta=1.0, seed=3)
@@ -381,4 +381,5 @@ def test_class_order_does_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
         for seed in ("1", "2")
     ]
     assert outputs[0] == outputs[1]
-    assert json.loads(outputs[0])["class_names"] == ["Yak", "ant", "bee", "cat", "owl", "zebra"]
+    names = json.loads(outputs[0])["data"]["class_names"]
+    assert names == ["Yak", "ant", "bee", "cat", "owl", "zebra"]

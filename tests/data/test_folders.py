@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pfedmma_deploy.data.checks import check_dataset
-from pfedmma_deploy.data.datasets import FolderDataset, load_dataset
-from pfedmma_deploy.data.layout import LAYOUTS
+from pfedmma_deploy.data.dataset_checks import check_dataset
+from pfedmma_deploy.data.datasets import StoredDataset, load_dataset
+from pfedmma_deploy.data.readers.folders import LAYOUTS
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.progress import Item, Silent
 from pfedmma_deploy.types import Skipped
@@ -30,20 +30,20 @@ def make(root: Path, *keys: str) -> Path:
     return root
 
 
-def load(root: Path) -> FolderDataset:
+def load(root: Path) -> StoredDataset:
     dataset = load_dataset(root)
-    assert isinstance(dataset, FolderDataset)
+    assert isinstance(dataset, StoredDataset)
     return dataset
 
 
-def rows(dataset: FolderDataset) -> list[tuple[str, str, str, str | None]]:
+def rows(dataset: StoredDataset) -> list[tuple[str, str, str, str | None]]:
     return [
         (example.key, dataset.class_names[example.label], example.split, example.client)
         for example in dataset.examples
     ]
 
 
-def warnings_of(dataset: FolderDataset) -> list[str]:
+def warnings_of(dataset: StoredDataset) -> list[str]:
     return [str(problem) for problem in check_dataset(dataset)]
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pfedmma_deploy.data.partition import (
     Labels,
-    Part,
+    Share,
     apportion,
     dirichlet,
     disjoint,
@@ -28,11 +28,13 @@ def balanced(num_classes: int, train: int, val: int = 0, test: int = 0) -> Label
     return {split: np.repeat(np.arange(num_classes), size) for split, size in sizes.items()}
 
 
-def flat(parts: tuple[Part, ...], split: Split) -> list[int]:
+def flat(parts: tuple[Share, ...], split: Split) -> list[int]:
     return sorted(int(index) for part in parts for index in part[split])
 
 
-def table(labels: Labels, parts: tuple[Part, ...], split: Split, classes: int) -> NDArray[np.int64]:
+def table(
+    labels: Labels, parts: tuple[Share, ...], split: Split, classes: int
+) -> NDArray[np.int64]:
     """Images [clients, classes]."""
     return np.stack([np.bincount(labels[split][p[split]], minlength=classes) for p in parts])
 

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pfedmma_deploy.config import PartitionConfig
 from pfedmma_deploy.data.clients_file import (
     fingerprint,
     format_clients,
-    load_federation,
     parse_clients,
     write_clients,
 )
+from pfedmma_deploy.data.federation import build_federation
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.types import Federation
 from tests.data.toy import Toy, held, make_toy, partitioned
@@ -106,7 +107,7 @@ test = {cow = ["ink/train/cow/4.png"]}
 [tests]
 base = {cow = ["ink/test/cow/0.png"]}
 """)
-    federation = load_federation(DATA, file)
+    federation = build_federation(DATA, PartitionConfig(clients_file=str(file)))
     assert (federation.base, federation.novel) == ((0, 2), ())
     (client,) = federation.clients
     assert [e.key[-9:] for e in client.train] == ["ant/0.png", "ant/1.png", "cow/5.png"]
@@ -124,7 +125,7 @@ def test_files_are_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is there already, and may have been edited: choose anoth"):
         write_clients(divided(), file, MADE_WITH)
     with pytest.raises(DataError, match=r"no\.toml: No such file or directory; `pfedmma data par"):
-        load_federation(DATA, tmp_path / "no.toml")
+        build_federation(DATA, PartitionConfig(clients_file=str(tmp_path / "no.toml")))
 
 
 def test_other_images_than_then_are_a_warning() -> None:
@@ -249,4 +250,4 @@ def test_fatal_problems_are_refused(tmp_path: Path) -> None:
         '[[clients]]\nid = "x"\n'
     )
     with pytest.raises(DataError, match="clients without a training image of a class that is trai"):
-        load_federation(DATA, file)
+        build_federation(DATA, PartitionConfig(clients_file=str(file)))

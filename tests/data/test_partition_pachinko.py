@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfedmma_deploy.config import Classes
-from pfedmma_deploy.data.pachinko import draw_counts, pachinko
+from pfedmma_deploy.data.pachinko import draw_counts, pachinko, read_superclasses
 from pfedmma_deploy.data.partition import Labels
-from pfedmma_deploy.data.superclasses import read_superclasses
 from pfedmma_deploy.errors import DataError, UsageError
 from tests.data.toy import held, make_toy, partitioned
 

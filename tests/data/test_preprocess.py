@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pfedmma_deploy.data.images import decode_image
-from pfedmma_deploy.data.preprocess import (
+from pfedmma_deploy.data.pixels import (
     Interpolation,
     ResizeMode,
     random_resized_crop,

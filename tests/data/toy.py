@@ -13,7 +13,7 @@ from pfedmma_deploy.types import Dataset, Example, Federation, Skipped, Split
 
 
 @dataclass(eq=False)
-class Toy:
+class Toy(Dataset):
     class_names: tuple[str, ...]
     examples: tuple[Example, ...]
     name: str = "toy"

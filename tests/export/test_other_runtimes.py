@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from pfedmma_deploy.data.prompts import build_prompts
+from pfedmma_deploy.data.class_names import build_prompts
 from pfedmma_deploy.data.samples import load_sample
 from pfedmma_deploy.export import ExportReport
 from pfedmma_deploy.export.export_config import ExportConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pfedmma_deploy.data.known import known_datasets
+from pfedmma_deploy.data.catalog import known_datasets
 from pfedmma_deploy.report.published import _tables, published_rows
 
 FIELDS = {"method", "local", "base", "novel", "hm3", "source", "url", "datasets"}

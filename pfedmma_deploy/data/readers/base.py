@@ -6,34 +6,30 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from pfedmma_deploy.data.checks import Problem
-from pfedmma_deploy.data.classes import class_name
-from pfedmma_deploy.data.folders import Scan
+from PIL import Image
+
+from pfedmma_deploy.data.class_names import class_name
 from pfedmma_deploy.data.images import ImageSource
+from pfedmma_deploy.data.scan import Scan
 from pfedmma_deploy.errors import DataError
-from pfedmma_deploy.types import Dataset, Example, Skipped
-
-__all__ = [
-    "Listing",
-    "Reader",
-    "Scanner",
-    "keep_present",
-    "order_classes",
-    "read_json",
-    "read_lines",
-    "read_text",
-]
+from pfedmma_deploy.types import Example, Problem, Skipped, Split
 
 Scanner = Callable[[Path], Scan]
-"""`index.Index.scan`: what lies below a folder, possibly from the cache."""
+"""`scan.scan`: what lies below a folder, possibly remembered."""
+Opened = ImageSource | Image.Image
+"""Where an image is, or the image itself."""
 
-_NAMED = 3
-
-
-def _no_problems(_: Sequence[Example]) -> tuple[Problem, ...]:
-    return ()
+SPLITS: Final[dict[str, Split]] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+"""The split of a data set by what people call it, in lower case."""
+_NAMED: Final = 3
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,23 +38,28 @@ class Listing:
 
     root: Path
     """What keys are relative to."""
-    form: str
+    layout: str
     class_names: tuple[str, ...]
-    examples: list[Example]
-    skipped: list[Skipped] = field(default_factory=list)
-    source: Callable[[str], ImageSource] | None = None
+    examples: Sequence[Example]
+    skipped: Sequence[Skipped] = ()
+    name: str = ""
+    """Empty for the name of the folder or file."""
+    source: Callable[[str], Opened] | None = None
     """Where the image of a key is; None means a file below `root`."""
-    find_problems: Callable[[Sequence[Example]], tuple[Problem, ...]] = _no_problems
+    find_problems: Callable[[Sequence[Example]], Iterable[Problem]] = field(
+        default=lambda readable: ()
+    )
     """Called with the examples that can be read."""
 
 
 class Reader(NamedTuple):
     """One way in which data sets lie on disk."""
 
-    layout: str
     find: Callable[[Path], Path | None]
     """The path to give to `read`, or None where the layout is another."""
-    read: Callable[[Path, Scanner], Listing | Dataset]
+    read: Callable[[Path, Scanner], Listing]
+    keeps_order: bool = False
+    """Whether classes have the order of the publisher's own lists, sorted or not."""
 
 
 def read_text(file: Path) -> str:

@@ -1,13 +1,11 @@
 """CIFAR-10 and CIFAR-100 as torchvision and their own page leave them on disk.
 
-Two forms of each: "python" (pickles, read by `pickles` without unpickling) and "binary" (records
+Two forms of each: "python" (pickles, read by `pickles` without running them) and "binary" (records
 of one or two label bytes and 3,072 bytes of pixels, channels first).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -15,13 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pfedmma_deploy.data.classes import class_name
-from pfedmma_deploy.data.readers.base import Scanner, read_lines
+from pfedmma_deploy.data.class_names import class_name
+from pfedmma_deploy.data.readers.base import Listing, Reader, Scanner, read_lines
 from pfedmma_deploy.data.readers.pickles import array_of, read_pickle
 from pfedmma_deploy.errors import DataError
-from pfedmma_deploy.types import Example, Skipped, Split
-
-__all__ = ["CifarDataset", "find", "read"]
+from pfedmma_deploy.types import Example, Split
 
 _PIXELS: Final = 3 * 32 * 32
 _PAGE: Final = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -55,28 +51,7 @@ _FORMS: Final = (
 )
 
 
-@dataclass(eq=False, slots=True)
-class CifarDataset:
-    """CIFAR in memory: 3,072 bytes an image, 184 MB in all."""
-
-    name: str
-    class_names: tuple[str, ...]
-    examples: tuple[Example, ...]
-    skipped: tuple[Skipped, ...]
-    pixels: dict[Split, NDArray[np.uint8]]
-    """[N, 32, 32, 3] by part."""
-
-    def open_image(self, example: Example) -> Image.Image:
-        """RGB pixels, 32 x 32. Raises `DataError` for an example of other data."""
-        split, _, number = example.key.partition("-")
-        if split in self.pixels and number.isdecimal() and int(number) < len(self.pixels[split]):
-            return Image.fromarray(self.pixels[split][int(number)])
-        raise DataError(
-            f"{self.name} has no image {example.key}; use the examples of this data set"
-        )
-
-
-class _Part(NamedTuple):
+class _Images(NamedTuple):
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
 
@@ -95,10 +70,11 @@ def _form(folder: Path) -> _Form | None:
     return next(tests, None)
 
 
-def read(root: Path, scan: Scanner) -> CifarDataset:
-    """All images, in the order of the files; keys are `<part>-<number>`.
+def read(root: Path, scan: Scanner) -> Listing:
+    """All images, in the order of the files, and in memory: 3,072 bytes each, 184 MB in all.
 
-    No slash, because "train" is a class of CIFAR-100 and would look like its folder.
+    Keys are `<split>-<number>`: no slash, because "train" is a class of CIFAR-100 and would look
+    like its folder.
 
     Raises:
         DataError: a file that is missing or holds something else.
@@ -113,22 +89,30 @@ def read(root: Path, scan: Scanner) -> CifarDataset:
             f" {expected}. Unpack the archive again ({_PAGE})"
         )
     names = _read_names(root / form.names, form)
-    parts: dict[Split, list[_Part]] = {
-        "train": [_read_part(root / name, form) for name in form.train],
-        "test": [_read_part(root / form.test, form)],
-    }
-    labels = {split: np.concatenate([p.labels for p in group]) for split, group in parts.items()}
-    _check_labels(root, labels.values(), len(names))
-    return CifarDataset(
+    files: dict[Split, tuple[str, ...]] = {"train": form.train, "test": (form.test,)}
+    pixels: dict[str, NDArray[np.uint8]] = {}
+    examples: list[Example] = []
+    for split, of_split in files.items():
+        batches = [_read_batch(root / name, form) for name in of_split]
+        labels = np.concatenate([batch.labels for batch in batches])
+        _check_labels(root, labels, len(names))
+        pixels[split] = np.concatenate([batch.pixels for batch in batches])
+        for number, label in enumerate(labels.tolist()):
+            examples.append(Example(f"{split}-{number:05}", label, split))
+
+    def source(key: str) -> Image.Image:
+        split, _, number = key.partition("-")
+        if split in pixels and number.isdecimal() and int(number) < len(pixels[split]):
+            return Image.fromarray(pixels[split][int(number)])
+        raise DataError(f"{form.name} has no image {key}; use the examples of this data set")
+
+    return Listing(
+        root=root,
+        layout="cifar",
         name=form.name,
         class_names=tuple(map(class_name, names)),
-        examples=tuple(
-            Example(f"{split}-{number:05}", int(label), split)
-            for split, of_split in labels.items()
-            for number, label in enumerate(of_split)
-        ),
-        skipped=(),
-        pixels={split: np.concatenate([p.pixels for p in g]) for split, g in parts.items()},
+        examples=examples,
+        source=source,
     )
 
 
@@ -142,7 +126,7 @@ def _read_names(file: Path, form: _Form) -> list[str]:
     return names
 
 
-def _read_part(file: Path, form: _Form) -> _Part:
+def _read_batch(file: Path, form: _Form) -> _Images:
     try:
         flat, numbers = _read_binary(file, form) if form.num_labels else _read_pickled(file, form)
         labels = np.asarray(numbers, dtype=np.int64)
@@ -153,7 +137,7 @@ def _read_part(file: Path, form: _Form) -> _Part:
             f"{file} is damaged: {error}. Expected rows of 3,072 bytes of pixels, each with its"
             f" label; get it again from {_PAGE}"
         ) from error
-    return _Part(np.ascontiguousarray(flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels)
+    return _Images(np.ascontiguousarray(flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels)
 
 
 def _read_pickled(file: Path, form: _Form) -> tuple[NDArray[np.uint8], Any]:
@@ -174,10 +158,12 @@ def _dictionary(file: Path) -> dict[str, Any]:
     return {k.decode("latin-1") if isinstance(k, bytes) else str(k): v for k, v in found.items()}
 
 
-def _check_labels(root: Path, labels: Iterable[NDArray[np.int64]], num_classes: int) -> None:
-    for of_part in labels:
-        if len(of_part) and not 0 <= of_part.min() <= of_part.max() < num_classes:
-            raise DataError(
-                f"data folder {root}: labels from {of_part.min()} to {of_part.max()}, but"
-                f" {num_classes} class names; get the archive again from {_PAGE}"
-            )
+def _check_labels(root: Path, labels: NDArray[np.int64], num_classes: int) -> None:
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise DataError(
+            f"data folder {root}: labels from {labels.min()} to {labels.max()}, but"
+            f" {num_classes} class names; get the archive again from {_PAGE}"
+        )
+
+
+READERS: Final = (Reader(find, read),)

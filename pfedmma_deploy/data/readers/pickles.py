@@ -1,152 +1,101 @@
-"""Pickles of plain values and numpy arrays, read without unpickling: nothing is ever called.
+"""Pickles of plain values and numpy arrays, read without calling anything that they name.
 
-Unpickling runs whatever a file asks for, also with a filter on names. Here the instructions are
-decoded by `pickletools` and carried out on a stack of plain values. "Call this function" and "make
-this object" only write down what was asked for; the one construct that is understood afterwards is
-a numpy array of bytes or texts, and it is built here from its shape and its bytes.
+Unpickling runs whatever a file asks for; numpy's own reconstructors, which a filter on names would
+let through, trust what they are given, and would read and write memory out of bounds. So the names
+that a pickle may mention stand for inert objects here: to call one or to give it a state only
+writes down the arguments. What is understood afterwards is an array of bytes or texts, and it is
+built here from its shape and its bytes. Any other name ends the reading.
 """
 
 from __future__ import annotations
 
+import pickle
 import pickletools
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pfedmma_deploy.errors import DataError
 
-__all__ = ["array_of", "read_pickle", "texts_of"]
-
-_MARK: Final = object()
-_PUSHED: Final = frozenset(
-    [
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "INT",
-        "LONG",
-        "LONG1",
-        "STRING",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-        "UNICODE",
-        "BINUNICODE",
-        "SHORT_BINUNICODE",
-        "BINBYTES",
-        "SHORT_BINBYTES",
-        "BINBYTES8",
-        "BINUNICODE8",
-    ]
-)
-_CONSTANTS: Final = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 # What numpy's own pickles name, in all its versions.
 _NAMES: Final = frozenset(
     {
-        "numpy.core.multiarray _reconstruct",
-        "numpy._core.multiarray _reconstruct",
-        "numpy ndarray",
-        "numpy dtype",
-        "_codecs encode",
+        "numpy.core.multiarray._reconstruct",
+        "numpy._core.multiarray._reconstruct",
+        "numpy.ndarray",
+        "numpy.dtype",
+        "_codecs.encode",
     }
 )
-
-
+_INSTRUCTIONS: Final = """
+    PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1
+    STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
+    BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST
+    APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS GET BINGET LONG_BINGET PUT BINPUT
+    LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD
+"""
+_NAME_OF: Final = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+"""Instructions by their byte."""
 _TEXTS: Final = re.compile(r"U[1-9]\d{0,3}")
 
 
-@dataclass(slots=True)
-class _Asked:
-    """A call that a pickle asks for; it is never made."""
+class _Call:
+    """A call that a pickle asks for, and the state that it asks to give to the result."""
 
-    name: str
-    arguments: tuple[Any, ...]
-    state: Any = None
+    __slots__ = ("arguments", "state")
+
+    def __init__(self, arguments: tuple[Any, ...]) -> None:
+        self.arguments = arguments
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
-class _Machine:
-    """Carries out the few instructions that plain values and arrays consist of."""
+class _Name:
+    """What a name in a pickle stands for: calling it does nothing but note the arguments."""
 
-    def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
-        self._run: dict[str, Callable[[Any], None]] = {
-            "EMPTY_DICT": lambda _: self.stack.append({}),
-            "EMPTY_LIST": lambda _: self.stack.append([]),
-            "EMPTY_TUPLE": lambda _: self.stack.append(()),
-            "MARK": lambda _: self.stack.append(_MARK),
-            "DICT": lambda _: self.stack.append(_pairs(self._marked())),
-            "LIST": lambda _: self.stack.append(self._marked()),
-            "TUPLE": lambda _: self.stack.append(tuple(self._marked())),
-            "TUPLE1": lambda _: self._tuple(1),
-            "TUPLE2": lambda _: self._tuple(2),
-            "TUPLE3": lambda _: self._tuple(3),
-            "APPEND": lambda _: self._extend([self.stack.pop()]),
-            "APPENDS": lambda _: self._extend(self._marked()),
-            "SETITEM": lambda _: self._update([self.stack.pop() for _ in "kv"][::-1]),
-            "SETITEMS": lambda _: self._update(self._marked()),
-            "GLOBAL": self._name,
-            "STACK_GLOBAL": lambda _: self._name(" ".join(self._take(2))),
-            "REDUCE": lambda _: self._ask(*self._take(2)),
-            "BUILD": lambda _: self._build(self.stack.pop()),
-            "MEMOIZE": lambda _: self._memo.update({len(self._memo): self.stack[-1]}),
-        }
+    __slots__ = ("name",)
 
-    def step(self, name: str, argument: Any) -> None:
-        """One instruction. Raises `ValueError` for one that is not needed here."""
-        if name in _PUSHED:
-            self.stack.append(argument)
-        elif name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name])
-        elif name in {"BINPUT", "LONG_BINPUT", "PUT"}:
-            self._memo[argument] = self.stack[-1]
-        elif name in {"BINGET", "LONG_BINGET", "GET"}:
-            self.stack.append(self._memo[argument])
-        elif name in self._run:
-            self._run[name](argument)
-        elif name not in {"PROTO", "FRAME", "STOP"}:
-            raise ValueError(f"the instruction {name}")
+    def __init__(self, name: str) -> None:
+        self.name = name
 
-    def _take(self, count: int) -> list[Any]:
-        taken = self.stack[-count:]
-        del self.stack[-count:]
-        return taken
-
-    def _marked(self) -> list[Any]:
-        start = len(self.stack) - 1 - self.stack[::-1].index(_MARK)
-        taken = self._take(len(self.stack) - start)
-        return taken[1:]
-
-    def _tuple(self, count: int) -> None:
-        self.stack.append(tuple(self._take(count)))
-
-    def _extend(self, items: list[Any]) -> None:
-        _require(self.stack[-1], list).extend(items)
-
-    def _update(self, items: list[Any]) -> None:
-        _require(self.stack[-1], dict).update(_pairs(items))
-
-    def _name(self, name: str) -> None:
-        if name not in _NAMES:
-            raise ValueError(f"the name '{name.replace(' ', '.')}'")
-        self.stack.append(name)
-
-    def _ask(self, name: Any, arguments: Any) -> None:
-        match name, arguments:
-            case "_codecs encode", (str(text), "latin1"):
+    def __call__(self, *arguments: Any) -> Any:
+        match self.name, arguments:
+            case "_codecs.encode", (str(text), "latin1"):
                 # How Python 3 writes bytes for Python 2: a text with one letter per byte.
-                self.stack.append(text.encode("latin-1"))
-            case str(), tuple():
-                self.stack.append(_Asked(name, arguments))
-            case _:
-                raise ValueError("a call of something that has no name")
+                return text.encode("latin-1")
+        return _Call(arguments)
 
-    def _build(self, state: Any) -> None:
-        _require(self.stack[-1], _Asked).state = state
+    def __setstate__(self, state: Any) -> NoReturn:
+        raise ValueError(f"a state for the name '{self.name}'")
+
+
+class _Instructions(dict[int, Any]):
+    def __missing__(self, code: int) -> NoReturn:
+        raise ValueError(f"the instruction {_NAME_OF.get(code, code)}")
+
+
+# The Unpickler written in C keeps its memo in an array as long as the largest number that a file
+# uses in it, so that a few bytes could ask for 64 GB; that written in Python keeps a dictionary.
+class _Reader(pickle._Unpickler):
+    # Only what the pickles of the data sets are made of. Left out are, among others, instructions
+    # that make objects of a class, that look names up by number, and that reserve memory.
+    dispatch = _Instructions(
+        (code, pickle._Unpickler.dispatch[code])
+        for code, name in _NAME_OF.items()
+        if name in _INSTRUCTIONS.split()
+    )
+
+    def find_class(self, module: str, name: str) -> _Name:
+        full = f"{module}.{name}"
+        if full not in _NAMES:
+            raise ValueError(f"the name '{full}'")
+        return _Name(full)
 
 
 def read_pickle(file: Path) -> Any:
@@ -155,24 +104,20 @@ def read_pickle(file: Path) -> Any:
     Raises:
         DataError: no such file, no pickle, or one that holds anything else.
     """
-    machine = _Machine()
     try:
-        content = file.read_bytes()
-        for opcode, argument, _ in pickletools.genops(content):
-            machine.step(opcode.name, argument)
-        (value,) = machine.stack
-    except (ValueError, TypeError, LookupError, OSError, RecursionError) as error:
+        return _Reader(BytesIO(file.read_bytes()), encoding="latin1").load()
+    # A damaged file may end in anything: its instructions are carried out on whatever is there.
+    except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(
             f"{file} is no pickle that can be read without running what is in it: {reason}. Get the"
             " file again from where the data set is published"
         ) from error
-    return value
 
 
 def array_of(value: Any) -> NDArray[np.uint8]:
     """The uint8 array that a value of `read_pickle` describes. Raises `ValueError`."""
-    shape, kind, _, data = _parts(value)
+    shape, kind, _, data = _described(value)
     if kind not in {"u1", "|u1"}:
         raise ValueError(f"numbers of type {kind}, expected u1")
     return np.frombuffer(_bytes(data), np.uint8).reshape(shape)
@@ -182,7 +127,7 @@ def texts_of(value: Any) -> list[Any]:
     """Texts in nested lists, from lists, tuples and arrays of texts. Raises `ValueError`."""
     if isinstance(value, list | tuple):
         return [item if isinstance(item, str) else texts_of(item) for item in value]
-    shape, kind, order, data = _parts(value)
+    shape, kind, order, data = _described(value)
     if kind.startswith("O") and isinstance(data, list) and len(shape) == 1:
         return texts_of(data)
     if _TEXTS.fullmatch(kind) is None:
@@ -192,13 +137,17 @@ def texts_of(value: Any) -> list[Any]:
     return nested
 
 
-def _parts(value: Any) -> tuple[tuple[int, ...], str, Any, Any]:
+def _described(value: Any) -> tuple[tuple[int, ...], str, Any, Any]:
     """Shape, kind, byte order and content of an array in C order."""
-    match value:
-        case _Asked(
-            state=(_, tuple(shape), _Asked(arguments=(str(kind), *_), state=order), False, data)
-        ):
-            return shape, kind, order[1] if isinstance(order, tuple) and order[1:] else "<", data
+    if isinstance(value, _Call):
+        match value.state:
+            # The state of an array: version, shape, type, whether in Fortran's order, content.
+            case (_, tuple(shape), _Call() as dtype, False, data):
+                match dtype.arguments, dtype.state:
+                    case (str(kind), *_), order:
+                        # The state of a type: version, byte order, and more for other types.
+                        is_long = isinstance(order, tuple) and len(order) > 1
+                        return shape, kind, order[1] if is_long else "<", data
     raise ValueError("no numpy array where one should be")
 
 
@@ -208,13 +157,3 @@ def _bytes(data: Any) -> bytes:
     if not isinstance(data, bytes):
         raise ValueError("an array without its bytes")
     return data
-
-
-def _pairs(items: list[Any]) -> dict[Any, Any]:
-    return dict(zip(items[::2], items[1::2], strict=True))
-
-
-def _require(value: Any, kind: type[Any]) -> Any:
-    if not isinstance(value, kind):
-        raise ValueError(f"{type(value).__name__} where a {kind.__name__} should be")
-    return value

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pfedmma_deploy.data.checks import check_dataset
+from pfedmma_deploy.data.catalog import known_datasets
+from pfedmma_deploy.data.dataset_checks import check_dataset
 from pfedmma_deploy.data.datasets import load_dataset
-from pfedmma_deploy.data.known import known_datasets
 from tests.layouts import LAYOUTS, Tree, colour, image_folder
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfedmma_deploy.data.checks import check_dataset
-from pfedmma_deploy.data.datasets import FolderDataset, load_dataset
+from pfedmma_deploy.data.dataset_checks import check_dataset
+from pfedmma_deploy.data.datasets import StoredDataset, load_dataset
 from pfedmma_deploy.data.readers import folders
 from pfedmma_deploy.data.readers.base import Reader
 from pfedmma_deploy.errors import DataError
@@ -228,7 +228,7 @@ def test_what_the_system_refuses_is_an_error_of_the_data(
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path / "state.json"))
 
-    monkeypatch.setattr("pfedmma_deploy.data.datasets.READERS", [Reader("x", refuse, folders.read)])
+    monkeypatch.setattr("pfedmma_deploy.data.datasets.READERS", [Reader(refuse, folders.read)])
     with pytest.raises(DataError, match=r"data .*/state\.json: Permission denied"):
         load_dataset(tmp_path)
 
@@ -265,7 +265,7 @@ def test_domains_without_lists_are_folders(tmp_path: Path) -> None:
     for file in path.glob("*.txt"):
         file.unlink()
     data = load_dataset(path)
-    assert isinstance(data, FolderDataset) and data.form == "domains"
+    assert isinstance(data, StoredDataset) and data.layout == "domains"
     assert {example.domain for example in data.examples} >= {"clipart", "real"}
 
 

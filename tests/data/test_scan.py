@@ -15,17 +15,17 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pfedmma_deploy.data import datasets, index
+from pfedmma_deploy.data import image_stats
+from pfedmma_deploy.data import scan as scan_module
 from pfedmma_deploy.data.datasets import load_dataset
-from pfedmma_deploy.data.folders import Scan, scan_folder
 from pfedmma_deploy.data.images import verify_image
-from pfedmma_deploy.data.index import Index
+from pfedmma_deploy.data.scan import Scan, scan, scan_folder
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PFEDMMA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(index, "MIN_IMAGES", 1)
+    monkeypatch.setattr(scan_module, "MIN_IMAGES", 1)
     return tmp_path / "cache" / "index"
 
 
@@ -50,11 +50,11 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Every folder that is really listed."""
     listed: list[Path] = []
 
-    def scan(root: Path) -> Scan:
+    def list_folder(root: Path) -> Scan:
         listed.append(root)
         return scan_folder(root)
 
-    monkeypatch.setattr(index, "scan_folder", scan)
+    monkeypatch.setattr(scan_module, "scan_folder", list_folder)
     return listed
 
 
@@ -67,12 +67,12 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(source.name)
         verify_image(source)
 
-    monkeypatch.setattr(datasets, "verify_image", verify)
+    monkeypatch.setattr(image_stats, "verify_image", verify)
     return names
 
 
 def test_a_folder_is_listed_once(root: Path, cache: Path, scans: list[Path]) -> None:
-    first, second = Index().scan(root), Index().scan(root)
+    first, second = scan(root), scan(root)
     assert scans == [root]
     assert second.images == first.images == sorted(first.images) and len(first.images) == 6
     assert (second.folders, second.other_files) == (["c0", "c1"], first.other_files)
@@ -83,7 +83,7 @@ def test_a_folder_is_listed_once(root: Path, cache: Path, scans: list[Path]) -> 
 def test_a_changed_folder_is_listed_again(
     change: str, root: Path, cache: Path, scans: list[Path]
 ) -> None:
-    Index().scan(root)
+    scan(root)
     old = root / "c0" / "0.png"
     if change == "add":
         (root / "c1" / "9.png").touch()
@@ -93,7 +93,7 @@ def test_a_changed_folder_is_listed_again(
         old.rename(root / "c0" / "8.png")
     else:
         (root / "c2").mkdir()
-    found = Index().scan(root)
+    found = scan(root)
     assert scans == [root, root]
     assert found.images == sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
 
@@ -102,8 +102,8 @@ def test_a_folder_that_has_just_changed_is_not_remembered(
     root: Path, cache: Path, scans: list[Path]
 ) -> None:
     (root / "c0" / "9.png").touch()
-    Index().scan(root)
-    Index().scan(root)
+    scan(root)
+    scan(root)
     assert scans == [root, root]
 
 
@@ -112,8 +112,8 @@ def test_a_folder_with_something_unusable_is_not_remembered(
 ) -> None:
     (root / "c0" / "link.png").symlink_to(root / "later.png")
     settle(root)
-    assert Index().scan(root).skipped[0].reason == "a link to nothing"
-    Index().scan(root)
+    assert scan(root).skipped[0].reason == "a link to nothing"
+    scan(root)
     assert scans == [root, root]
 
 
@@ -143,10 +143,10 @@ def outside(record: dict[str, Any], folder: str) -> str:
 def test_a_cache_file_is_not_believed_blindly(
     damage: Callable[[dict[str, Any]], str], root: Path, cache: Path, scans: list[Path]
 ) -> None:
-    expected = Index().scan(root).images
+    expected = scan(root).images
     (file,) = cache.glob("*.list.json")
     file.write_text(damage(json.loads(file.read_text())))
-    assert Index().scan(root).images == expected
+    assert scan(root).images == expected
     assert scans == [root, root]
 
 
@@ -179,7 +179,7 @@ def test_a_damaged_list_of_good_images_costs_time_only(
     root: Path, cache: Path, opened: list[str]
 ) -> None:
     load_dataset(root)
-    (file,) = cache.glob("*.good.npy")
+    (file,) = cache.glob("*.images.npy")
     for content in (b"", b"no array", _saved(np.zeros(3)), _saved(np.zeros((2, 2), np.uint64))):
         file.write_bytes(content)
         opened.clear()
@@ -208,7 +208,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("PFEDMMA_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(index, "MIN_IMAGES", 1)
+    monkeypatch.setattr(scan_module, "MIN_IMAGES", 1)
     assert len(load_dataset(root).examples) == 6
 
 

@@ -1,0 +1,298 @@
+"""Data sets with lists that their publishers put beside the images.
+
+- FGVC-Aircraft as its authors pack it: variants.txt and one list of images per split.
+- ImageNet in CoOp's layout: folders named by WordNet id, and classnames.txt for their names.
+- DomainNet: `<domain>_train.txt` and `<domain>_test.txt`, with lines of `<domain>/<class>/<image>
+  <class number>`; the lists lie beside the domain folders, or in splits/ (Dassl).
+- Office-Caltech10 and ten classes of DomainNet as FedBN shares them: `<domain>_train.pkl` and
+  `<domain>_test.pkl`, each a pair: the paths and the class names of the images (arXiv 2102.07623;
+  pFedMMA's domain experiments use them).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from pfedmma_deploy.data.catalog import known_datasets
+from pfedmma_deploy.data.class_names import class_name
+from pfedmma_deploy.data.readers.base import (
+    Listing,
+    Reader,
+    Scanner,
+    keep_present,
+    order_classes,
+    read_lines,
+)
+from pfedmma_deploy.data.readers.pickles import read_pickle, texts_of
+from pfedmma_deploy.errors import DataError
+from pfedmma_deploy.types import Example, Split
+
+_VARIANTS: Final = "variants.txt"
+_LISTS: Final[dict[Split, str]] = {
+    "train": "images_variant_train.txt",
+    "val": "images_variant_val.txt",
+    "test": "images_variant_test.txt",
+}
+_NAMES: Final = "classnames.txt"
+# The public validation set is what everybody tests on: the test labels were never published. A
+# validation part is set aside from the training images.
+_PARTS: Final[dict[str, Split]] = {"train": "train", "val": "test"}
+
+
+def _find_aircraft(path: Path) -> Path | None:
+    """The folder with variants.txt: `path`, or `data/` in it as the archive unpacks."""
+    return next((p for p in (path, path / "data") if (p / _VARIANTS).is_file()), None)
+
+
+def _read_aircraft(root: Path, scan: Scanner) -> Listing:
+    """Images by variant; lines of the lists are `<image number> <variant>`.
+
+    Raises:
+        DataError: a list that is absent, a variant that is not in variants.txt, no images.
+    """
+    names = [line for _, line in read_lines(root / _VARIANTS)]
+    labels = {name: label for label, name in enumerate(names)}
+    absent = [name for name in _LISTS.values() if not (root / name).is_file()]
+    if absent:
+        raise DataError(
+            f"data folder {root}: {_VARIANTS} is there, but not {', '.join(absent)}; expected all"
+            " files of the archive's data folder (https://www.robots.ox.ac.uk/~vgg/data/"
+            "fgvc-aircraft/)"
+        )
+    examples: dict[str, Example] = {}
+    for split, name in _LISTS.items():
+        for number, line in read_lines(root / name):
+            image, _, variant = line.partition(" ")
+            if variant.strip() not in labels:
+                raise DataError(
+                    f"{root / name}, line {number}: variant '{variant.strip()}' is not in"
+                    f" {_VARIANTS}; expected `<image number> <variant>`"
+                )
+            key = f"images/{image}.jpg"
+            if key in examples:
+                raise DataError(f"{root / name}, line {number}: image {image} is listed twice")
+            examples[key] = Example(key, labels[variant.strip()], split)
+    where = f"images/*.jpg in {root}"
+    present, skipped = keep_present(examples, scan(root), root / _LISTS["train"], where)
+    return Listing(
+        root=root,
+        layout="aircraft",
+        class_names=tuple(map(class_name, names)),
+        examples=present,
+        skipped=skipped,
+    )
+
+
+def _find_imagenet(path: Path) -> Path | None:
+    """`path`, where it has classnames.txt and images/train or train.
+
+    Raises:
+        DataError: images/train has folders named by WordNet ids, but there is no classnames.txt.
+    """
+    trained = any((path / base / "train").is_dir() for base in ("images", "."))
+    if trained and (path / _NAMES).is_file():
+        return path
+    if any((path / "images" / "train").glob("n[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9]")):
+        where = known_datasets()["imagenet"].split
+        raise DataError(
+            f"data folder {path}: this looks like ImageNet, but {_NAMES} is not there; expected one"
+            f" line `<folder> <name>` for each class folder. CoOp's file is at {where}"
+        )
+    return None
+
+
+def _read_imagenet(root: Path, scan: Scanner) -> Listing:
+    """Training images, and those of val/ as test images, in the order of the WordNet ids.
+
+    Raises:
+        DataError: a class folder without a line in classnames.txt, a class folder of val/ that
+            train/ does not have, or no images.
+    """
+    names: dict[str, str] = {}
+    for number, line in read_lines(root / _NAMES):
+        folder, _, name = line.partition(" ")
+        if not name.strip():
+            raise DataError(
+                f"{root / _NAMES}, line {number}: '{line}' has no name; expected `<folder> <name>`"
+            )
+        names[folder] = name.strip()
+    base = "images/" if (root / "images").is_dir() else ""
+    found = scan(root)
+    by_folder = _images_by_folder(found.images, base)
+    order = sorted({folder for part, folder in by_folder if part == "train"})
+    if not order:
+        raise DataError(f"data folder {root}: no images in {base}train/<class>/")
+    _check_folders(root, by_folder, order, names)
+    labels = {folder: label for label, folder in enumerate(order)}
+    examples = [
+        Example(key, labels[folder], _PARTS[part])
+        for (part, folder), keys in by_folder.items()
+        for key in keys
+    ]
+    return Listing(
+        root=root,
+        layout="imagenet",
+        class_names=tuple(names[folder] for folder in order),
+        examples=sorted(examples, key=lambda example: example.key),
+        skipped=list(found.skipped),
+    )
+
+
+def _images_by_folder(keys: list[str], base: str) -> dict[tuple[str, str], list[str]]:
+    """Keys by (train or val, class folder); images elsewhere do not count."""
+    by_folder: dict[tuple[str, str], list[str]] = {}
+    for key in keys:
+        part, _, rest = key.removeprefix(base).partition("/")
+        folder, slash, name = rest.partition("/")
+        if key.startswith(base) and part in _PARTS and slash and "/" not in name:
+            by_folder.setdefault((part, folder), []).append(key)
+    return by_folder
+
+
+def _check_folders(
+    root: Path,
+    by_folder: dict[tuple[str, str], list[str]],
+    order: list[str],
+    names: dict[str, str],
+) -> None:
+    unnamed = [folder for folder in order if folder not in names]
+    if unnamed:
+        raise DataError(
+            f"{root / _NAMES} has no line for {len(unnamed)} class folders ({unnamed[0]}, ...);"
+            " expected `<folder> <name>` for each. Get the file as CoOp's DATASETS.md says"
+        )
+    known = set(order)
+    alone = sorted({folder for _, folder in by_folder} - known)
+    if alone:
+        raise DataError(
+            f"data folder {root}: val/ has class folders that train/ lacks ({alone[0]}, ...):"
+            " unpack both parts of ImageNet"
+        )
+
+
+class _List(NamedTuple):
+    """A list that has a domain folder."""
+
+    domain: str
+    split: Split
+    file: Path
+
+
+def _find_domain_texts(path: Path) -> Path | None:
+    """`path`, where a training list has a folder of the same domain."""
+    return path if any(one.split == "train" for one in _find_lists(path, ".txt")) else None
+
+
+def _read_domain_texts(root: Path, scan: Scanner) -> Listing:
+    """The images that the lists name; the name of a class is that of its folder.
+
+    Raises:
+        DataError: a line of another form, an image in two lists, a class number with two folders,
+            or no image where the lists say.
+    """
+    lists = _find_lists(root, ".txt")
+    rows: list[tuple[str, int, _List]] = []
+    for one in lists:
+        for number, line in read_lines(one.file):
+            path, _, label = line.rpartition(" ")
+            parts = path.split("/")
+            if len(parts) != 3 or parts[0] != one.domain or not label.isdecimal():
+                raise DataError(
+                    f"{one.file}, line {number}: '{line}' is not `{one.domain}/<class>/<image>"
+                    " <class number>`"
+                )
+            rows.append((path, int(label), one))
+    pairs = ((number, path.split("/")[1]) for path, number, _ in rows)
+    names, labels = order_classes(pairs, lists[0].file)
+    examples: dict[str, Example] = {}
+    for path, number, one in rows:
+        if path in examples:
+            raise DataError(
+                f"{root}: {path} is in the lists twice ({examples[path].split} and {one.split});"
+                " expected every image once"
+            )
+        examples[path] = Example(path, labels[number], one.split, domain=one.domain)
+    return _listing(root, scan, "lists", names, examples, lists)
+
+
+def _find_domain_pickles(path: Path) -> Path | None:
+    """`path`, where a pickled training list has a folder of the same domain."""
+    return path if any(one.split == "train" for one in _find_lists(path, ".pkl")) else None
+
+
+def _read_domain_pickles(root: Path, scan: Scanner) -> Listing:
+    """The images that the lists name, with the sorted class names.
+
+    Raises:
+        DataError: a list that cannot be read safely or is no pair, an image in two lists, or no
+            image where the lists say.
+    """
+    lists = _find_lists(root, ".pkl")
+    rows: list[tuple[str, str, _List]] = []
+    for one in lists:
+        rows += [(path, label, one) for path, label in _read_pairs(one.file)]
+    names = sorted({label for _, label, _ in rows})
+    labels = {name: number for number, name in enumerate(names)}
+    examples: dict[str, Example] = {}
+    for path, label, one in rows:
+        # Paths begin above the data set's folder, whatever that is called here.
+        before, found, after = path.replace("\\", "/").rpartition(f"{one.domain}/")
+        if not found or (before and not before.endswith("/")):
+            raise DataError(f"{one.file}: '{path}' is not in the folder of the domain {one.domain}")
+        key = f"{one.domain}/{after}"
+        if key in examples:
+            raise DataError(f"{one.file}: {key} is listed twice; expected every image once")
+        examples[key] = Example(key, labels[label], one.split, domain=one.domain)
+    return _listing(root, scan, "fedbn", tuple(map(class_name, names)), examples, lists)
+
+
+def _find_lists(root: Path, suffix: str) -> list[_List]:
+    """Every list that has a domain folder, ascending, training lists first."""
+    found = []
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    for base in (root, root / "splits"):
+        for split in splits:
+            ending = f"_{split}{suffix}"
+            for file in sorted(base.glob(f"*{ending}")):
+                domain = file.name.removesuffix(ending)
+                if (root / domain).is_dir():
+                    found.append(_List(domain, split, file))
+    return found
+
+
+def _listing(
+    root: Path,
+    scan: Scanner,
+    layout: str,
+    names: tuple[str, ...],
+    examples: dict[str, Example],
+    lists: list[_List],
+) -> Listing:
+    where = f"the domain folders in {root}"
+    present, skipped = keep_present(examples, scan(root), lists[0].file, where)
+    return Listing(root=root, layout=layout, class_names=names, examples=present, skipped=skipped)
+
+
+def _read_pairs(file: Path) -> list[tuple[str, str]]:
+    """(path, class) of every image in a list."""
+    found = read_pickle(file)
+    try:
+        paths, labels = texts_of(found)
+        pairs = list(zip(paths, labels, strict=True))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{file} is no pair of paths and class names ({error}); remove the .pkl lists to read"
+            " the folders without them"
+        ) from error
+    if not all(isinstance(text, str) for pair in pairs for text in pair):
+        raise DataError(f"{file} holds something else than texts; remove the .pkl lists")
+    return pairs
+
+
+READERS: Final = (
+    Reader(_find_aircraft, _read_aircraft, keeps_order=True),
+    Reader(_find_imagenet, _read_imagenet, keeps_order=True),
+    Reader(_find_domain_texts, _read_domain_texts, keeps_order=True),
+    Reader(_find_domain_pickles, _read_domain_pickles, keeps_order=True),
+)

@@ -1,0 +1,227 @@
+"""Which image files a folder tree holds, whatever else lies in it; large ones are remembered.
+
+Listing a million files takes seconds, so the list is kept in the user's cache folder (`caches`). It
+is proved before it is believed: it counts as long as every folder in it has the change time that it
+had when it was read, because a file added, removed or renamed changes that of its folder.
+
+A cache file that is damaged, of another format or for another folder is passed over. It can only
+list names below the root that it was made for, and is never unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pfedmma_deploy.caches import cache_folder
+from pfedmma_deploy.data.class_names import CLASSES_FILE
+from pfedmma_deploy.data.images import is_image_name
+from pfedmma_deploy.errors import DataError
+from pfedmma_deploy.types import Skipped
+
+MIN_IMAGES: Final = 2000
+"""Smaller folders are read faster than a cache file is worth."""
+
+_SYSTEM_FOLDERS: Final = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+# Two levels below the deepest known layout: enough to show what is there, and a bound on what
+# folders that link to each other can cost.
+_MAX_DEPTH: Final = 5
+_BAD_NAME: Final = "its name is not valid Unicode; rename it"
+_FORMAT: Final = 1
+# Some file systems count time in steps of two seconds: a change within the same step as the
+# listing would not show.
+_STEP_NS: Final = 2_000_000_000
+
+
+@dataclass(slots=True)
+class Scan:
+    """Everything visible below a root; paths are relative to it, with forward slashes."""
+
+    images: list[str] = field(default_factory=list)
+    """Ascending."""
+    folders: list[str] = field(default_factory=list)
+    """Ascending."""
+    other_files: Counter[str] = field(default_factory=Counter)
+    """Number of files that are no images, by lower-case suffix."""
+    skipped: list[Skipped] = field(default_factory=list)
+    """Images and folders that cannot be used, with the reason."""
+    stamps: dict[str, int] = field(default_factory=dict)
+    """Time of the last change of each folder's list of names, in ns; "" is the root."""
+
+
+def scan_folder(root: Path) -> Scan:
+    """Lists a folder tree. Hidden names (a leading dot) and folders of the system are left out.
+
+    Links to folders are followed, except back into a folder that contains them.
+
+    Raises:
+        DataError: `root` is absent, is no folder or cannot be read.
+    """
+    if not root.is_dir():
+        reason = "it is a file" if root.exists() else "it does not exist"
+        raise DataError(f"data folder {root}: {reason}; expected a folder of images")
+    found = Scan()
+    _walk(root, "", (_identity(root, "", found),), found)
+    found.images.sort()
+    found.folders.sort()
+    found.skipped.sort(key=lambda skipped: skipped.path)
+    return found
+
+
+def _walk(folder: Path, key: str, above: tuple[tuple[int, int], ...], found: Scan) -> None:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        if not key:
+            raise DataError(f"data folder {folder}: {error.strerror}") from error
+        found.skipped.append(Skipped(key, f"the folder cannot be read: {error.strerror}"))
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        name = f"{key}/{entry.name}" if key else entry.name
+        if not entry.is_dir():
+            _add_file(entry, name, found)
+        elif entry.name not in _SYSTEM_FOLDERS:
+            _add_folder(entry, name, above, found)
+
+
+def _add_folder(
+    entry: os.DirEntry[str], key: str, above: tuple[tuple[int, int], ...], found: Scan
+) -> None:
+    identity = _identity(entry, key, found)
+    if identity in above:
+        found.skipped.append(Skipped(_printable(key), "a link back to a folder that contains it"))
+    elif len(above) > _MAX_DEPTH:
+        found.skipped.append(Skipped(_printable(key), "a folder nested too deeply, not read"))
+    elif _printable(key) != key:
+        found.skipped.append(Skipped(_printable(key), _BAD_NAME))
+    else:
+        found.folders.append(key)
+        _walk(Path(entry.path), key, (*above, identity), found)
+
+
+def _add_file(entry: os.DirEntry[str], key: str, found: Scan) -> None:
+    if not is_image_name(entry.name):
+        if key != CLASSES_FILE:
+            found.other_files[Path(entry.name).suffix.lower() or "no suffix"] += 1
+    elif _printable(key) != key:
+        found.skipped.append(Skipped(_printable(key), _BAD_NAME))
+    elif not entry.is_file():
+        reason = "a link to nothing" if entry.is_symlink() else "not a regular file"
+        found.skipped.append(Skipped(key, reason))
+    else:
+        found.images.append(key)
+
+
+def _identity(entry: os.DirEntry[str] | Path, key: str, found: Scan) -> tuple[int, int]:
+    status = entry.stat()
+    # Before the folder is listed: what is added meanwhile makes the stamp stale, not wrong.
+    found.stamps[key] = status.st_mtime_ns
+    return status.st_dev, status.st_ino
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def scan(root: Path, *, cache: bool = True) -> Scan:
+    """What lies below `root`, listed now or known to be unchanged.
+
+    Args:
+        root: the folder.
+        cache: False neither uses nor keeps what is remembered.
+
+    Raises:
+        DataError: as `scan_folder`.
+    """
+    file = cache_file(root, "list.json") if cache else None
+    remembered = _read_list(file, root) if file else None
+    if remembered is not None:
+        return remembered
+    started = time.time_ns()
+    found = scan_folder(root)
+    settled = max(found.stamps.values()) < started - _STEP_NS
+    # What was skipped may come right without a change of any folder, as a link to nothing.
+    if file and settled and not found.skipped and len(found.images) >= MIN_IMAGES:
+        write_cache(file, json.dumps(_to_record(root, found)).encode())
+    return found
+
+
+def cache_file(root: Path, kind: str) -> Path | None:
+    """Where something about the files below `root` is kept; None where caches are off."""
+    folder = cache_folder("index")
+    if folder is None:
+        return None
+    name = hashlib.sha256(str(root.resolve()).encode(errors="surrogateescape")).hexdigest()
+    return folder / f"{name[:32]}.{kind}"
+
+
+def write_cache(file: Path, content: bytes) -> None:
+    """All or nothing; a cache that cannot be written costs time only."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, name = tempfile.mkstemp(dir=file.parent)
+        try:
+            with os.fdopen(handle, "wb") as out:
+                out.write(content)
+            Path(name).replace(file)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError:
+        return
+
+
+def _to_record(root: Path, found: Scan) -> dict[str, Any]:
+    names: dict[str, list[str]] = {}
+    for key in found.images:
+        folder, _, name = key.rpartition("/")
+        names.setdefault(folder, []).append(name)
+    return {
+        "format": _FORMAT,
+        "root": str(root.resolve()),
+        "stamps": found.stamps,
+        "images": names,
+        "other_files": found.other_files,
+    }
+
+
+def _read_list(file: Path, root: Path) -> Scan | None:
+    """The listing in a cache file, where it is for this folder and every folder is unchanged."""
+    try:
+        record = json.loads(file.read_bytes())
+        stamps: dict[str, int] = record["stamps"]
+        if record["format"] != _FORMAT or record["root"] != str(root.resolve()) or "" not in stamps:
+            return None
+        for folder, stamp in stamps.items():
+            place = root / folder
+            below = ".." not in place.parts and place.is_relative_to(root)
+            if not below or place.stat().st_mtime_ns != stamp:
+                return None
+        return Scan(
+            images=sorted(_keys(record["images"], stamps)),
+            folders=sorted(folder for folder in stamps if folder),
+            other_files=Counter({str(k): int(n) for k, n in record["other_files"].items()}),
+            stamps=stamps,
+        )
+    # Whatever the file holds instead: it is listed anew.
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def _keys(names: dict[str, list[str]], stamps: dict[str, int]) -> list[str]:
+    """Paths of the images. Raises `ValueError` for a name that would lead elsewhere."""
+    keys: list[str] = []
+    for folder, of_folder in names.items():
+        if folder not in stamps or any("/" in name or name[:1] in ("", ".") for name in of_folder):
+            raise ValueError(folder)
+        keys += [f"{folder}/{name}" for name in of_folder] if folder else of_folder
+    return keys
