@@ -7,10 +7,10 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from pfedmma_deploy.benchmark.environment import available_cores
 from pfedmma_deploy.benchmark.options import MEASURES, InferenceOptions
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.export.form import Flavour, Precision, Storage
+from pfedmma_deploy.system import available_cores
 
 from .options import AsJson, Quiet, Verbose, split_names
 from .output import Output, open_output
@@ -120,10 +120,10 @@ def bench(
 
 
 def _measure(options: InferenceOptions, out: Path | None, output: Output) -> None:
-    from pfedmma_deploy.benchmark.environment import describe_environment
     from pfedmma_deploy.benchmark.inference import bench_inference, gpu_name
     from pfedmma_deploy.benchmark.report import markdown_report, write_report
     from pfedmma_deploy.benchmark.tables import sections
+    from pfedmma_deploy.system import describe_environment
 
     environment = describe_environment(options.threads, gpu=gpu_name(options.device))
     rows = list(bench_inference(options, output.progress))
@@ -145,9 +145,9 @@ def _measure(options: InferenceOptions, out: Path | None, output: Output) -> Non
 def _measure_training(
     backbones: list[str], clients: tuple[int, ...], threads: int, out: Path | None, output: Output
 ) -> None:
-    from pfedmma_deploy.benchmark.environment import describe_environment
     from pfedmma_deploy.benchmark.report import markdown_report, write_report
     from pfedmma_deploy.benchmark.training_run import bench_training_tables
+    from pfedmma_deploy.system import describe_environment
 
     environment = describe_environment(threads)
     rows, tables = bench_training_tables(backbones, clients, threads, output.progress)

@@ -113,16 +113,12 @@ def _compare(
 ) -> None:
     from pfedmma_deploy.report.compare import compare as run_comparison
     from pfedmma_deploy.report.comparison_files import to_dict, write_comparison
-    from pfedmma_deploy.report.published import published_rows
 
     found = run_comparison(
         names, seeds, configure, out, tune=tune, jobs=jobs, progress=output.progress
     )
-    config = found.config
-    protocol = {"classes": config.classes, "partition": config.partition}
-    theirs = published_rows(config.data, protocol, config.backbone, config.shots)
-    files = write_comparison(found, theirs)
-    values = to_dict(found, theirs)
+    files = write_comparison(found)
+    values = to_dict(found)
     _print(output, values)
     output.note("Written: " + ", ".join(str(file) for file in files))
     output.result({**values, "files": [str(file) for file in files]})

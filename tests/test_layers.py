@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "pfedmma_deploy"
 LAYERS = (
-    {"types", "errors", "config", "progress", "caches", "memory", "processor", "processes"},
+    {"types", "errors", "config", "progress", "caches", "system"},
     {"backbone", "adapters", "data"},
     {"methods", "store"},
     {"federated", "evaluation", "runtime"},

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pfedmma_deploy.errors import PfedmmaError
-from pfedmma_deploy.memory import peak_memory, resident_memory
+from pfedmma_deploy.system import peak_memory, resident_memory
 
 __all__ = ["ColdStart", "start_cold", "start_command"]
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from pfedmma_deploy.benchmark.environment import available_cores
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.export.form import Flavour, Form, Precision, Storage, default_flavour
+from pfedmma_deploy.system import available_cores
 
 __all__ = ["MEASURES", "InferenceOptions"]
 

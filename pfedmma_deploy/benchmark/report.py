@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pfedmma_deploy.benchmark.environment import Environment
 from pfedmma_deploy.store.files import write_bytes
+from pfedmma_deploy.system import Environment
 
 __all__ = ["Section", "environment_lines", "markdown_report", "markdown_table", "write_report"]
 

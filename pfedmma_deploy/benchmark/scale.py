@@ -16,9 +16,8 @@ from PIL import Image
 
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.federated.train import train
-from pfedmma_deploy.memory import peak_memory
-from pfedmma_deploy.processes import process_pool
 from pfedmma_deploy.progress import Item, Progress, Silent
+from pfedmma_deploy.system import peak_memory, process_pool
 
 FRACTION = 0.01
 ROUNDS = 3

@@ -32,12 +32,11 @@ from pfedmma_deploy.backbone.texts import class_texts, with_prefix
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.evaluation.accuracy import Scorer
 from pfedmma_deploy.federated.engine import InProcessEngine
-from pfedmma_deploy.memory import peak_memory
 from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
 from pfedmma_deploy.methods.pfedmma import PFEDMMA
-from pfedmma_deploy.processes import process_pool
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.checkpoint import Checkpoint
+from pfedmma_deploy.system import peak_memory, process_pool
 from pfedmma_deploy.types import ClientData, Example, Federation, Scope, Skipped
 
 STRAIGHT = "straight, fp32"

@@ -34,8 +34,8 @@ from pfedmma_deploy.benchmark.training_tables import (
 from pfedmma_deploy.config import TrainConfig, read_options
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.methods.resolve import resolve_run
-from pfedmma_deploy.processor import processor_features
 from pfedmma_deploy.progress import Progress
+from pfedmma_deploy.system import processor_features
 
 CLASSES = (10, 100)
 FULL = 30

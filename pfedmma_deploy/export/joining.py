@@ -124,7 +124,7 @@ def require_fitting(
     if any(info.id == joining.id for info in manifest.clients):
         raise ExportError(
             f"Client {joining.id!r} is in the bundle already: remove it first with "
-            "--remove-client, or add this one under another name with --as."
+            "`pfedmma bundle remove`, or add this one under another name with --as."
         )
     arrays = {name: tensor.float().numpy() for name, tensor in form.tensors.items()}
     _require_tensors(joining, arrays, shapes)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pfedmma_deploy.backbone.flops import image_tokens, tower_flop
-from pfedmma_deploy.memory import peak_memory
 from pfedmma_deploy.methods.client_run import ClientRun
+from pfedmma_deploy.system import peak_memory
 
 PHASES = ("prefixes", "train", "validate", "store")
 
