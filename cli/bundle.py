@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import AsJson, Quiet, Verbose, find_bundle
-from .output import Output, open_output
+from .output import Output, Row, open_output
 
 if TYPE_CHECKING:
     from pfedmma_deploy.runtime import Bundle
@@ -93,7 +93,7 @@ def list_clients(
     with open_output(as_json=as_json, quiet=quiet) as output:
         opened = Bundle.open(folder)
         names = opened.manifest.class_names
-        rows = []
+        rows: list[Row] = []
         for client in opened.manifest.clients:
             seen = ", ".join(names[label] for label in client.seen)
             rows.append([client.index, client.id, seen or "-"])

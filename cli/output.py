@@ -182,8 +182,10 @@ def print_accuracies(
     gains: list[str | None] = []
     for key in ACCURACIES:
         before, after = first[key], last[key]
-        known = before is not None and after is not None
-        gains.append(f"{after - before:+.1f}" if known else None)
+        if before is None or after is None:
+            gains.append(None)
+        else:
+            gains.append(f"{after - before:+.1f}")
     columns = ["Accuracy in %", "Local", "Base", "Novel", "HM2", "HM3"]
     output.table(columns, [*lines, ["gain", *gains]], title)
 

@@ -1,66 +1,51 @@
 """Bundles to measure: a backbone with random adapters for any number of clients.
 
-Speed does not depend on the values of weights. The text tower is left out: images are classified
-with stored text features, in production too.
+Speed does not depend on the values of weights. `export_bundle` makes and verifies a bundle with one
+client; here its banks get rows for as many as are asked for. The text tower is left out: images are
+classified with stored text features, in production too.
 """
 
 from __future__ import annotations
 
-import io
-from functools import cached_property
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from pfedmma_deploy.adapters.mma import pair_count
-from pfedmma_deploy.data.prompts import build_prompts
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.export import describe
-from pfedmma_deploy.export.banks import tensor_name
+from pfedmma_deploy.export import ExportClient, export_bundle
 from pfedmma_deploy.export.card import seal
-from pfedmma_deploy.export.clients import ExportClient, expected_shapes, stack_banks
-from pfedmma_deploy.export.form import Form
-from pfedmma_deploy.export.graph import ImageGraph
-from pfedmma_deploy.export.models import portable_model, reduced_model, write_fp32
+from pfedmma_deploy.export.form import Flavour, Form
+from pfedmma_deploy.export.models import reduced_model
 from pfedmma_deploy.export.onnx_file import LARGEST, to_bytes
-from pfedmma_deploy.export.parity import compare, run_clients
-from pfedmma_deploy.export.tokenizer import write_tokenizer
+from pfedmma_deploy.methods.registry import get_method
 from pfedmma_deploy.runtime import bundle as names
-from pfedmma_deploy.runtime.manifest import Manifest
-from pfedmma_deploy.runtime.providers import open_session
+from pfedmma_deploy.runtime.manifest import ZERO_SHOT, ClientInfo
 from pfedmma_deploy.store.files import write_bytes
-from pfedmma_deploy.types import Tower
+from pfedmma_deploy.types import Scope
 
 if TYPE_CHECKING:
     import onnx
 
     from pfedmma_deploy.backbone.clip import Backbone
 
-__all__ = ["RandomBundles", "with_clients"]
-
 CLASS_NAMES = tuple(f"class {number}" for number in range(10))
-PROMPT = "a photo of a {}."
-SCALE = 1e-3
 DEVIATION = 0.02
 """Of the random weights: small enough for fp16 in towers of any depth."""
 
 
 class RandomBundles:
-    """Bundles of one backbone, exported from torch once and then given clients and forms."""
+    """Bundles of one backbone, exported from torch once per flavour."""
 
     def __init__(self, backbone: Backbone, folder: Path, bottleneck_dim: int) -> None:
-        """Write them below `folder`; adapters of rank `bottleneck_dim` in the paper's blocks."""
+        """Write them below `folder`; pFedMMA's adapters of rank `bottleneck_dim`."""
         self.backbone = backbone
         self.folder = folder
         self.bottleneck_dim = bottleneck_dim
-        pairs = pair_count(backbone.depth("image"), backbone.depth("text"))
-        self.blocks: dict[Tower, list[int]] = {
-            "image": list(range(backbone.depth("image")))[-pairs:],
-            "text": list(range(backbone.depth("text")))[-pairs:],
-        }
 
     def make(self, clients: int, form: Form) -> Path:
         """A bundle that serves zero-shot and `clients` random clients.
@@ -72,113 +57,80 @@ class RandomBundles:
         """
         import onnx
 
-        manifest = self._manifest(clients, form)
         out = self.folder / f"{form.flavour}-{form.precision}-{form.weights}-{clients}"
         if out.exists():
             return out
-        model = reduced_model(onnx.load(self._exact(form) / names.VISION_MODEL), form)
-        self._require_room(model, clients)
-        out.mkdir()
-        with_clients(model, self.blocks["image"], clients)
-        file = out / names.VISION_MODEL
-        write_bytes(file, to_bytes(model, describe.metadata(manifest, names.VISION_MODEL)))
-        rng = np.random.default_rng(0)
-        shape = (clients + 1, len(CLASS_NAMES), self.backbone.embed_dim)
-        text = rng.standard_normal(shape, np.float32)
-        text /= np.linalg.norm(text, axis=-1, keepdims=True)
-        buffer = io.BytesIO()
-        np.save(buffer, text)
-        write_bytes(out / names.TEXT_EMBEDS, buffer.getvalue())
-        write_tokenizer(out / names.TOKENIZER, manifest.context_length)
-        write_bytes(out / names.LABELS, "".join(f"{n}\n" for n in CLASS_NAMES).encode())
-        seal(out, out.name, manifest, self._parity(file, text, form))
-        return out
-
-    @cached_property
-    def _portable(self) -> onnx.ModelProto:
-        """The image tower with one client, in standard operators."""
-        graph = ImageGraph(
-            self.backbone,
-            stack_banks([self._client], self.backbone, self.bottleneck_dim)["image"],
-            SCALE,
-        )
-        tokens = self.backbone.tokenize(build_prompts(CLASS_NAMES[:1], PROMPT))
-        return portable_model(names.VISION_MODEL, graph, tokens, self._images())
-
-    @property
-    def _client(self) -> ExportClient:
-        shapes = expected_shapes(self.blocks, self.backbone, self.bottleneck_dim)
-        return ExportClient("1", {name: torch.randn(shape) for name, shape in shapes.items()})
-
-    def _exact(self, form: Form) -> Path:
-        """Folder of the fp32 model with one client, in the form's flavour."""
-        folder = self.folder / f"exact-{form.flavour}"
-        if not folder.exists():
-            folder.mkdir()
-            manifest = self._manifest(1, Form(form.flavour))
-            model = type(self._portable)()
-            model.CopyFrom(self._portable)
-            write_fp32(folder, model, names.VISION_MODEL, self.backbone, manifest)
-        return folder
-
-    def _manifest(self, clients: int, form: Form) -> Manifest:
-        return describe.manifest(
-            self.backbone,
-            [ExportClient(str(number), {}) for number in range(1, clients + 1)],
-            class_names=CLASS_NAMES,
-            prompt=PROMPT,
-            base=range(len(CLASS_NAMES)),
-            novel=(),
-            adapter={
-                "method": "pfedmma",
-                "bottleneck_dim": self.bottleneck_dim,
-                "scale": SCALE,
-                "blocks": self.blocks,
-            },
-            logit_scale=self.backbone.logit_scale,
-            form=form,
-            provenance={"run": "benchmark: random adapters"},
-        )
-
-    def _require_room(self, model: onnx.ModelProto, clients: int) -> None:
-        banks = [e for e in model.graph.initializer if self._is_bank(e.name)]
-        row = sum(len(e.raw_data) // e.dims[0] for e in banks)
-        size = model.ByteSize() + row * (clients - 1)
+        source = self._export(form.flavour)
+        model = reduced_model(onnx.load(source.path / names.VISION_MODEL), form)
+        size = model.ByteSize()
+        for bank in _banks(model):
+            size += len(bank.raw_data) // bank.dims[0] * (clients - 1)
         if size > LARGEST:
             raise UsageError(
                 f"{clients} clients on {self.backbone.name} make a model of {size / 1e9:.1f} GB, "
                 "one ONNX file holds 2.1: measure fewer, or store them with --weights fp16"
             )
+        _fill_banks(model, clients)
+        out.mkdir()
+        write_bytes(out / names.VISION_MODEL, to_bytes(model, {}))
+        for file in (names.TOKENIZER, names.LABELS):
+            shutil.copyfile(source.path / file, out / file)
+        text = np.repeat(source.text_embeds()[:1], clients + 1, axis=0)
+        np.save(out / names.TEXT_EMBEDS, text)
+        rows = [ClientInfo(index, str(index), ()) for index in range(1, clients + 1)]
+        manifest = replace(
+            source.manifest,
+            clients=(ClientInfo(0, ZERO_SHOT, ()), *rows),
+            precision=form.precision,
+            weights="fp16" if form.precision == "fp16" else form.weights,
+        )
+        seal(out, out.name, manifest, source.manifest.parity)
+        return out
 
-    def _is_bank(self, name: str) -> bool:
-        return tensor_name("image", name, self.blocks["image"]) is not None
+    def _export(self, flavour: Flavour) -> names.Bundle:
+        """The bundle with one client, in fp32."""
+        folder = self.folder / f"exact-{flavour}"
+        if not folder.exists():
+            method, size = get_method("pfedmma"), self.backbone.image_size
+            parameters = method.configure({"bottleneck_dim": self.bottleneck_dim})
+            adapter = method.build(self.backbone, parameters, torch.Generator().manual_seed(0))
+            assert method.graph is not None
+            graph = method.graph(adapter.tensors(Scope.SHARED, Scope.LOCAL), parameters)
+            rng = np.random.default_rng(0)
+            export_bundle(
+                self.backbone,
+                [ExportClient("1", graph.tensors, trained=adapter)],
+                folder,
+                class_names=CLASS_NAMES,
+                prompt="a photo of a {}.",
+                base=range(len(CLASS_NAMES)),
+                novel=(),
+                adapter={"method": method.name, **graph.settings},
+                parity_images=rng.integers(0, 256, (2, size, size, 3), dtype=np.uint8),
+                provenance={"run": "benchmark: random adapters"},
+                form=Form(flavour),
+            )
+        return names.Bundle.open(folder)
 
-    def _images(self) -> NDArray[np.uint8]:
-        size = self.backbone.image_size
-        return np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
 
-    def _parity(self, file: Path, text: NDArray[np.float32], form: Form) -> dict[str, float | int]:
-        """The zero-shot row against open_clip's own tower: no benchmark of a wrong model."""
-        images, clients = self._images(), np.zeros(2, np.int64)
-        with torch.inference_mode():
-            wanted = self.backbone.encode_image(torch.from_numpy(images)).float().cpu().numpy()
-        found = run_clients(open_session(file, "cpu"), images, clients)
-        limits = {} if form.is_exact else {"tolerance": np.inf, "least_agreement": 0.0}
-        return compare(found, wanted, text, clients, 0.0, **limits).to_dict()
+def _banks(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """The tensors with a row per client: of an image tower's weights only those are gathered."""
+    gathered = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
+    for entry in model.graph.initializer:
+        if entry.name in gathered:
+            yield entry
 
 
-def with_clients(model: onnx.ModelProto, blocks: list[int], clients: int) -> None:
-    """Give the banks of an image tower rows for `clients` random clients behind zero-shot's."""
+def _fill_banks(model: onnx.ModelProto, clients: int) -> None:
+    """Give the banks rows for `clients` random clients behind zero-shot's, which is zero."""
     from onnx import numpy_helper
 
     rng = np.random.default_rng(1)
-    for entry in model.graph.initializer:
-        if tensor_name("image", entry.name, blocks) is None:
-            continue
-        kind = numpy_helper.to_array(entry).dtype
-        rows = rng.standard_normal((clients + 1, *entry.dims[1:]), np.float32)
+    for bank in _banks(model):
+        dtype = numpy_helper.to_array(bank).dtype
+        rows = rng.standard_normal((clients + 1, *bank.dims[1:]), np.float32)
         rows *= DEVIATION
         rows[0] = 0
-        entry.CopyFrom(numpy_helper.from_array(rows.astype(kind, copy=False), entry.name))
+        bank.CopyFrom(numpy_helper.from_array(rows.astype(dtype, copy=False), bank.name))
     # Shapes of inner values that were noted for another number of clients.
     del model.graph.value_info[:]
