@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pfedmma_deploy.benchmark.environment import available_cores
 from pfedmma_deploy.benchmark.options import MEASURES, InferenceOptions
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.export.export_config import Flavour, Precision, Storage
+from pfedmma_deploy.export.export_config import Flavour, Storage
+from pfedmma_deploy.system import available_cores, describe_environment
 
 from .options import AsJson, Quiet, Verbose, split_names
 from .output import Output, open_output
 
+if TYPE_CHECKING:
+    from pfedmma_deploy.benchmark.report import Section
+    from pfedmma_deploy.system import Environment
+
+OF_TRAINING = {"train", "backbone", "threads", "out", "as_json", "quiet", "verbose"}
+"""Options that count beside --train."""
+
 
 def bench(
+    context: typer.Context,
     model: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Bundle to measure, instead of backbones.")
     ] = None,
@@ -55,11 +64,8 @@ def bench(
         float, typer.Option(metavar="S", help="Length of one window of measurement.")
     ] = 0.5,
     rounds: Annotated[int, typer.Option(metavar="N", help="Windows of every subject.")] = 5,
-    torch_compile: Annotated[
-        bool, typer.Option(help="Measure torch.compile too, which first compiles for a while.")
-    ] = True,
     train: Annotated[
-        bool, typer.Option("--train", help="Measure training instead: rounds, memory, scale.")
+        bool, typer.Option("--train", help="Measure rounds of training instead.")
     ] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the tables there, .md and .json.")
@@ -70,7 +76,7 @@ def bench(
 ) -> None:
     """Measure exported models beside torch and plain ONNX Runtime, in one run.
 
-    With --train: rounds of training beside the straight reading of the paper, many clients.
+    With --train: rounds of training beside the naive baseline, which recomputes everything.
 
     Rates are medians of short windows taken in turns; a ratio compares windows of the same round.
     Tables: rate (device only, latency at batch 1), end-to-end (JPEG files to labels), load (time
@@ -82,17 +88,24 @@ def bench(
       pfedmma bench --model exports/cifar10-sample --measure rate,end-to-end
       pfedmma bench --backbone ViT-B-32,ViT-B-16 --out benchmarks
       pfedmma bench --backbone ViT-B-16 --device cuda --batch-sizes 1,32,256 --precision fp16
-      pfedmma bench --train --backbone pfedmma-tiny,ViT-B-16 --scaling 1000,10000
+      pfedmma bench --train --backbone pfedmma-tiny,ViT-B-16
     """
+    used = available_cores() if threads is None else threads
+    names = split_names(backbone) or []
     if train:
+        for name in context.params.keys() - OF_TRAINING:
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                raise UsageError(
+                    f"--train measures rounds: --{name.replace('_', '-')} is for inference; "
+                    "leave out one of them"
+                )
         with open_output(as_json=as_json, quiet=quiet) as output:
-            names = split_names(backbone) or []
-            many = _numbers("--scaling", scaling)
-            _measure_training(names, many, threads or available_cores(), out, output)
+            _measure_training(names, used, out, output)
         return
     # Checked first: none of it needs a library that takes seconds to load.
     options: dict[str, Any] = {
-        "backbones": tuple(split_names(backbone) or ()),
+        "backbones": tuple(names),
         "model": model,
         "measures": tuple(split_names(measure) or ()),
         "batch_sizes": _numbers("--batch-sizes", batch_sizes),
@@ -101,11 +114,10 @@ def bench(
         "flavour": flavour,
         "weights": weights,
         "bottleneck_dim": bottleneck_dim,
-        "threads": available_cores() if threads is None else threads,
+        "threads": used,
         "seconds": seconds,
         "rounds": rounds,
-        "compiled": torch_compile,
-        "precisions": _precisions(precision or "fp32"),
+        "precisions": tuple(split_names(precision) or ("fp32",)),
     }
     InferenceOptions(**options)
     with open_output(as_json=as_json, quiet=quiet) as output:
@@ -120,66 +132,49 @@ def bench(
 
 
 def _measure(options: InferenceOptions, out: Path | None, output: Output) -> None:
-    from pfedmma_deploy.benchmark.environment import describe_environment
-    from pfedmma_deploy.benchmark.inference import bench_inference, gpu_name
-    from pfedmma_deploy.benchmark.report import markdown_report, write_report
-    from pfedmma_deploy.benchmark.tables import sections
+    import torch
 
-    environment = describe_environment(options.threads, gpu=gpu_name(options.device))
+    from pfedmma_deploy.benchmark.inference import bench_inference
+    from pfedmma_deploy.benchmark.report import IN_TURNS, sections
+
+    gpu = torch.cuda.get_device_name(0) if options.device == "cuda" else None
+    environment = describe_environment(options.threads, gpu=gpu)
     rows = list(bench_inference(options, output.progress))
-    tables = sections(rows)
-    for section in tables:
-        output.table(section.columns, section.cells, section.title)
-        output.say("")
-    values = {"rows": [row.to_dict() for row in rows], "environment": environment.to_dict()}
-    if out is not None:
-        name = f"inference-{environment.machine}"
-        text = markdown_report(
-            f"Inference on {environment.machine}", _command(options), environment, tables
-        )
-        for path in write_report(out, name, text, values):
-            output.note(f"Written: {path}")
-    output.result(values)
+    values = [row.to_dict() for row in rows]
+    command = f"pfedmma bench {options.to_command()}"
+    _report(output, out, "inference", command, environment, values, sections(rows), IN_TURNS)
 
 
 def _measure_training(
-    backbones: list[str], clients: tuple[int, ...], threads: int, out: Path | None, output: Output
+    backbones: Sequence[str], threads: int, out: Path | None, output: Output
 ) -> None:
-    from pfedmma_deploy.benchmark.environment import describe_environment
-    from pfedmma_deploy.benchmark.report import markdown_report, write_report
-    from pfedmma_deploy.benchmark.training_run import bench_training_tables
+    from pfedmma_deploy.benchmark.training import HOW, measure_training, round_section
 
     environment = describe_environment(threads)
-    rows, tables = bench_training_tables(backbones, clients, threads, output.progress)
+    rows = list(measure_training(backbones, threads, output.progress))
+    command = f"pfedmma bench --train --backbone {','.join(backbones)}"
+    _report(output, out, "training", command, environment, rows, [round_section(rows)], HOW)
+
+
+def _report(
+    output: Output,
+    out: Path | None,
+    kind: str,
+    command: str,
+    environment: Environment,
+    rows: Sequence[Mapping[str, Any]],
+    tables: Sequence[Section],
+    how: str,
+) -> None:
+    from pfedmma_deploy.benchmark.report import write_report
+
     for section in tables:
         output.table(section.columns, section.cells, section.title)
         output.say("")
-    values = {"rows": rows, "environment": environment.to_dict()}
     if out is not None:
-        command = (
-            f"pfedmma bench --train --backbone {','.join(backbones)} "
-            f"--scaling {','.join(map(str, clients))}"
-        )
-        how = "The subjects run one after the other, each in a process of its own."
-        title = f"Training on {environment.machine}"
-        text = markdown_report(title, command, environment, tables, how)
-        for path in write_report(out, f"training-{environment.machine}", text, values):
+        for path in write_report(out, kind, command, environment, rows, tables, how):
             output.note(f"Written: {path}")
-    output.result(values)
-
-
-def _command(options: InferenceOptions) -> str:
-    """The command that repeats a measurement, without what stands in the environment."""
-    source = ",".join(options.backbones) if options.model is None else "a bundle"
-    parts = [
-        f"pfedmma bench {'--backbone' if options.model is None else '--model'} {source}",
-        f"--measure {','.join(options.measures)}",
-        f"--batch-sizes {','.join(map(str, options.batch_sizes))}",
-        f"--clients {options.clients} --scaling {','.join(map(str, options.scaling))}",
-        f"--precision {','.join(options.precisions)} --weights {options.weights}",
-        f"--device {options.device} --seconds {options.seconds:g} --rounds {options.rounds}",
-    ]
-    return " ".join(parts)
+    output.result({"rows": rows, "environment": environment.to_dict()})
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
@@ -187,12 +182,3 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise UsageError(f"{option} takes whole numbers such as 1,8,32, not {text!r}") from None
-
-
-def _precisions(text: str) -> tuple[Precision, ...]:
-    names = tuple(split_names(text) or ())
-    for name in names:
-        if name not in get_args(Precision):
-            known = ", ".join(get_args(Precision))
-            raise UsageError(f"--precision must be among {known}, not {name!r}")
-    return names  # type: ignore[return-value]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pfedmma_deploy.caches import VARIABLE, cache_folder
+from pfedmma_deploy.caches import KINDS, VARIABLE, cache_folder, folder_size
 
 from .options import AsJson, Quiet, Verbose
 from .output import Row, open_output
@@ -17,13 +16,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Show or clear what is kept to be faster next time; all of it can be made again.",
 )
-
-KINDS = {
-    "prefixes": "what frozen blocks made of images (training, evaluation)",
-    "index": "lists of large image folders, hashes and sizes of their images",
-    "facts": "the same of version 0.1, no longer used",
-    "tensorrt": "compiled engines",
-}
 
 
 @app.command()
@@ -35,7 +27,7 @@ def info(as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False
       pfedmma cache info
     """
     with open_output(as_json=as_json, quiet=quiet) as output:
-        found = {kind: _measure(cache_folder(kind)) for kind in KINDS}
+        found = {kind: folder_size(cache_folder(kind)) for kind in KINDS}
         place = cache_folder("")
         if place is None:
             output.say(f"Caches are off ({VARIABLE}).")
@@ -47,14 +39,8 @@ def info(as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False
             ]
             output.table(["Kind", "Holds", "Files", "MB"], rows)
             output.note(f"{VARIABLE} names another place, or is `off`. Clear: pfedmma cache clear")
-        output.result(
-            {
-                "folder": None if place is None else str(place),
-                "kinds": {
-                    kind: {"files": files, "bytes": size} for kind, (files, size) in found.items()
-                },
-            }
-        )
+        kinds = {kind: {"files": files, "bytes": size} for kind, (files, size) in found.items()}
+        output.result({"folder": None if place is None else str(place), "kinds": kinds})
 
 
 @app.command()
@@ -83,16 +69,8 @@ def clear(
         freed = 0
         for name in kind or KINDS:
             folder = cache_folder(name)
-            freed += _measure(folder)[1]
+            freed += folder_size(folder)[1]
             if folder is not None and folder.is_dir():
                 shutil.rmtree(folder)
         output.say(f"Freed {freed / 1e6:.1f} MB.")
         output.result({"cleared": list(kind or KINDS), "bytes": freed})
-
-
-def _measure(folder: Path | None) -> tuple[int, int]:
-    """Number of files below, and their bytes."""
-    if folder is None or not folder.is_dir():
-        return 0, 0
-    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    return len(sizes), sum(sizes)

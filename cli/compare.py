@@ -114,17 +114,12 @@ def _compare(
 ) -> None:
     from pfedmma_deploy.report.compare import compare as run_comparison
     from pfedmma_deploy.report.comparison_files import to_dict, write_comparison
-    from pfedmma_deploy.report.published import published_rows
 
     found = run_comparison(
         names, seeds, configure, out, tune=tune, jobs=jobs, progress=output.progress
     )
-    config = found.config
-    partition = config.partition
-    protocol = {"classes": partition.classes, "partition": partition.scheme}
-    theirs = published_rows(config.data, protocol, config.backbone, partition.num_shots)
-    files = write_comparison(found, theirs)
-    values = to_dict(found, theirs)
+    files = write_comparison(found)
+    values = to_dict(found)
     _print(output, values)
     output.note("Written: " + ", ".join(str(file) for file in files))
     output.result({**values, "files": [str(file) for file in files]})

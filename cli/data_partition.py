@@ -111,8 +111,7 @@ def _sizes(federation: Federation) -> dict[str, Any]:
 
 def show_federation(federation: Federation, output: Output) -> None:
     """What local, base and novel accuracy will be measured on."""
-    from pfedmma_deploy.report.blocks import draw_blocks
-    from pfedmma_deploy.report.heatmap import count_holdings
+    from pfedmma_deploy.report.heatmap import count_holdings, draw_blocks
 
     sizes = [sum(len(getattr(c, s)) for c in federation.clients) for s in ("train", "val", "test")]
     output.say(

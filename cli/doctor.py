@@ -10,8 +10,7 @@ from .options import EXPORTS, AsJson, Quiet, Verbose
 from .output import Output, open_output
 
 if TYPE_CHECKING:
-    from pfedmma_deploy.report.doctor import Diagnosis
-    from pfedmma_deploy.report.doctor_check import Check
+    from pfedmma_deploy.report.doctor import Check, Diagnosis
 
 
 def doctor(

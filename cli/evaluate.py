@@ -11,8 +11,7 @@ import typer
 from pfedmma_deploy.errors import UsageError
 
 from .options import AsJson, Quiet, RunFolder, Verbose, open_run
-from .output import Output, Row, open_output
-from .tables import compare, each_client
+from .output import Output, Row, open_output, print_accuracies, print_clients
 
 if TYPE_CHECKING:
     from pfedmma_deploy.federated.evaluate import RunEvaluation
@@ -70,8 +69,8 @@ def _evaluate_run(folder: Path | None, output: Output) -> None:
 
     started = time.perf_counter()
     values = evaluation_values(evaluate_run(run, progress=output.progress))
-    each_client(output, values["clients"])
-    compare(
+    print_clients(output, values["clients"])
+    print_accuracies(
         output,
         {"zero-shot": values["zero_shot"], "personalized": values["personalized"]},
         f"{run.folder}: means over {len(values['clients'])} clients",

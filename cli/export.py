@@ -60,18 +60,9 @@ def export(
         FileFormat,
         typer.Option("--format", help="open_clip: a stock state dict, for methods that fold."),
     ] = "onnx",
-    add_client: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Add the client in this folder to the bundle --to."),
-    ] = None,
-    remove_client: Annotated[
-        str | None, typer.Option(metavar="ID", help="Take a client out of the bundle --to.")
-    ] = None,
-    to: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The bundle that is changed.")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option("--as", metavar="ID", help="Id for the added client.")
+    moved: Annotated[
+        str | None,
+        typer.Option("--add-client", "--remove-client", "--to", "--as", hidden=True),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -89,14 +80,18 @@ def export(
       pfedmma export --client 3 --out exports/site3
       pfedmma export --run runs/sites --all --classifier
       pfedmma export --run runs/lora --client 3 --format open_clip
-      pfedmma export --add-client runs/sites/clients/9 --to exports/sites
-      pfedmma export --remove-client 9 --to exports/sites
     """
     if all_clients and client is not None:
         raise UsageError("--all and --client exclude each other: leave one of them out")
-    if (add_client or remove_client or to or name) is not None:
-        _change_members(add_client, remove_client, to, name, as_json=as_json, quiet=quiet)
-        return
+    if client is not None and not split_names(client):
+        raise UsageError(
+            f"--client {client!r} names no client: give ids such as 3 or 3,4, or leave it out"
+        )
+    if moved is not None:
+        raise UsageError(
+            "clients join and leave a finished bundle with `pfedmma bundle add CLIENT_DIR --to "
+            "BUNDLE [--as ID]` and `pfedmma bundle remove ID --from BUNDLE`"
+        )
     form = ExportConfig(
         flavour or default_flavour(precision), precision, weights, max_accuracy_drop
     )
@@ -145,34 +140,6 @@ def _fold(run: Run, folder: Path, client: str | None, output: Output) -> None:
         "largest difference 0."
     )
     output.result(values)
-
-
-def _change_members(
-    add: Path | None,
-    remove: str | None,
-    bundle: Path | None,
-    name: str | None,
-    *,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """`--add-client` and `--remove-client`: change a finished bundle."""
-    if bundle is None or (add is None) == (remove is None) or (add is None and name is not None):
-        raise UsageError(
-            "a bundle is changed with --add-client DIR [--as ID] --to BUNDLE, or with "
-            "--remove-client ID --to BUNDLE"
-        )
-    from pfedmma_deploy.export import members
-
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        if add is not None:
-            values = members.add_client(bundle, add, name=name).to_dict()
-        else:
-            assert remove is not None
-            values = members.remove_client(bundle, remove).to_dict()
-        ids = values["clients"][1:]
-        output.say(f"{bundle} now serves {len(ids)} clients and zero-shot: {', '.join(ids)}")
-        output.result(values)
 
 
 def print_report(output: Output, values: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from pfedmma_deploy.errors import PfedmmaError, UsageError
 
 from . import (
     bench,
+    bundle,
     cache,
     compare,
     data,
@@ -80,6 +81,7 @@ app.command()(bench.bench)
 app.command()(demo.demo)
 app.command()(methods.methods)
 app.add_typer(data.app)
+app.add_typer(bundle.app, name="bundle")
 app.add_typer(cache.app, name="cache")
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stdout
 from typing import Any, TextIO
 
-from pfedmma_deploy.progress import Progress, Silent
+from pfedmma_deploy.progress import Item, Progress, Silent
 
 Row = Sequence[str | float | int | None]
+ACCURACIES = ("local", "base", "novel", "hm2", "hm3")
 
 
 class Output:
@@ -64,9 +65,7 @@ def open_output(*, as_json: bool, quiet: bool) -> Iterator[Output]:
             output.progress = Silent() if quiet else _Notes()
             yield output
             return
-        from .progress import Bars
-
-        with Bars() as bars:
+        with closing(_Bars()) as bars:
             output.progress = bars
             yield output
 
@@ -76,6 +75,57 @@ class _Notes(Silent):
 
     def note(self, message: str) -> None:
         print(message, file=sys.stderr, flush=True)
+
+
+class _Bars:
+    """Bars on stderr: what is counted, how many of how many, the rate and the time left."""
+
+    def __init__(self) -> None:
+        # rich takes a tenth of a second to load: only where there is a terminal to draw on.
+        from rich import progress
+        from rich.console import Console
+
+        self._bars = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[rate]}"),
+            progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+
+    def track(self, items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
+        """The same items; a bar moves as they are taken and goes when they are used up."""
+        self._bars.start()
+        number = self._bars.add_task(label, total=total, rate="")
+        task = next(task for task in self._bars.tasks if task.id == number)
+        try:
+            for item in items:
+                yield item
+                self._bars.update(number, advance=1, rate=_rate(task.finished_speed or task.speed))
+        finally:
+            self._bars.remove_task(number)
+            if not self._bars.tasks:
+                # Results are printed without a live display around them.
+                self._bars.stop()
+
+    def note(self, message: str) -> None:
+        """A line above the bars that stays."""
+        from rich.text import Text
+
+        self._bars.console.print(Text(message))
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._bars.stop()
+
+
+def _rate(speed: float | None) -> str:
+    """Items a second, or seconds an item where that is slow."""
+    if not speed:
+        return ""
+    return f"{speed:.0f}/s" if speed >= 1 else f"{1 / speed:.1f} s each"
 
 
 def _cell(value: str | float | int | None) -> str:
@@ -121,3 +171,31 @@ def _print_framed(
     for row in cells:
         table.add_row(*map(Text, row))
     console.print(table)
+
+
+def print_accuracies(
+    output: Output, rows: Mapping[str, Mapping[str, float | None]], title: str
+) -> None:
+    """A row of accuracies in percent per name, and the gain of the last over the first."""
+    first, *_, last = rows.values()
+    lines: list[Row] = [[name, *(found[key] for key in ACCURACIES)] for name, found in rows.items()]
+    gains: list[str | None] = []
+    for key in ACCURACIES:
+        before, after = first[key], last[key]
+        if before is None or after is None:
+            gains.append(None)
+        else:
+            gains.append(f"{after - before:+.1f}")
+    columns = ["Accuracy in %", "Local", "Base", "Novel", "HM2", "HM3"]
+    output.table(columns, [*lines, ["gain", *gains]], title)
+
+
+def print_clients(output: Output, clients: Mapping[str, Mapping[str, Any]]) -> None:
+    """Zero-shot and personalized local accuracy of every client, with its base and novel."""
+    rows: list[Row] = []
+    for client, figures in clients.items():
+        own = figures["personalized"]
+        local = figures["zero_shot"]["local"]
+        rows.append([client, local, own["local"], own["base"], own["novel"]])
+    columns = ["Client", "Zero-shot local", "Local", "Base", "Novel"]
+    output.table(columns, rows, "Clients, accuracy in %")

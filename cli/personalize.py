@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from .options import AsJson, Quiet, RunFolder, Verbose, open_run
-from .output import open_output
-from .tables import compare
+from .output import open_output, print_accuracies
 
 
 def personalize(
@@ -67,7 +66,7 @@ def personalize(
             "before": result.before.to_dict(),
             "after": result.after.to_dict(),
         }
-        compare(
+        print_accuracies(
             output,
             {
                 "zero-shot": states["zero_shot"],

@@ -1,11 +1,15 @@
-"""`pfedmma predict`: images in, labels out, without torch."""
+"""`pfedmma predict`: images in, labels out, without torch; as a table, CSV, JSON lines or JSON."""
 
 from __future__ import annotations
 
+import csv
+import json
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
@@ -13,7 +17,6 @@ from pfedmma_deploy.errors import UsageError
 
 from .options import AsJson, Quiet, Verbose, find_bundle, split_names
 from .output import Output, open_output
-from .predictions import Csv, Format, JsonLines, OneObject, Table, Writer, destination, printable
 
 if TYPE_CHECKING:
     from pfedmma_deploy.runtime import Classifier, Prediction
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 SOME_SKIPPED = 3
 """Exit code where some images, but not all, could be read."""
+Format = Literal["table", "csv", "jsonl"]
 
 
 def predict(
@@ -46,7 +50,7 @@ def predict(
     compare: Annotated[
         bool, typer.Option("--compare", help="Show what zero-shot CLIP answers beside it.")
     ] = False,
-    form: Annotated[
+    file_format: Annotated[
         Format | None,
         typer.Option(
             "--format",
@@ -84,7 +88,7 @@ def predict(
       pfedmma predict photo.jpg --client 3 --classes "cat,dog,a steam locomotive" --json
       pfedmma predict "photos/**/*.jpg" --client 3 --out answers.csv
     """
-    if as_json and (form or out):
+    if as_json and (file_format or out):
         raise UsageError("--json prints one object on stdout: leave out --format and --out")
     with open_output(as_json=as_json, quiet=quiet) as output:
         bundle = find_bundle(model)
@@ -99,14 +103,14 @@ def predict(
         chosen = client or _default_client(classifier, output)
         clients: list[str | int] = [chosen, 0] if compare else [chosen]
         names = split_names(classes)
-        form = form or _by_ending(out)
+        chosen_format = file_format or _by_ending(out)
         answers = min(top, len(names or classifier.class_names))
         outcomes = _outcomes(classifier, find_images(images), clients, names, top, batch_size)
-        if out or form == "table" or not output.stdout.isatty():
+        if out or chosen_format == "table" or not output.stdout.isatty():
             # Elsewhere a bar would run through the rows.
             outcomes = output.progress.track(outcomes, "images", total)
         with destination(out, output.stdout) as stream:
-            writer = _writer(output, stream, form, answers, compare)
+            writer = _writer(output, stream, chosen_format, answers, compare)
             found, skipped = _write(outcomes, writer, output)
         if skipped:
             output.note(f"{skipped} of {found + skipped} images could not be read")
@@ -130,12 +134,14 @@ def _by_ending(out: Path | None) -> Format:
     return endings.get(out.suffix.lower(), "table") if out else "table"
 
 
-def _writer(output: Output, stream: TextIO, form: Format, answers: int, compare: bool) -> Writer:
+def _writer(
+    output: Output, stream: TextIO, file_format: Format, answers: int, compare: bool
+) -> Writer:
     if output.as_json:
         return OneObject(output)
-    if form == "csv":
+    if file_format == "csv":
         return Csv(stream, answers, compare=compare)
-    if form == "jsonl":
+    if file_format == "jsonl":
         return JsonLines(stream)
     return Table(Output(stream, as_json=False, quiet=output.quiet))
 
@@ -174,3 +180,169 @@ def _write(
             skipped += 1
     writer.finish()
     return found, skipped
+
+
+class Writer:
+    """Takes what was found image by image; the last of `predictions` may be zero-shot's."""
+
+    def found(self, predictions: Sequence[Prediction]) -> None:
+        """One image's answers: the client's, and zero-shot's where they are compared."""
+        raise NotImplementedError
+
+    def skipped(self, entry: Skipped) -> None:
+        """An image that could not be read, which was said on stderr."""
+
+    def finish(self) -> None:
+        """All images are through."""
+
+
+class JsonLines(Writer):
+    """One JSON object a line, written at once: a prediction, or a path with why it was skipped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def found(self, predictions: Sequence[Prediction]) -> None:
+        """A line like an entry of `predictions` in `--json`."""
+        self._write(as_dict(predictions))
+
+    def skipped(self, entry: Skipped) -> None:
+        """A line `{"path", "skipped"}`."""
+        self._write({"path": printable(entry.path), "skipped": entry.reason})
+
+    def _write(self, values: dict[str, Any]) -> None:
+        print(json.dumps(values, ensure_ascii=False), file=self._stream, flush=True)
+
+
+class Csv(Writer):
+    """Comma-separated values with a heading, one image a row, written at once.
+
+    A text that a spreadsheet would take for a formula (it begins with `=`, `+`, `-`, `@`, a tab or
+    a line feed) gets an apostrophe in front, a path `./`, which changes nothing about the path.
+    """
+
+    def __init__(self, stream: TextIO, answers: int, *, compare: bool) -> None:
+        """With room for `answers` classes an image, twice as many with `compare`."""
+        self._stream = stream
+        self._rows = csv.writer(stream, lineterminator="\n")
+        self._columns = ["path", "client"]
+        for prefix in ("", "zero_shot_") if compare else ("",):
+            for number in range(1, answers + 1):
+                self._columns += [f"{prefix}class_{number}", f"{prefix}probability_{number}"]
+        self._columns.append("skipped")
+        self._write(self._columns)
+
+    def found(self, predictions: Sequence[Prediction]) -> None:
+        """A row with an empty last column."""
+        first = predictions[0]
+        cells = [_harmless_path(first.source), _harmless(first.client)]
+        for prediction in predictions:
+            for score in prediction.top:
+                cells += [_harmless(score.name), f"{score.probability:.6f}"]
+        self._write([*cells, ""])
+
+    def skipped(self, entry: Skipped) -> None:
+        """A row of path and reason."""
+        nothing = [""] * (len(self._columns) - 2)
+        self._write([_harmless_path(entry.path), *nothing, _harmless(entry.reason)])
+
+    def _write(self, cells: Sequence[str]) -> None:
+        self._rows.writerow(cells)
+        self._stream.flush()
+
+
+class Table(Writer):
+    """Aligned columns; held until the end, since widths depend on all rows."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._rows: list[list[str]] = []
+        self._columns: list[str] = []
+
+    def found(self, predictions: Sequence[Prediction]) -> None:
+        """A row: the path, and what each of the models says."""
+        first = predictions[0]
+        self._columns = ["Image", f"Client {first.client}", "Zero-shot"][: 1 + len(predictions)]
+        cells = [printable(first.source)]
+        for prediction in predictions:
+            scores = [f"{score.name} {score.probability:.0%}" for score in prediction.top]
+            cells.append(", ".join(scores))
+        self._rows.append(cells)
+
+    def finish(self) -> None:
+        """Print it, where there is something."""
+        if self._rows:
+            self._output.table(self._columns, self._rows)
+
+
+class OneObject(Writer):
+    """`--json`: everything in one object, held until the end."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._predictions: list[dict[str, Any]] = []
+        self._skipped: list[dict[str, str]] = []
+
+    def found(self, predictions: Sequence[Prediction]) -> None:
+        """An entry of `predictions`."""
+        self._predictions.append(as_dict(predictions))
+
+    def skipped(self, entry: Skipped) -> None:
+        """An entry of `skipped`."""
+        self._skipped.append({"path": printable(entry.path), "reason": entry.reason})
+
+    def finish(self) -> None:
+        """Print it."""
+        self._output.result({"predictions": self._predictions, "skipped": self._skipped})
+
+
+def as_dict(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """One image's answers, JSON-ready."""
+    tops = [
+        [{"class": score.name, "probability": score.probability} for score in prediction.top]
+        for prediction in predictions
+    ]
+    first = predictions[0]
+    values = {"path": printable(first.source), "client": first.client, "top": tops[0]}
+    return values if len(tops) == 1 else {**values, "zero_shot": tops[1]}
+
+
+@contextmanager
+def destination(out: Path | None, stdout: TextIO) -> Iterator[TextIO]:
+    """`stdout`, or a file that gets its name `out` only when the block has ended well.
+
+    Raises:
+        UsageError: `out` is no place for a file.
+    """
+    if out is None:
+        yield stdout
+        return
+    target = out.resolve()
+    if target.exists() and not target.is_file():
+        raise UsageError(f"--out {out} is no regular file: name a new one, or one to replace")
+    if not target.parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.parent}; make it first")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def printable(text: str) -> str:
+    r"""A file name as text that any stream takes and no terminal obeys, odd parts as \x1b."""
+    text = os.fsencode(text).decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _harmless(text: str) -> str:
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+
+
+def _harmless_path(path: str) -> str:
+    text = printable(path)
+    return f"./{text}" if text.startswith(("=", "+", "-", "@")) else text

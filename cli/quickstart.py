@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pfedmma_deploy.config import TrainConfig, read_options
-from pfedmma_deploy.memory import peak_memory
+from pfedmma_deploy.system import peak_memory
 
 from .evaluate import evaluation_values
 from .export import print_report
 from .options import EXPORTS, AsJson, Clients, Quiet, Seed, Verbose, free_folder
-from .output import Output, Row, open_output
-from .tables import compare, each_client
+from .output import Output, Row, open_output, print_accuracies, print_clients
 
 if TYPE_CHECKING:
     from pfedmma_deploy.federated.session import Session
@@ -91,10 +90,10 @@ def _run(config: TrainConfig, folder: Path, output: Output) -> None:
     if predictions:
         columns = ["Image", "True class", "Zero-shot", f"Client {run.client_ids[0]}"]
         output.table(columns, predictions, "Predictions without torch")
-    each_client(output, values["clients"])
+    print_clients(output, values["clients"])
     title = f"Means over {len(values['clients'])} clients (run {run.folder})"
     means = {"zero-shot": values["zero_shot"], "personalized": values["personalized"]}
-    compare(output, means, title)
+    print_accuracies(output, means, title)
     sent = trained.bytes_up_per_client_round
     output.say(f"Sent per client and round: {sent:,} bytes each way.")
     output.say(f"Seconds: {times}. Peak memory: {peak_memory() / 1e9:.1f} GB.")

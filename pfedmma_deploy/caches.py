@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 VARIABLE = "PFEDMMA_CACHE"
 """Environment variable: another place for caches, or `off`."""
+KINDS = {
+    "prefixes": "cached activations of the frozen blocks (training, evaluation)",
+    "index": "lists of large image folders",
+    "facts": "content hashes and sizes of images",
+    "tensorrt": "TensorRT's compiled engines",
+}
+"""What each kind of cache holds."""
 
 
 def cache_folder(kind: str) -> Path | None:
     """The folder for one kind of cache, which may not exist yet; None where caches are off.
 
-    `$PFEDMMA_CACHE/<kind>`, or else `~/.cache/pfedmma/<kind>` (below `$XDG_CACHE_HOME`, or
-    `%LOCALAPPDATA%`, where that is set).
+    `$PFEDMMA_CACHE/<kind>`, or else below the system's place for caches: `~/.cache/pfedmma/<kind>`
+    on Linux (`$XDG_CACHE_HOME` in place of `~/.cache` where that is set).
     """
     own = os.environ.get(VARIABLE)
     if own is not None:
         return None if own.strip().lower() in ("", "off") else Path(own) / kind
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else Path.home() / ".cache") / "pfedmma" / kind
+    # Imported here: `predict` comes by without a cache in most cases, and starts in 0.3 s.
+    import platformdirs
+
+    return platformdirs.user_cache_path("pfedmma", appauthor=False) / kind
+
+
+def folder_size(folder: Path | None) -> tuple[int, int]:
+    """Number and bytes of the files below a folder; links and what cannot be read count nothing."""
+    count = total = 0
+    for parent, _, files in os.walk(folder or ""):
+        for name in files:
+            path = Path(parent, name)
+            with contextlib.suppress(OSError):
+                total += path.lstat().st_size
+                count += 1
+    return count, total

@@ -14,18 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "pfedmma_deploy"
 LAYERS = (
-    {
-        "types",
-        "errors",
-        "validation",
-        "config",
-        "progress",
-        "caches",
-        "memory",
-        "processor",
-        "processes",
-        "templates",
-    },
+    {"types", "errors", "validation", "config", "progress", "caches", "system", "templates"},
     {"backbone", "adapters", "data"},
     {"methods", "store"},
     {"federated", "evaluation", "runtime"},

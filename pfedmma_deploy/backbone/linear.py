@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfedmma_deploy.processor import is_amd
+from pfedmma_deploy.system import is_amd
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """x [..., K], weight [N, K], bias [N] or None -> [..., N]."""

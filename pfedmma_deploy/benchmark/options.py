@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from pfedmma_deploy.benchmark.environment import available_cores
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.export.export_config import (
     ExportConfig,
@@ -15,8 +15,7 @@ from pfedmma_deploy.export.export_config import (
     Storage,
     default_flavour,
 )
-
-__all__ = ["MEASURES", "InferenceOptions"]
+from pfedmma_deploy.system import available_cores
 
 MEASURES = ("rate", "end-to-end", "load", "clients")
 
@@ -50,42 +49,51 @@ class InferenceOptions:
     rounds: int = 5
     """Windows of every subject."""
     measures: tuple[str, ...] = MEASURES
-    compiled: bool = True
-    """Whether torch.compile is among the peers."""
 
     def __post_init__(self) -> None:
-        for name, numbers in (
-            ("clients", (self.clients, *self.scaling)),
-            ("batch_sizes", self.batch_sizes),
-            ("bottleneck_dim", (self.bottleneck_dim,)),
-            ("threads", (self.threads,)),
-            ("rounds", (self.rounds,)),
-        ):
+        sizes = {
+            "clients": (self.clients, *self.scaling),
+            "batch_sizes": self.batch_sizes,
+            "bottleneck_dim": (self.bottleneck_dim,),
+            "threads": (self.threads,),
+            "rounds": (self.rounds,),
+        }
+        for name, numbers in sizes.items():
             if any(number < 1 for number in numbers):
                 raise UsageError(f"{name} must be 1 or more, not {min(numbers)}")
         if not self.seconds > 0:
             raise UsageError(f"seconds per window must be above 0, not {self.seconds}")
-        for name, values, known in (
-            ("device", (self.device,), ("cpu", "cuda")),
-            ("precision", self.precisions, get_args(Precision)),
-            ("measurement", self.measures, MEASURES),
-        ):
-            for value in values:
+        lists: dict[str, tuple[Sequence[object], Sequence[object]]] = {
+            "backbone": (self.backbones, self.backbones),
+            "batch size": (self.batch_sizes, self.batch_sizes),
+            "--precision": (self.precisions, get_args(Precision)),
+            "measurement": (self.measures, MEASURES),
+            "device": ((self.device,), ("cpu", "cuda")),
+        }
+        for name, (chosen, known) in lists.items():
+            for value in chosen:
                 if value not in known:
-                    raise UsageError(f"{name} must be among {', '.join(known)}, not {value!r}")
-        for name, chosen in (
-            ("backbone", self.backbones),
-            ("batch size", self.batch_sizes),
-            ("precision", self.precisions),
-            ("measurement", self.measures),
-        ):
+                    expected = ", ".join(map(str, known))
+                    raise UsageError(f"{name} must be among {expected}, not {value!r}")
             if not chosen or len(set(chosen)) < len(chosen):
                 raise UsageError(f"name at least one {name}, each once: {list(chosen)}")
 
     @property
     def forms(self) -> list[ExportConfig]:
-        """One form per precision."""
-        return [
-            ExportConfig(self.flavour or default_flavour(precision), precision, self.weights)
-            for precision in self.precisions
-        ]
+        """Operators, arithmetic and storage of each precision."""
+        forms = []
+        for precision in self.precisions:
+            flavour = self.flavour or default_flavour(precision)
+            forms.append(ExportConfig(flavour, precision, self.weights))
+        return forms
+
+    def to_command(self) -> str:
+        """The options of `pfedmma bench` that repeat it, without what the environment says."""
+        source = "--model a bundle" if self.model else f"--backbone {','.join(self.backbones)}"
+        return (
+            f"{source} --measure {','.join(self.measures)} "
+            f"--batch-sizes {','.join(map(str, self.batch_sizes))} "
+            f"--clients {self.clients} --scaling {','.join(map(str, self.scaling))} "
+            f"--precision {','.join(self.precisions)} --weights {self.weights} "
+            f"--device {self.device} --seconds {self.seconds:g} --rounds {self.rounds}"
+        )

@@ -1,4 +1,8 @@
-"""What is measured on the device alone: exported models, plain ONNX Runtime, torch as it comes."""
+"""What is measured: exported models, plain ONNX Runtime and torch as it comes.
+
+A subject is one model under measurement, on the device alone; the functions that end in `_loop`
+go from JPEG files to labels.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
-from pfedmma_deploy.backbone.flops import image_flop
-from pfedmma_deploy.benchmark.cold import spread_clients
+from pfedmma_deploy.benchmark.load import spread_clients
+from pfedmma_deploy.data.samples import load_sample
 from pfedmma_deploy.export.onnx_file import to_bytes, to_onnx
-from pfedmma_deploy.export.precision import quiet_libraries
 from pfedmma_deploy.runtime.bundle import VISION_MODEL, Bundle
 from pfedmma_deploy.runtime.providers import open_session
 
@@ -25,18 +29,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
     from pfedmma_deploy.backbone.clip import Backbone
-
-__all__ = [
-    "NotMeasuredError",
-    "Subject",
-    "compiled_torch",
-    "eager_torch",
-    "exported",
-    "open_tuned",
-    "plain_file",
-    "plain_onnx",
-    "plain_tower",
-]
+    from pfedmma_deploy.runtime import Classifier
 
 Call = Callable[[], object]
 Feed = Mapping[str, NDArray[Any]]
@@ -45,10 +38,10 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SEED = 0
 TURNS = 16
 """Batches of different clients that take turns, so that no client's weights stay in a cache."""
-
-
-class NotMeasuredError(Exception):
-    """A peer that cannot run on this machine; the message says why."""
+PHOTO_SIZE = (500, 375)
+"""Width and height of ImageNet's typical photograph."""
+GRAIN = 6.0
+"""Deviation of the noise that makes an enlarged image as large a file as a photograph."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +50,6 @@ class Subject:
 
     name: str
     precision: str
-    flop: int
-    """Floating-point operations per image, without adapters."""
     prepare: Callable[[int], Call]
     """Batch size -> one call on as many images, which returns when the features are there."""
     flavour: str | None = None
@@ -83,8 +74,8 @@ class PlainImageTower(nn.Module):
         return features
 
 
-def exported(bundle: Bundle, backbone: Backbone, device: Device, threads: int) -> Subject:
-    """The image tower of a bundle of `backbone`, uint8 in, its clients mixed in every batch."""
+def exported(bundle: Bundle, device: Device, threads: int) -> Subject:
+    """The image tower of a bundle, uint8 in, its clients mixed in every batch."""
     manifest = bundle.manifest
     session = open_tuned(bundle.file(VISION_MODEL), device, threads)
     size, clients = manifest.preprocessing.image_size, len(manifest.clients) - 1
@@ -92,14 +83,14 @@ def exported(bundle: Bundle, backbone: Backbone, device: Device, threads: int) -
     def prepare(batch: int) -> Call:
         rng = np.random.default_rng(SEED)
         pixels = rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-        mixed = [
-            1 + (np.array(spread_clients(batch, clients)) - 1 + number) % clients
-            for number in range(TURNS)
-        ]
-        return _run(session, [{"pixel_values": pixels, "client": row} for row in mixed], device)
+        feeds = []
+        for turn in range(TURNS):
+            mixed = 1 + (np.array(spread_clients(batch, clients)) - 1 + turn) % clients
+            feeds.append({"pixel_values": pixels, "client": mixed})
+        return _run(session, feeds, device)
 
-    name, flop = f"pfedmma {manifest.precision}", image_flop(backbone)
-    return Subject(name, manifest.precision, flop, prepare, manifest.flavour, clients)
+    name = f"pfedmma {manifest.precision}"
+    return Subject(name, manifest.precision, prepare, manifest.flavour, clients)
 
 
 def plain_onnx(
@@ -112,9 +103,7 @@ def plain_onnx(
         pixels = _pixels(backbone, batch, "cpu", precision).numpy()
         return _run(session, [{"pixel_values": pixels}], device)
 
-    return Subject(
-        f"onnxruntime {precision}", precision, image_flop(backbone, token_shortcuts=False), prepare
-    )
+    return Subject(f"onnxruntime {precision}", precision, prepare)
 
 
 def plain_file(backbone: Backbone, folder: Path, precision: str = "fp32") -> Path:
@@ -130,38 +119,45 @@ def plain_file(backbone: Backbone, folder: Path, precision: str = "fp32") -> Pat
 def eager_torch(backbone: Backbone, device: Device, precision: str = "fp32") -> Subject:
     """open_clip's `encode_image`, called as its README does."""
     tower = plain_tower(backbone, device, precision)
+    return run_torch(f"torch eager {precision}", tower, backbone, device, precision)
+
+
+def run_torch(
+    name: str,
+    tower: Callable[[Tensor], Tensor],
+    backbone: Backbone,
+    device: Device,
+    precision: str,
+) -> Subject:
+    """A function of pixels [B, 3, H, W] as a subject."""
 
     def prepare(batch: int) -> Call:
-        return _run_torch(tower, _pixels(backbone, batch, device, precision))
+        pixels = _pixels(backbone, batch, device, precision)
 
-    return Subject(
-        f"torch eager {precision}", precision, image_flop(backbone, token_shortcuts=False), prepare
-    )
+        def call() -> None:
+            with torch.inference_mode():
+                tower(pixels)
+            if pixels.is_cuda:
+                torch.cuda.synchronize()
 
-
-def compiled_torch(backbone: Backbone, device: Device, precision: str = "fp32") -> Subject:
-    """The same through `torch.compile` with its defaults.
-
-    `prepare` compiles; it raises `NotMeasuredError` where this machine cannot.
-    """
-    tower = torch.compile(plain_tower(backbone, device, precision))
-
-    def prepare(batch: int) -> Call:
-        call = _run_torch(tower, _pixels(backbone, batch, device, precision))
-        try:
-            with quiet_libraries():
-                call()
-        except Exception as error:  # the compiler's exceptions have no common base
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise NotMeasuredError(f"torch.compile cannot compile here: {reason}") from error
         return call
 
-    return Subject(
-        f"torch.compile {precision}",
-        precision,
-        image_flop(backbone, token_shortcuts=False),
-        prepare,
-    )
+    return Subject(name, precision, prepare)
+
+
+def plain_tower(backbone: Backbone, device: Device, precision: str = "fp32") -> PlainImageTower:
+    """open_clip's image tower on `device`; the backbone itself stays as it is."""
+    model: nn.Module = backbone.model
+    if precision != "fp32" or backbone.device.type != device:
+        model = copy.deepcopy(model).to(device, DTYPES[precision])
+    return PlainImageTower(model).eval()
+
+
+def _pixels(backbone: Backbone, batch: int, device: Device, precision: str) -> Tensor:
+    generator = torch.Generator().manual_seed(SEED)
+    size = backbone.image_size
+    pixels = torch.randn(batch, 3, size, size, generator=generator)
+    return pixels.to(device, DTYPES[precision])
 
 
 def open_tuned(file: Path, device: Device, threads: int) -> onnxruntime.InferenceSession:
@@ -170,6 +166,7 @@ def open_tuned(file: Path, device: Device, threads: int) -> onnxruntime.Inferenc
         return open_session(file, device)
     import onnxruntime
 
+    # Not `open_session`, whose threads sleep while they wait: peers get ONNX Runtime's defaults.
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -180,8 +177,8 @@ def _run(session: onnxruntime.InferenceSession, feeds: Sequence[Feed], device: D
 
     On a GPU inputs and output stay there, and the end is waited for.
     """
-    turns = itertools.cycle(feeds)
     if device == "cpu":
+        turns = itertools.cycle(feeds)
         return lambda: session.run(None, next(turns))
     bindings = itertools.cycle([bound(session, feed, device) for feed in feeds])
 
@@ -205,31 +202,77 @@ def bound(session: onnxruntime.InferenceSession, feed: Feed, device: Device) -> 
     return binding
 
 
-def _run_torch(tower: Callable[[Tensor], Tensor], pixels: Tensor) -> Call:
-    def call() -> None:
+def bundle_loop(classifier: Classifier, photos: Sequence[str], batch: int) -> Call:
+    """`Classifier.predict` of photographs, for all clients in turn."""
+    every = itertools.cycle(range(1, len(classifier.clients)))
+    clients = list(itertools.islice(every, len(photos)))
+    return lambda: classifier.predict(photos, client=clients, batch_size=batch)
+
+
+def torch_loop(backbone: Backbone, photos: Sequence[str], batch: int, device: Device) -> Call:
+    """As open_clip's README does it: its transform, `encode_image`, the most similar text."""
+    tower = plain_tower(backbone, device)
+
+    def encode(pixels: Tensor) -> Any:
         with torch.inference_mode():
-            tower(pixels)
-        if pixels.is_cuda:
-            torch.cuda.synchronize()
+            return tower(pixels.to(device)).cpu().numpy()
 
-    return call
+    return lambda: _classify(backbone, photos, batch, encode)
 
 
-def plain_tower(backbone: Backbone, device: Device, precision: str = "fp32") -> PlainImageTower:
-    """open_clip's image tower on `device`; the backbone itself stays as it is."""
-    model: nn.Module = backbone.model
-    if precision != "fp32" or backbone.device.type != device:
-        model = copy.deepcopy(model).to(device, DTYPES[precision])
-    return PlainImageTower(model).eval()
+def onnx_loop(
+    backbone: Backbone,
+    folder: Path,
+    photos: Sequence[str],
+    batch: int,
+    device: Device,
+    threads: int,
+) -> Call:
+    """The same with the plain tower in ONNX Runtime."""
+    session = open_tuned(plain_file(backbone, folder), device, threads)
+
+    def encode(pixels: Tensor) -> Any:
+        return session.run(None, {"pixel_values": pixels.numpy()})[0]
+
+    return lambda: _classify(backbone, photos, batch, encode)
 
 
-def _pixels(backbone: Backbone, batch: int, device: Device, precision: str) -> Tensor:
-    generator = torch.Generator().manual_seed(SEED)
-    size = backbone.image_size
-    pixels = torch.randn(batch, 3, size, size, generator=generator)
-    return pixels.to(device, DTYPES[precision])
+def _classify(
+    backbone: Backbone, photos: Sequence[str], batch: int, encode: Callable[[Tensor], Any]
+) -> list[int]:
+    """Labels of photographs, image by image through open_clip's transform."""
+    import open_clip
+
+    transform = open_clip.image_transform(
+        backbone.image_size,
+        is_train=False,
+        mean=backbone.mean,
+        std=backbone.std,
+        resize_mode=backbone.resize_mode,
+        interpolation=backbone.interpolation,
+    )
+    # As many classes as the bundles have, [D, 10].
+    text = np.random.default_rng(0).standard_normal((backbone.embed_dim, 10), np.float32)
+    found: list[int] = []
+    for start in range(0, len(photos), batch):
+        images = [transform(Image.open(path)) for path in photos[start : start + batch]]
+        features = encode(torch.stack(images))
+        found.extend((features @ text).argmax(axis=1).tolist())
+    return found
 
 
-def written_flop(backbone: Backbone) -> int:
-    """Operations per image of the tower as CLIP is written, all tokens to the end."""
-    return image_flop(backbone, token_shortcuts=False)
+def write_photos(folder: Path, count: int) -> list[str]:
+    """Write `count` JPEG files of a photograph's size, made of an embedded sample's images."""
+    sample = load_sample("domains-sample")
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number in range(count):
+        example = sample.examples[number * 7 % len(sample.examples)]
+        enlarged = sample.open_image(example).resize(PHOTO_SIZE, Image.Resampling.BICUBIC)
+        grain = rng.normal(0, GRAIN, (PHOTO_SIZE[1], PHOTO_SIZE[0], 3))
+        pixels = np.clip(np.asarray(enlarged) + grain, 0, 255).astype(np.uint8)
+        path = folder / f"{number:04d}.jpg"
+        Image.fromarray(pixels).save(path, quality=90)
+        paths.append(str(path))
+    return paths

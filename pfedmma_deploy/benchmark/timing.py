@@ -7,15 +7,13 @@ other processes take from the machine for a while is then taken from both sides 
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from pfedmma_deploy.progress import Progress, Silent
+import numpy as np
 
-__all__ = ["Contestant", "Spread", "Windows", "percentile", "ratio", "run_rounds", "spread"]
+from pfedmma_deploy.progress import Progress, Silent
 
 Clock = Callable[[], float]
 FEW_CALLS = 4
@@ -30,7 +28,7 @@ class Contestant:
     run: Callable[[], object]
     """One call; it returns when its result is there."""
     items: float
-    """What one call does, in the unit of the rate: images, steps, floating-point operations."""
+    """What one call does, in the unit of the rate, such as images."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,6 @@ class Spread:
     median: float
     low: float
     high: float
-
-    def to_list(self) -> list[float]:
-        """`[low, high]`, JSON-ready."""
-        return [self.low, self.high]
 
 
 @dataclass
@@ -79,11 +73,9 @@ def run_rounds(
         The windows by name, in the order of `contestants`.
     """
     seen = {contestant.name: Windows() for contestant in contestants}
-    order = [
-        contestant
-        for number in range(rounds)
-        for contestant in (contestants if number % 2 == 0 else reversed(contestants))
-    ]
+    order: list[Contestant] = []
+    for number in range(rounds):
+        order += contestants if number % 2 == 0 else reversed(contestants)
     for contestant in (progress or Silent()).track(order, label, len(order)):
         _run_window(contestant, seen[contestant.name], seconds, clock)
     return seen
@@ -103,20 +95,16 @@ def _run_window(contestant: Contestant, windows: Windows, seconds: float, clock:
     windows.rates.append(count * contestant.items / (before - start))
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles (linear between values) of one value or more."""
-    return Spread(statistics.median(values), percentile(values, 25), percentile(values, 75))
-
-
 def ratio(ours: Windows, theirs: Windows) -> Spread:
     """How many times the rate of `theirs` is reached, round by round."""
     return spread([a / b for a, b in zip(ours.rates, theirs.rates, strict=True)])
 
 
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles of one value or more."""
+    return Spread(percentile(values, 50), percentile(values, 25), percentile(values, 75))
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """The value below which `percent` of the values lie, linear between neighbours."""
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * percent / 100
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+    return float(np.percentile(values, percent))

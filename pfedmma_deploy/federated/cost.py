@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from pfedmma_deploy.backbone.flops import image_tokens, tower_flop
-from pfedmma_deploy.memory import peak_memory
 from pfedmma_deploy.methods.client_run import ClientRun
+from pfedmma_deploy.system import peak_memory
 
 PHASES = ("prefixes", "train", "validate", "store")
 """Names in `rounds.jsonl` since version 0.1; `prefixes` is the caching of activations."""

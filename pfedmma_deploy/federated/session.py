@@ -141,8 +141,10 @@ def open_session(
     return _session(config, method, warn_of_content(federation), linear)
 
 
-def open_run_session(run: Run) -> Session:
+def open_run_session(run: Run, *, linear: Linear | None = None) -> Session:
     """Load what a run was trained on: the same backbone, the same images, the same splits.
+
+    `linear` is for benchmarks, as in `open_session`.
 
     Raises:
         PfedmmaError: the backbone's weights or the images are no longer those of the run.
@@ -151,7 +153,8 @@ def open_run_session(run: Run) -> Session:
     # The record names verified images only, so nothing has to be read to its end again.
     dataset = load_dataset(_data_of(run), verify=False)
     federation = federation_from_dict(dataset, run.splits)
-    session = _session(config, make_method(config.method, config.parameters), federation)
+    method = make_method(config.method, config.parameters)
+    session = _session(config, method, federation, linear)
     require_fingerprint(session.backbone, run.manifest["backbone"], f"The run {run.folder}")
     return session
 

@@ -4,29 +4,79 @@
     DIR/tuning/<method>/lr-<lr>/       the same for one learning rate of the grid
     DIR/compare.md .csv .json .png     written again from what is there
 
-A trial that has its result is not run again; one that was cut off is continued.
+A trial is one method trained with one seed, and scored. One that has its result is not run again;
+one that was cut off is continued.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pfedmma_deploy.config import TrainConfig
-from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.methods.registry import get_method
-from pfedmma_deploy.processes import process_pool
-from pfedmma_deploy.progress import Progress, Silent
-from pfedmma_deploy.report.trial import Result, Trial, read_result, run_trial
+import torch
+from pydantic import TypeAdapter
 
+from pfedmma_deploy.config import TrainConfig, stored_config
+from pfedmma_deploy.errors import StoreError, TrainingError, UsageError
+from pfedmma_deploy.evaluation.accuracy import Accuracy
+from pfedmma_deploy.federated.evaluate import evaluate_run, validate_run
+from pfedmma_deploy.federated.personalize import fine_tune
+from pfedmma_deploy.federated.session import open_run_session
+from pfedmma_deploy.federated.train import train
+from pfedmma_deploy.methods.registry import get_method
+from pfedmma_deploy.progress import Progress, Silent
+from pfedmma_deploy.store.files import json_bytes, write_bytes
+from pfedmma_deploy.store.run import Run
+from pfedmma_deploy.system import process_pool
+
+RESULT = "result.json"
 GRID = (0.1, 1.0, 10.0)
 """Learning rates that are tried, as multiples of the configured one."""
 MOST_STEPS_OUT = 2
 """How often the grid grows by a factor of ten where the best lies on its edge."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a comparison: what is trained, where, and whether on test or validation images."""
+
+    folder: Path
+    config: TrainConfig
+    is_tuning: bool = False
+    """Scored on the clients' validation images only."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a trial came to; accuracies in percent."""
+
+    method: str
+    seed: int
+    lr: float
+    validation: float | None
+    """Mean over clients on their own validation images; only while tuning, and None where training
+    diverged."""
+    zero_shot: Accuracy | None
+    """Means over clients of the frozen backbone on the same images."""
+    accuracy: Accuracy | None
+    """Means over clients of their own models."""
+    worst_local: float | None
+    """Local accuracy of the worst client."""
+    clients: dict[str, Accuracy]
+    trained: int
+    """Parameters that a client trains."""
+    shared: int
+    """Of them, those that travel."""
+    bytes_up: int
+    """Per client and round, as measured, mean over the rounds."""
+    bytes_down: int
+    seconds: float
+    """Of training: all rounds, and the second stage where the method has one."""
 
 
 @dataclass(frozen=True)
@@ -74,23 +124,19 @@ def compare(
     configs = {(name, seed): configure(name, seed) for name in methods for seed in seeds}
     tuning: dict[str, list[Result]] = {}
     if tune:
-        first = {name: configs[name, seeds[0]] for name in methods if _learns(name)}
+        first = {name: configs[name, seeds[0]] for name in methods if get_method(name).is_trained}
         tuning = _tune(first, folder, jobs, progress)
-        for (name, seed), config in configs.items():
-            if name in tuning:
-                configs[name, seed] = replace(config, lr=best_rate(tuning[name]))
-    trials = [
-        Trial(folder / "trials" / name / f"seed-{seed}", config)
-        for (name, seed), config in configs.items()
-    ]
-    found = _run_all(trials, jobs, progress, "trials")
-    results = {
-        name: [found[folder / "trials" / name / f"seed-{seed}"] for seed in seeds]
-        for name in methods
-    }
-    return Comparison(
-        folder, configs[methods[0], seeds[0]], tuple(methods), tuple(seeds), results, tuning
-    )
+    trials = {}
+    for (name, seed), config in configs.items():
+        if name in tuning:
+            config = replace(config, lr=best_rate(tuning[name]))
+        trials[name, seed] = Trial(folder / "trials" / name / f"seed-{seed}", config)
+    found = _run_all(list(trials.values()), jobs, progress, "trials")
+    results: dict[str, list[Result]] = {name: [] for name in methods}
+    for (name, _), trial in trials.items():
+        results[name].append(found[trial.folder])
+    common = trials[methods[0], seeds[0]].config
+    return Comparison(folder, common, tuple(methods), tuple(seeds), results, tuning)
 
 
 def best_rate(results: Sequence[Result]) -> float:
@@ -98,47 +144,40 @@ def best_rate(results: Sequence[Result]) -> float:
     return max(results, key=lambda one: (one.validation or 0.0, -one.lr)).lr
 
 
-def _learns(name: str) -> bool:
-    return get_method(name).is_trained
-
-
 def _tune(
     configs: Mapping[str, TrainConfig], folder: Path, jobs: int, progress: Progress
 ) -> dict[str, list[Result]]:
-    """The grid of every method, grown where its best lies on the edge."""
+    """The grid of every method, grown where its best lies on the edge; ascending rates."""
     rates = {name: [config.lr * factor for factor in GRID] for name, config in configs.items()}
+    found: dict[str, list[Result]] = {}
     for step in range(MOST_STEPS_OUT + 1):
-        trials = {
-            (name, rate): Trial(
-                folder / "tuning" / name / f"lr-{rate:.3g}",
-                replace(config, lr=float(f"{rate:.3g}")),
-                is_tuning=True,
-            )
-            for name, config in configs.items()
-            for rate in rates[name]
-        }
-        done = _run_all(list(trials.values()), jobs, progress, "trials of the grid")
-        found = {
-            name: sorted((done[trials[name, rate].folder] for rate in rates[name]), key=_rate)
-            for name in configs
-        }
-        if step == MOST_STEPS_OUT or not sum(_grow(rates[n], found[n]) for n in configs):
+        trials: dict[str, list[Trial]] = {name: [] for name in configs}
+        for name, config in configs.items():
+            for rate in sorted(rates[name]):
+                place = folder / "tuning" / name / f"lr-{rate:.3g}"
+                tuned = replace(config, lr=float(f"{rate:.3g}"))
+                trials[name].append(Trial(place, tuned, is_tuning=True))
+        every = [trial for own in trials.values() for trial in own]
+        done = _run_all(every, jobs, progress, "trials of the grid")
+        beyond = {}
+        for name, own in trials.items():
+            found[name] = [done[trial.folder] for trial in own]
+            beyond[name] = _rate_beyond(found[name])
+        if step == MOST_STEPS_OUT or not any(beyond.values()):
             break
+        for name, more in beyond.items():
+            if more is not None:
+                rates[name].append(more)
     return found
 
 
-def _grow(rates: list[float], results: Sequence[Result]) -> bool:
-    """Add a learning rate beyond the edge where the best lies there."""
+def _rate_beyond(results: Sequence[Result]) -> float | None:
+    """The next learning rate beyond the edge of a grid, where its best lies on that edge."""
     best = best_rate(results)
     for edge, factor in ((results[0].lr, 0.1), (results[-1].lr, 10.0)):
         if math.isclose(best, edge):
-            rates.append(edge * factor)
-            return True
-    return False
-
-
-def _rate(result: Result) -> float:
-    return result.lr
+            return edge * factor
+    return None
 
 
 def _run_all(
@@ -198,3 +237,98 @@ def _require_lists(methods: Sequence[str], seeds: Sequence[int], jobs: int) -> N
         raise UsageError(f"jobs should be at least 1, not {jobs}")
     for name in methods:
         get_method(name)
+
+
+def read_result(trial: Trial) -> Result | None:
+    """The stored result of a trial, or None where it is still to be run.
+
+    Raises:
+        UsageError: the folder holds a trial with other options.
+    """
+    path = trial.folder / RESULT
+    if not path.exists():
+        return None
+    stored = json.loads(path.read_text("utf-8"))
+    made_with = stored_config(stored["config"], str(path)).to_dict()
+    for name, value in trial.config.to_dict().items():
+        if made_with[name] != value:
+            raise UsageError(
+                f"{trial.folder} was made with {name} = {made_with[name]!r}, now it is {value!r}. "
+                "A comparison has one budget for all: take another --out, or delete that folder."
+            )
+    return TypeAdapter(Result).validate_python(stored["result"])
+
+
+def run_trial(trial: Trial, threads: int | None = None) -> Result:
+    """Train (or continue), score, store the result and return it.
+
+    Args:
+        trial: what to run; a result that is stored already is returned as it is.
+        threads: torch's threads in this process; None leaves them.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    stored = read_result(trial)
+    if stored is not None:
+        return stored
+    folder = trial.folder / "run"
+    started = (folder / "manifest.json").exists()
+    try:
+        run = train(trial.config, folder, resume=started).run
+        result = _score(run, trial)
+    except TrainingError:
+        if not trial.is_tuning:
+            raise
+        # A rate at which the method diverges is a finding of the search, not the end of it.
+        result = _result(Run.open(folder), trial.config, seconds=0.0)
+    values = {"config": trial.config.to_dict(), "result": asdict(result)}
+    write_bytes(trial.folder / RESULT, json_bytes(values))
+    return result
+
+
+def _score(run: Run, trial: Trial) -> Result:
+    session = open_run_session(run)
+    rounds = run.rounds
+    if len(rounds) != run.config.rounds:
+        raise StoreError(f"{run.folder} has {len(rounds)} of {run.config.rounds} rounds recorded.")
+    seconds = sum(record["seconds"] for record in rounds)
+    if session.method.is_two_stage and not trial.is_tuning:
+        for client in session.federation.clients:
+            seconds += fine_tune(run, client.id, session=session).seconds
+    result = _result(run, trial.config, seconds)
+    if trial.is_tuning:
+        return replace(result, validation=validate_run(run, session))
+    found = evaluate_run(run, session=session)
+    local = [one.local for one in found.personalized.values() if one.local is not None]
+    return replace(
+        result,
+        zero_shot=found.zero_shot_mean,
+        accuracy=found.personalized_mean,
+        worst_local=min(local, default=None),
+        clients=found.personalized,
+    )
+
+
+def _result(run: Run, config: TrainConfig, seconds: float) -> Result:
+    """What is known of a trial before it is scored."""
+    parameters, rounds = run.manifest["parameters"], run.rounds
+
+    def mean(key: str) -> int:
+        total: int = sum(record[key] for record in rounds)
+        return round(total / max(1, len(rounds)))
+
+    return Result(
+        method=config.method,
+        seed=config.seed,
+        lr=config.lr,
+        validation=None,
+        zero_shot=None,
+        accuracy=None,
+        worst_local=None,
+        clients={},
+        trained=parameters["shared"] + parameters["local"],
+        shared=parameters["shared"],
+        bytes_up=mean("bytes_up_per_client"),
+        bytes_down=mean("bytes_down_per_client"),
+        seconds=seconds,
+    )

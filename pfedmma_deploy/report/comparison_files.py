@@ -1,24 +1,35 @@
-"""A comparison as files: Markdown for people, CSV and JSON for programs, a figure."""
+"""A comparison as files: Markdown for people, CSV and JSON for programs, a figure.
+
+Beside our own figures stand those that papers report for the same protocol, marked as theirs; they
+and their sources are in `assets/published.toml`.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
+import math
 import platform
-from collections.abc import Sequence
+import statistics
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment
+
+from pfedmma_deploy.data.catalog import known_datasets
 from pfedmma_deploy.evaluation.accuracy import Accuracy
-from pfedmma_deploy.report.compare import Comparison, best_rate
-from pfedmma_deploy.report.statistics import Spread, spread
-from pfedmma_deploy.report.trial import Result
+from pfedmma_deploy.report.compare import Comparison, Result, best_rate
 from pfedmma_deploy.store.files import json_bytes, write_bytes
 
+__all__ = ["Spread", "markdown", "published_rows", "spread", "to_dict", "write_comparison"]
+
 ACCURACIES = ("local", "base", "novel", "hm3", "hm2")
-HEADINGS = ("Local", "Base", "Novel", "HM3", "HM2")
 SHARED_OPTIONS = (
     "data", "backbone", "pretrained", "clients", "classes", "partition", "dirichlet_beta", "shots",
     "rounds", "local_epochs", "clients_per_round", "batch_size", "transform", "logit_scale",
@@ -26,48 +37,138 @@ SHARED_OPTIONS = (
 )  # fmt: skip
 LIBRARIES = ("pfedmma-deploy", "torch", "open_clip_torch", "numpy")
 
+# 0.975 quantiles of Student's t by degrees of freedom (any table of the t distribution).
+_T = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+_NORMAL = 1.960
 
-def write_comparison(
-    comparison: Comparison, published: Sequence[dict[str, Any]] = ()
-) -> list[Path]:
-    """Write `compare.md`, `.csv`, `.json` and `.png` into the comparison's folder.
+# Colours that people with colour-blindness tell apart (Okabe and Ito, 2008), and shapes besides.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
-    Args:
-        comparison: what was measured.
-        published: figures of papers for the same protocol, shown apart and marked as theirs.
-    """
-    from pfedmma_deploy.report.comparison_figure import draw
+_MARKDOWN = """\
+# Comparison
 
-    values = to_dict(comparison, published)
-    files = {
+{{ options }}; seeds {{ seeds | join(", ") }}.
+
+Accuracy in percent, mean over clients, then over seeds; after ± half the 95 % interval of the \
+mean over seeds (Student's t), in brackets the standard deviation. Local: each client's own \
+classes among all base names; base: all classes trained on; novel: classes never seen, among the \
+novel names; HM3: harmonic mean of the three, HM2: of base and novel. Worst: local accuracy of \
+the worst client. Bytes: per client and round, as measured. Seconds: training, mean over seeds.
+
+| Method | Local | Base | Novel | HM3 | HM2 | Worst | Trained | Shared | Bytes up | Bytes down \
+| Seconds |
+|---|---|---|---|---|---|---|---|---|---|---|---|
+{% for row in rows -%}
+| {{ row.method }}
+{%- for key in accuracies %} | {{ row[key] | spread }}{% endfor %} | {{ row.worst_local | spread }}
+{%- for key in counts %} | {{ "{:,}".format(row[key]) }}{% endfor %} \
+| {{ "%.0f" | format(row.seconds) }} |
+{% endfor %}
+{%- if published %}
+## Published by the papers' authors (theirs, not measured here)
+
+| Method | Local | Base | Novel | HM3 | Source |
+|---|---|---|---|---|---|
+{% for one in published -%}
+| {{ one.method }}
+{%- for key in accuracies[:4] %} | {{ "%.2f" | format(one[key]) if key in one else "-" }}
+{%- endfor %} | {{ one.source }} |
+{% endfor %}
+{%- endif %}
+{%- if tuning %}
+## Learning rates
+
+Chosen on the clients' validation images with the first seed: learning rate, then mean validation \
+accuracy in percent.
+
+| Method | Grid | Chosen |
+|---|---|---|
+{% for name, one in tuning.items() -%}
+| {{ name }} | {% for lr, found in one.grid -%}
+{{ "%.3g" | format(lr) }}: {{ "diverged" if found is none else "%.1f" | format(found) }}
+{{- "" if loop.last else ", " }}
+{%- endfor %} | {{ "%.3g" | format(one.chosen) }} |
+{% endfor %}
+{%- endif %}
+![personalization against generalization](compare.png)
+
+{% for name, found in environment.items() %}{{ name }} {{ found }}{{ "." if loop.last else ", " }}
+{%- endfor %}
+"""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over several seeds."""
+
+    mean: float
+    deviation: float | None
+    """Sample standard deviation; None of a single seed."""
+    interval: float | None
+    """Half the width of the 95 % interval of the mean, by Student's t; None of a single seed."""
+
+
+def spread(values: Sequence[float | None]) -> Spread | None:
+    """Mean, deviation and 95 % interval; None where a value is not measured."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    if len(known) == 1:
+        return Spread(known[0], None, None)
+    deviation = statistics.stdev(known)
+    degrees = len(known) - 1
+    t = _T[degrees - 1] if degrees <= len(_T) else _NORMAL
+    return Spread(statistics.fmean(known), deviation, t * deviation / math.sqrt(len(known)))
+
+
+def write_comparison(comparison: Comparison) -> list[Path]:
+    """Write `compare.json`, `.csv`, `.md` and `.png` into the comparison's folder."""
+    values = to_dict(comparison)
+    written = {
         "compare.json": json_bytes(values),
         "compare.csv": _csv(values).encode(),
         "compare.md": markdown(values).encode(),
-        "compare.png": draw(values),
+        "compare.png": _figure(values),
     }
-    for name, data in files.items():
+    for name, data in written.items():
         write_bytes(comparison.folder / name, data)
-    return [comparison.folder / name for name in files]
+    return [comparison.folder / name for name in written]
 
 
-def to_dict(comparison: Comparison, published: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """JSON-ready: options, one row per method, the grids; accuracies in percent."""
+def to_dict(
+    comparison: Comparison, published: Sequence[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """JSON-ready: options, one row per method, the grids; accuracies in percent.
+
+    Args:
+        comparison: what was measured.
+        published: figures of papers for the same protocol; None looks them up.
+    """
     first = comparison.results[comparison.methods[0]][0]
-    config = comparison.config.to_options()
-    shared = {name: config[name] for name in SHARED_OPTIONS}
+    config = comparison.config
+    if published is None:
+        protocol = {"classes": config.partition.classes, "partition": config.partition.scheme}
+        published = published_rows(
+            config.data, protocol, config.backbone, config.partition.num_shots
+        )
+    options = config.to_options()
+    shared = {name: options[name] for name in SHARED_OPTIONS}
     shared["data"] = Path(shared["data"]).name
+    tuning = {}
+    for name, results in comparison.tuning.items():
+        grid = [[one.lr, one.validation] for one in results]
+        tuning[name] = {"grid": grid, "chosen": best_rate(results)}
     return {
         "options": shared,
         "seeds": list(comparison.seeds),
         "rows": [_row(name, comparison.results[name]) for name in comparison.methods],
         "zero_shot": None if first.zero_shot is None else first.zero_shot.to_dict(),
-        "tuning": {
-            name: {
-                "grid": [[one.lr, one.validation] for one in results],
-                "chosen": best_rate(results),
-            }
-            for name, results in comparison.tuning.items()
-        },
+        "tuning": tuning,
         "published": list(published),
         "environment": {
             "python": platform.python_version(),
@@ -78,13 +179,13 @@ def to_dict(comparison: Comparison, published: Sequence[dict[str, Any]] = ()) ->
 
 
 def _row(name: str, results: Sequence[Result]) -> dict[str, Any]:
-    accuracies = [one.accuracy or Accuracy(None, None, None) for one in results]
-    figures = {key: spread([one.to_dict()[key] for one in accuracies]) for key in ACCURACIES}
+    accuracies = [(one.accuracy or Accuracy(None, None, None)).to_dict() for one in results]
+    figures = {key: spread([one[key] for one in accuracies]) for key in ACCURACIES}
     figures["worst_local"] = spread([one.worst_local for one in results])
     return {
         "method": name,
         "lr": results[0].lr,
-        **{key: _spread_dict(found) for key, found in figures.items()},
+        **{key: None if found is None else asdict(found) for key, found in figures.items()},
         "parameters_trained": results[0].trained,
         "parameters_shared": results[0].shared,
         "bytes_up_per_client_round": results[0].bytes_up,
@@ -93,115 +194,45 @@ def _row(name: str, results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
-def _spread_dict(found: Spread | None) -> dict[str, float | None] | None:
-    if found is None:
-        return None
-    return {"mean": found.mean, "deviation": found.deviation, "interval": found.interval}
-
-
 def markdown(values: dict[str, Any]) -> str:
     """The tables as Markdown."""
-    options = ", ".join(
-        f"{name.replace('_', ' ')} {value}"
-        for name, value in values["options"].items()
-        if value is not None
+    known = {name: value for name, value in values["options"].items() if value is not None}
+    environment = Environment(autoescape=False, keep_trailing_newline=True)  # no HTML in it
+    environment.filters["spread"] = _cell
+    return environment.from_string(_MARKDOWN).render(
+        {
+            **values,
+            "options": ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in known.items()),
+            "accuracies": ACCURACIES,
+            "counts": (
+                "parameters_trained",
+                "parameters_shared",
+                "bytes_up_per_client_round",
+                "bytes_down_per_client_round",
+            ),
+        }
     )
-    seeds = ", ".join(map(str, values["seeds"]))
-    lines = [
-        "# Comparison",
-        "",
-        f"{options}; seeds {seeds}.",
-        "",
-        "Accuracy in percent, mean over clients, then over seeds; after ± half the 95 % interval "
-        "of the mean over seeds (Student's t), in brackets the standard deviation. Local: each "
-        "client's own classes among all base names; base: all classes trained on; novel: "
-        "classes never seen, among the novel names; HM3: harmonic mean of the three, HM2: of base "
-        "and novel. Worst: local accuracy of the worst client. Bytes: per client and round, as "
-        "measured. Seconds: training, mean over seeds.",
-        "",
-    ]
-    heads = ["Method", *HEADINGS, "Worst", "Trained", "Shared", "Bytes up", "Bytes down", "Seconds"]
-    rows = [
-        [
-            row["method"],
-            *(_cell(row[key]) for key in ACCURACIES),
-            _cell(row["worst_local"]),
-            f"{row['parameters_trained']:,}",
-            f"{row['parameters_shared']:,}",
-            f"{row['bytes_up_per_client_round']:,}",
-            f"{row['bytes_down_per_client_round']:,}",
-            f"{row['seconds']:.0f}",
-        ]
-        for row in values["rows"]
-    ]
-    lines += _table(heads, rows)
-    if values["published"]:
-        lines += ["", "## Published by the papers' authors (theirs, not measured here)", ""]
-        lines += _table(
-            ["Method", *HEADINGS[:4], "Source"],
-            [
-                [one["method"], *(_plain(one.get(key)) for key in ACCURACIES[:4]), one["source"]]
-                for one in values["published"]
-            ],
-        )
-    if values["tuning"]:
-        lines += ["", "## Learning rates", ""]
-        lines += [
-            "Chosen on the clients' validation images with the first seed: learning rate, then "
-            "mean validation accuracy in percent.",
-            "",
-        ]
-        lines += _table(
-            ["Method", "Grid", "Chosen"],
-            [
-                [
-                    name,
-                    ", ".join(
-                        f"{lr:.3g}: {'diverged' if v is None else f'{v:.1f}'}"
-                        for lr, v in one["grid"]
-                    ),
-                    f"{one['chosen']:.3g}",
-                ]
-                for name, one in values["tuning"].items()
-            ],
-        )
-    environment = ", ".join(f"{name} {value}" for name, value in values["environment"].items())
-    lines += ["", "![personalization against generalization](compare.png)", "", environment + "."]
-    return "\n".join(lines) + "\n"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(heads) + " |",
-        "|" + "---|" * len(heads),
-        *("| " + " | ".join(row) + " |" for row in rows),
-    ]
-
-
-def _cell(figure: dict[str, float | None] | None) -> str:
+def _cell(figure: Mapping[str, float | None] | None) -> str:
     if figure is None:
         return "-"
-    text = f"{figure['mean']:.1f}"
     if figure["interval"] is None:
-        return text
-    return f"{text} ± {figure['interval']:.1f} ({figure['deviation']:.1f})"
-
-
-def _plain(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+        return f"{figure['mean']:.1f}"
+    return f"{figure['mean']:.1f} ± {figure['interval']:.1f} ({figure['deviation']:.1f})"
 
 
 def _csv(values: dict[str, Any]) -> str:
-    """One line per method; the parts of an accuracy as columns of their own."""
+    """One line per method; mean, deviation and interval of an accuracy are columns of their own."""
     lines = []
     for row in values["rows"]:
         flat: dict[str, Any] = {}
         for key, value in row.items():
-            if key in ACCURACIES or key == "worst_local":
-                for part in ("mean", "deviation", "interval"):
-                    flat[f"{key}_{part}"] = None if value is None else value[part]
-            else:
+            if key not in (*ACCURACIES, "worst_local"):
                 flat[key] = value
+                continue
+            for field in ("mean", "deviation", "interval"):
+                flat[f"{key}_{field}"] = None if value is None else value[field]
         lines.append(flat)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
@@ -210,7 +241,89 @@ def _csv(values: dict[str, Any]) -> str:
     return buffer.getvalue()
 
 
-def read_comparison(folder: Path) -> dict[str, Any]:
-    """What `compare.json` holds."""
-    found: dict[str, Any] = json.loads((folder / "compare.json").read_text("utf-8"))
+def _figure(values: dict[str, Any]) -> bytes:
+    """PNG of local accuracy (x) against novel accuracy (y), or base where nothing is novel."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [row for row in values["rows"] if row["local"] is not None]
+    key = "novel" if any(row["novel"] for row in rows) else "base"
+    figure = Figure(figsize=(8.5, 5.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for index, row in enumerate(row for row in rows if row[key] is not None):
+        colour = _COLOURS[index % len(_COLOURS)]
+        axes.errorbar(
+            row["local"]["mean"],
+            row[key]["mean"],
+            xerr=row["local"]["interval"],
+            yerr=row[key]["interval"],
+            fmt=_MARKERS[(index // len(_COLOURS)) % len(_MARKERS)],
+            color=colour,
+            ecolor=(colour, 0.35),
+            markersize=8,
+            capsize=2,
+            label=row["method"],
+        )
+    words = {"novel": "classes never seen", "base": "all classes trained on"}
+    axes.set_xlabel("Personalization: accuracy on each client's own classes (%)")
+    axes.set_ylabel(f"Generalization: accuracy on {words[key]} (%)")
+    axes.set_title(f"{values['options']['data']} on {values['options']['backbone']}", loc="left")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    buffer = io.BytesIO()
+    # No date and no version inside: the same figures give the same file.
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def published_rows(
+    dataset: str, protocol: Mapping[str, str] | str, backbone: str, shots: int
+) -> list[dict[str, Any]]:
+    """The published figures for this data set, protocol, backbone and number of shots.
+
+    Args:
+        dataset: the name of a known data set, or the folder that it was read from.
+        protocol: `classes` and `partition` of the run, as a mapping or as `base-novel/disjoint`.
+        backbone: open_clip's name; `ViT-B/16` counts as `ViT-B-16`.
+        shots: training images per class.
+
+    Returns:
+        One dictionary per method: `method`, `local`, `base`, `novel`, `hm3` in percent, `source`,
+        `url` and the `datasets` that the figures are means over. Empty where no paper has that
+        combination.
+    """
+    name = _known_name(dataset)
+    if isinstance(protocol, str):
+        classes, _, partition = protocol.partition("/")
+    else:
+        classes, partition = protocol["classes"], protocol["partition"]
+    wanted = (_plain(backbone), shots, classes, partition)
+    found = []
+    for table in _published_tables():
+        made_with = (_plain(table["backbone"]), table["shots"], table["classes"])
+        if name in table["datasets"] and wanted == (*made_with, table["partition"]):
+            source = {key: table[key] for key in ("source", "url", "datasets")}
+            for method, figures in table["methods"].items():
+                found.append({"method": method, **figures, **source})
     return found
+
+
+@cache
+def _published_tables() -> tuple[dict[str, Any], ...]:
+    file = files("pfedmma_deploy").joinpath("assets", "published.toml")
+    return tuple(tomllib.loads(file.read_text(encoding="utf-8"))["tables"])
+
+
+def _known_name(dataset: str) -> str:
+    """`/data/oxford-iiit-pet` is oxford_pets."""
+    last = Path(dataset).name
+    for known in known_datasets().values():
+        if last == known.name or last in {Path(folder).name for folder in known.folders}:
+            return known.name
+    return last
+
+
+def _plain(backbone: str) -> str:
+    return backbone.replace("/", "-").casefold()

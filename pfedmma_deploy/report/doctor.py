@@ -1,27 +1,98 @@
 """`pfedmma doctor`: is this installation well, and what to do where it is not.
 
-Every check stands alone: one that fails is a finding and hides no other. What can crash or take
-long (importing torch, running a model on a provider) is tried in processes of its own.
+Every check stands alone: one that fails is a finding and hides no other. Nothing that may be broken
+is imported here. What can crash or take long is probed in a process of its own, which runs this
+module with `import torch torchvision` or `run CUDAExecutionProvider` and prints a JSON object a
+line.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import ctypes
+import importlib
+import io
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from pfedmma_deploy import __version__
+from pfedmma_deploy.caches import KINDS, VARIABLE, cache_folder, folder_size
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.progress import Progress, Silent
-from pfedmma_deploy.report import doctor_devices, doctor_packages, doctor_places
-from pfedmma_deploy.report.doctor_check import Check, guarded
-from pfedmma_deploy.report.doctor_probe import Probe
+from pfedmma_deploy.system import describe_environment
+from pfedmma_deploy.system import package_version as installed
 
-__all__ = ["Diagnosis", "diagnose"]
+__all__ = ["Check", "Diagnosis", "diagnose"]
 
 DEVICES = ("auto", "cpu", "cuda", "tensorrt")
-"""As in `runtime.providers`, which needs numpy: nothing that may be broken is imported here."""
+"""As in `runtime.providers`, which needs numpy."""
+CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
+NEEDED = {"cuda": (CUDA,), "tensorrt": (CUDA, TENSORRT)}
+"""Execution providers without which a device cannot be used; else the CPU's."""
 IMPORTED = ("torch", "torchvision", "open_clip")
 """What training and export import, in the order in which a failure is most telling."""
+ASSETS = (
+    "pfedmma-tiny/model.safetensors",
+    "pfedmma-tiny/pfedmma-tiny.json",
+    "samples/cifar10-sample.zip",
+    "samples/domains-sample.zip",
+)
+LEAST_FREE = 2e9  # bytes: a run and its bundle of the largest usual backbones
+LIBRARIES = {
+    "cudart": "nvidia-cuda-runtime",
+    "cublas": "nvidia-cublas",
+    "cudnn": "nvidia-cudnn-cu13",
+    "cufft": "nvidia-cufft",
+    "curand": "nvidia-curand",
+    "nvrtc": "nvidia-cuda-nvrtc",
+}
+"""What ONNX Runtime's CUDA provider links, and the distributions that bring it."""
+REINSTALL_RUNTIME = (
+    "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+)
+REINSTALL_TORCH = (
+    "pip uninstall -y torch torchvision && pip install torch torchvision (both from one source: "
+    "the same index, the same CUDA build)"
+)
+# y = MatMul(Conv(x, w), m), which needs cuDNN and cuBLAS on CUDA: x [1, 1, 4, 4], w [2, 1, 3, 3]
+# and m [2, 2] are ones, so that every number of y [1, 2, 2, 2] is 9 + 9. Opset 18.
+MODEL = base64.b64decode(
+    "CAg62gEKDwoBeAoBdxIBYyIEQ29udgoRCgFjCgFtEgF5IgZNYXRNdWwSBHRpbnkqVwgCCAEIAwgDEAFCAXdKSAAA"
+    "gD8AAIA/AACAPwAAgD8AAIA/AACAPwAAgD8AAIA/AACAPwAAgD8AAIA/AACAPwAAgD8AAIA/AACAPwAAgD8AAIA/"
+    "AACAPyobCAIIAhABQgFtShAAAIA/AACAPwAAgD8AAIA/WhsKAXgSFgoUCAESEAoCCAEKAggBCgIIBAoCCARiGwoB"
+    "eRIWChQIARIQCgIIAQoCCAIKAggCCgIIAkIECgAQEg=="
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What was looked at, whether it is well, what was found and what to do about it."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str = ""
+    stops: bool = False
+    """Whether something that was asked for cannot work: the exit code is then 1."""
+    absent: bool = False
+    """Whether it is not there, and nobody asked for it."""
+
+    def to_dict(self) -> dict[str, str | bool]:
+        """The stable keys of `pfedmma doctor --json`."""
+        return {"name": self.name, "ok": self.ok, "found": self.found, "advice": self.advice}
 
 
 @dataclass(frozen=True)
@@ -43,11 +114,8 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """The stable keys of `pfedmma doctor --json`."""
-        return {
-            "device": self.device,
-            "works": self.works,
-            "checks": [check.to_dict() for check in self.checks],
-        }
+        checks = [check.to_dict() for check in self.checks]
+        return {"device": self.device, "works": self.works, "checks": checks}
 
 
 def diagnose(
@@ -70,20 +138,433 @@ def diagnose(
     """
     if device not in DEVICES:
         raise UsageError(f"Device {device!r} is unknown: expected {', '.join(DEVICES)}.")
-    report = progress or Silent()
-    report.note("Importing torch, and running a tiny model on each execution provider ...")
-    # Started first: everything else is looked at meanwhile.
-    imports = Probe("import", *IMPORTED)
-    checks = [
-        *guarded("packages", lambda: doctor_packages.check_packages(device)),
-        *guarded("images", doctor_places.check_images),
-        *guarded("embedded files", doctor_places.check_assets),
-        *guarded("cpu", doctor_devices.check_cpu),
-        *guarded("driver", lambda: doctor_devices.check_driver(device)),
-        *guarded("cuda libraries", lambda: doctor_devices.check_libraries(device)),
-        *guarded("providers", lambda: doctor_devices.check_providers(device)),
-        *guarded("places", lambda: doctor_places.check_places(runs, exports)),
-    ]
-    loaded = guarded("imports", lambda: doctor_packages.check_imports(IMPORTED, imports.finish()))
-    after = 1 + next((i for i, c in enumerate(checks) if c.name == "torch and torchvision"), -1)
-    return Diagnosis(device, (*checks[:after], *loaded, *checks[after:]))
+    note = "Importing torch, and running a tiny model on each execution provider ..."
+    (progress or Silent()).note(note)
+    looks: dict[str, Callable[[], Iterable[Check]]] = {
+        "packages": lambda: check_packages(device),
+        "imports": lambda: check_imports(IMPORTED, imports.result()),
+        "images": check_images,
+        "embedded files": check_assets,
+        "cpu": check_cpu,
+        "driver": lambda: check_driver(device),
+        "cuda libraries": lambda: check_libraries(device),
+        "providers": lambda: check_providers(device),
+        "places": lambda: check_places(runs, exports),
+    }
+    with ThreadPoolExecutor(1) as pool:
+        # The slow one is waited for last: everything else is looked at meanwhile.
+        imports = pool.submit(probe, "import", *IMPORTED)
+        order = sorted(looks, key=lambda name: name == "imports")
+        found = {name: guarded(name, looks[name]) for name in order}
+    return Diagnosis(device, tuple(check for name in looks for check in found[name]))
+
+
+def guarded(name: str, look: Callable[[], Iterable[Check]]) -> list[Check]:
+    """The findings of `look`; a failure of it is a finding under `name`, never an exception."""
+    checks = []
+    try:
+        for check in look():
+            checks.append(check)  # what came before a failure stays
+    except Exception as error:  # whatever a broken installation raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        advice = "install the packages again in a fresh environment; if this stays, report it"
+        checks.append(Check(name, False, f"could not be looked at ({reason})", advice))
+    return checks
+
+
+def check_packages(device: str) -> Iterator[Check]:
+    """Versions of what this package needs, the ONNX Runtime clash, the torch pair."""
+    yield Check("python", True, f"{platform.python_version()} on {platform.platform(terse=True)}")
+    yield from guarded("packages", _requirements)
+    yield from guarded("onnxruntime packages", lambda: _onnxruntime(device))
+    yield from guarded("torch and torchvision", _torch_builds)
+
+
+def _requirements() -> Iterator[Check]:
+    """Everything that the package's own metadata ask for on this platform."""
+    from packaging.requirements import Requirement
+
+    if installed("pfedmma-deploy") is None:
+        found = f"pfedmma-deploy {__version__} runs from its sources: nothing says what it needs"
+        yield Check("packages", False, found, "pip install . (in the folder of the sources)")
+        return
+    have, wrong = [], []
+    for wanted in map(Requirement, metadata.requires("pfedmma-deploy") or ()):
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        version = installed(wanted.name)
+        have.append(f"{wanted.name} {version or 'MISSING'}")
+        fits = version is not None and wanted.specifier.contains(version, prereleases=True)
+        # What is said of ONNX Runtime and its clash is a check of its own.
+        if not fits and not wanted.name.startswith("onnxruntime"):
+            wrong.append(f"'{str(wanted).partition(';')[0].strip()}'")
+    found = f"pfedmma-deploy {__version__}; {', '.join(have)}"
+    advice = f"pip install {' '.join(wrong)}" if wrong else ""
+    yield Check("packages", not wrong, found, advice, stops=bool(wrong))
+
+
+def _onnxruntime(device: str) -> Iterator[Check]:
+    """`onnxruntime` and `onnxruntime-gpu` are two distributions of one module."""
+    versions = {name: installed(name) for name in ("onnxruntime", "onnxruntime-gpu")}
+    have = [f"{name} {version}" for name, version in versions.items() if version]
+    asked = device in NEEDED
+    problem, stops = "", True
+    if len(have) == 2:
+        problem, stops = ": they share one module, and CUDA vanishes", asked
+    elif not have:
+        problem = "neither onnxruntime-gpu nor onnxruntime is installed"
+    elif asked and not versions["onnxruntime-gpu"]:
+        problem = ", which has no CUDA"
+    advice = REINSTALL_RUNTIME if problem else ""
+    found = f"{' and '.join(have)}{problem}"
+    yield Check("onnxruntime packages", not problem, found, advice, stops and bool(problem))
+
+
+def _torch_builds() -> Iterator[Check]:
+    """Builds of torch and torchvision by their files: a wrong pair raises when imported."""
+    builds = {name: _build(name) for name in ("torch", "torchvision")}
+    found = ", ".join(f"{name} {build or 'not installed'}" for name, build in builds.items())
+    fits = len({build.partition("+")[2] for build in builds.values() if "+" in build}) < 2
+    if not fits:
+        found += ": builds for different devices, so that `import torchvision` fails"
+    yield Check("torch and torchvision", fits, found, "" if fits else REINSTALL_TORCH, not fits)
+
+
+def _build(module: str) -> str:
+    """`2.15.0+cu132` from the module's version.py; empty where it is not installed."""
+    spec = util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return ""
+    file = Path(spec.origin).with_name("version.py")
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    match = re.search(r"^__version__\s*(?::[^=]+)?=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE)
+    return match[1] if match else installed(module) or ""
+
+
+def check_imports(modules: Sequence[str], answer: Answer) -> Iterator[Check]:
+    """What importing the modules one after the other brought, each its own finding."""
+    lines = {line.get("module"): line for line in answer.lines}
+    for module in modules:
+        line, name = lines.get(module), f"import {module}"
+        if line is None:
+            how = f"ended the process (exit code {answer.returncode})"
+            if answer.returncode is None:
+                how = "did not end in time"
+            last = answer.stderr.strip().splitlines()[-1:] or [""]
+            found = f"{how} {last[0]}".strip()
+            yield Check(name, False, found, _import_advice(module, found), stops=True)
+            return
+        if "error" in line:
+            found = " ".join(str(line["error"]).split())[:300]
+            yield Check(name, False, found, _import_advice(module, found), stops=True)
+        else:
+            sees = "" if module != "torch" else f", {line.get('cuda') or 'no CUDA device'}"
+            yield Check(name, True, f"{line['version']} in {line['seconds']:.1f} s{sees}")
+
+
+def _import_advice(module: str, error: str) -> str:
+    if "torchvision::nms" in error or (module == "torchvision" and "CUDA" in error):
+        return REINSTALL_TORCH
+    package = {"open_clip": "open_clip_torch"}.get(module, module)
+    if f"No module named '{module}'" in error:
+        return f"pip install {package} (predict works without it; train and export do not)"
+    return f"pip install --force-reinstall {package}"
+
+
+def check_cpu() -> Iterator[Check]:
+    """Model, vector extensions, cores, memory."""
+    from pfedmma_deploy.runtime.providers import usable_cores
+
+    cores = usable_cores()
+    machine = describe_environment(cores)
+    memory = "" if machine.memory is None else f", {machine.memory / 1e9:.0f} GB of memory"
+    extensions = f", {' '.join(machine.instructions)}" if machine.instructions else ""
+    yield Check("cpu", True, f"{machine.cpu}, {cores} cores to use{memory}{extensions}")
+
+
+def check_driver(device: str) -> Iterator[Check]:
+    """NVIDIA's driver: GPUs, and the newest CUDA that it can run."""
+    asked = device in NEEDED
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        found = f"no NVIDIA driver ({name} cannot be loaded)"
+        advice = "install NVIDIA's driver (in a container: start it with --gpus all)"
+        yield Check("driver", not asked, found, advice if asked else "", asked, absent=not asked)
+        return
+    code, version, count = driver.cuInit(0), ctypes.c_int(0), ctypes.c_int(0)
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    if code == 0:
+        code = driver.cuDeviceGetCount(ctypes.byref(count))
+    newest = f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+    if code != 0 or count.value == 0:
+        found = f"for {newest}, but it does not start (CUDA error {code}) or sees no GPU"
+        yield Check("driver", False, found, "see what nvidia-smi says", stops=asked)
+        return
+    gpus = []
+    for gpu in range(count.value):
+        text = ctypes.create_string_buffer(128)
+        driver.cuDeviceGetName(text, 128, gpu)
+        gpus.append(text.value.decode(errors="replace"))
+    found = f"runs up to {newest}; {count.value} GPU: {', '.join(gpus)}"
+    needed = (installed(LIBRARIES["cudart"]) or "").partition(".")[0]
+    if needed.isdigit() and version.value // 1000 < int(needed):
+        advice = f"update the driver: the libraries installed here are CUDA {needed}'s"
+        yield Check("driver", False, found, advice, stops=asked)
+    else:
+        yield Check("driver", True, found)
+
+
+def check_libraries(device: str) -> Iterator[Check]:
+    """CUDA's libraries as Python packages; a system may have them elsewhere."""
+    have = {name: installed(package) for name, package in LIBRARIES.items()}
+    found = ", ".join(f"{name} {version or 'not from pip'}" for name, version in have.items())
+    wanted = None in have.values() and device in NEEDED
+    advice = "pip install 'onnxruntime-gpu[cuda,cudnn]'" if wanted else ""
+    # Well in any case: what counts is whether the provider runs.
+    yield Check("cuda libraries", True, found, advice)
+
+
+def check_providers(device: str) -> Iterator[Check]:
+    """A tiny model on every provider that ONNX Runtime has, and the device that was asked for."""
+    try:
+        import onnxruntime
+
+        from pfedmma_deploy.runtime import providers
+
+        available = set(onnxruntime.get_available_providers())
+    except Exception as error:  # a half-removed package raises AttributeError, too
+        found = f"ONNX Runtime cannot be imported ({type(error).__name__}: {error})"
+        yield Check("providers", False, found, REINSTALL_RUNTIME, stops=True)
+        return
+    available.discard("AzureExecutionProvider")  # runs nothing here: it calls a service
+    problems = {CUDA: providers.cuda_problem(), TENSORRT: providers.tensorrt_problem()}
+    names = [CPU, CUDA, TENSORRT, *sorted(available - {CPU, CUDA, TENSORRT})]
+    tried = [name for name in names if name in available and not problems.get(name)]
+    needed = NEEDED.get(device, (CPU,))
+    checks = {}
+    with ThreadPoolExecutor() as pool:
+        answers = dict(zip(tried, pool.map(lambda name: probe("run", name), tried), strict=True))
+    for name in names:
+        if name in answers:
+            checks[name] = _ran(name, answers[name], stops=name in needed)
+        else:
+            checks[name] = _not_tried(name, problems, stops=name in needed)
+    yield from checks.values()
+    if device == "auto":
+        chosen = "cuda" if CUDA in answers and checks[CUDA].ok else "cpu"
+        yield Check("device", checks[CPU].ok, f"auto takes {chosen}")
+    elif all(checks[name].ok for name in needed):
+        yield Check("device", True, f"{device} works")
+    else:
+        advice = "see the advice above, or choose --device cpu"
+        yield Check("device", False, f"{device} cannot be used", advice, stops=True)
+
+
+def _not_tried(name: str, problems: Mapping[str, str | None], *, stops: bool) -> Check:
+    """A provider that cannot run by what is known; that matters if it was asked for."""
+    reason = problems.get(name) or "this ONNX Runtime does not have it"
+    what, _, rest = reason.partition("; ")
+    advice = rest if rest.startswith("run ") else "see the driver"
+    found = f"cannot be used: {what}"
+    return Check(name, not stops, found, advice if stops else "", stops, absent=not stops)
+
+
+def _ran(name: str, answer: Answer, *, stops: bool) -> Check:
+    """What running the tiny model showed."""
+    line = next(iter(answer.lines), {})
+    error, used = line.get("error"), line.get("provider")
+    missing = re.compile(r"(lib[\w.+-]+\.so[\w.]*|[\w-]+\.dll): cannot open shared object file")
+    libraries = sorted(set(missing.findall(f"{answer.stderr} {error}")))
+    if not line:
+        how = "hung" if answer.returncode is None else f"crashed (exit code {answer.returncode})"
+        found = f"{how} while it ran a tiny model"
+    elif libraries:
+        found = f"does not load: {', '.join(libraries)} not found"
+    elif error is not None:
+        found = f"does not run: {str(error)[:300]}"
+    elif used != name:
+        found = f"a model for it ran on {used} instead"
+    elif not line["largest_error"] < 1e-2:  # TensorFloat-32 and fp16 are exact on ones
+        found = f"computes wrong numbers (off by {line['largest_error']:.2g} of 18)"
+    else:
+        return Check(name, True, "ran a tiny model, result right")
+    advice = REINSTALL_RUNTIME if name != TENSORRT else "pip install 'tensorrt<11'"
+    return Check(name, False, found, advice, stops)
+
+
+def check_images() -> Iterator[Check]:
+    """Formats that Pillow can read here; the wheels have all, a build of one's own may not."""
+    from PIL import Image, features
+
+    from pfedmma_deploy.data.images import IMAGE_FORMATS, IMAGE_SUFFIXES
+
+    Image.init()
+    codecs = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp"}
+    missing = []
+    for name in IMAGE_FORMATS:
+        if name not in Image.OPEN or (name in codecs and not features.check(codecs[name])):
+            missing.append(name)
+    if missing:
+        found = f"cannot read {', '.join(missing)}"
+        yield Check("images", False, found, "pip install --force-reinstall pillow", stops=True)
+    else:
+        turbo = ", libjpeg-turbo" if features.check_feature("libjpeg_turbo") else ""
+        yield Check("images", True, f"{' '.join(IMAGE_SUFFIXES)}{turbo}")
+
+
+def check_assets() -> Iterator[Check]:
+    """The embedded backbone and samples."""
+    import pfedmma_deploy
+
+    folder = Path(pfedmma_deploy.__file__).parent / "assets"
+    missing = [name for name in ASSETS if not (folder / name).is_file()]
+    if missing:
+        found = f"{', '.join(missing)} missing in {folder}"
+        yield Check("embedded files", False, found, "install pfedmma-deploy again", stops=True)
+    else:
+        sizes = sum((folder / name).stat().st_size for name in ASSETS)
+        found = f"pfedmma-tiny, cifar10-sample, domains-sample; {_size(sizes)} in {folder}"
+        yield Check("embedded files", True, found)
+
+
+def check_places(runs: Path, exports: Path) -> Iterator[Check]:
+    """Caches, runs and bundles with their sizes, and the space that is left."""
+    yield _place("cache of open_clip", _hub_cache(), "weights that --pretrained names", "*/")
+    yield _place("cache of OpenAI's weights", Path.home() / ".cache" / "clip", "", "*")
+    for kind, what in KINDS.items():
+        folder = cache_folder(kind)
+        if folder is None:
+            yield Check(f"cache of {kind}", True, f"switched off by ${VARIABLE}", absent=True)
+        else:
+            yield _place(f"cache of {kind}", folder, what, "*")
+    yield _place("runs", runs, "`pfedmma train` makes them", "*/manifest.json")
+    yield _place("exports", exports, "`pfedmma export` makes them", "*/manifest.json")
+    folder = runs.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if not os.access(folder, os.W_OK):
+        advice = "work in a folder of your own, or name one with --out"
+        yield Check("disk", False, f"{folder} cannot be written to", advice)
+    else:
+        advice = "" if free >= LEAST_FREE else "make room, or write to another disk with --out"
+        yield Check("disk", free >= LEAST_FREE, f"{_size(free)} free in {folder}", advice)
+
+
+def _hub_cache() -> Path:
+    """Where open_clip's downloads go, by the rules of huggingface_hub."""
+    if folder := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(folder).expanduser()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("HF_HOME") or cache / "huggingface").expanduser() / "hub"
+
+
+def _place(name: str, folder: Path, what: str, pattern: str) -> Check:
+    """A folder with the number of its entries, and the size of all files below."""
+    if not folder.is_dir():
+        found = f"{folder}: not there yet{f' ({what})' if what else ''}"
+        return Check(name, True, found, absent=True)
+    count = len(list(folder.glob(pattern)))
+    entries = "1 entry" if count == 1 else f"{count} entries"
+    size = _size(folder_size(folder)[1])
+    return Check(name, True, f"{folder.resolve()}: {entries}, {size}")
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a probe printed before it ended."""
+
+    lines: tuple[dict[str, Any], ...]
+    returncode: int | None
+    """None where it was still at work when its time was up."""
+    stderr: str
+
+
+def probe(kind: str, *names: str, timeout: float = 180) -> Answer:
+    """Run this module as a program, at most `timeout` seconds.
+
+    torch from a cold disk takes 20; TensorRT compiles even a tiny model.
+    """
+    # -P: without the current folder, whose files could stand in for packages.
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "pfedmma_deploy.report.doctor", kind, *names],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    returncode: int | None = None
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+        returncode = process.returncode
+    except subprocess.TimeoutExpired:
+        process.kill()
+        stdout, stderr = process.communicate()
+    lines = []
+    for line in stdout.splitlines():
+        with contextlib.suppress(ValueError):  # a library may print lines of its own
+            value = json.loads(line)
+            if isinstance(value, dict):
+                lines.append(value)
+    return Answer(tuple(lines), returncode, stderr)
+
+
+def import_module(name: str) -> dict[str, Any]:
+    """In a probe: import a module; its version, and for torch what it sees of CUDA."""
+    started = time.perf_counter()
+    try:
+        module = importlib.import_module(name)
+    except BaseException as error:  # a broken package may even call sys.exit
+        return {"module": name, "error": f"{type(error).__name__}: {error}"}
+    found: dict[str, Any] = {"module": name, "version": str(getattr(module, "__version__", "?"))}
+    if name == "torch":
+        cuda = module.cuda.is_available()
+        found["cuda"] = module.cuda.get_device_name(0) if cuda else None
+    return {**found, "seconds": time.perf_counter() - started}
+
+
+def run_model(provider: str) -> dict[str, Any]:
+    """In a probe: run the tiny model on `provider` alone, never on the CPU instead."""
+    remarks = io.StringIO()
+    try:
+        import numpy as np
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        if provider != CPU:
+            with contextlib.redirect_stdout(remarks):
+                onnxruntime.preload_dlls()
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        session = onnxruntime.InferenceSession(
+            MODEL, options, providers=[provider], enable_fallback=0
+        )
+        found = session.run(None, {"x": np.ones((1, 1, 4, 4), np.float32)})[0]
+    except BaseException as error:  # ONNX Runtime's exceptions have no common base
+        text = f"{remarks.getvalue()} {type(error).__name__}: {error}"
+        return {"provider": None, "error": " ".join(text.split())}
+    largest = float(np.abs(found - 18).max())
+    return {"provider": session.get_providers()[0], "largest_error": largest}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The probe: do what the arguments say, and print it."""
+    kind, *names = arguments
+    for name in names:
+        with contextlib.redirect_stdout(sys.stderr):
+            found = import_module(name) if kind == "import" else run_model(name)
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -11,14 +11,11 @@ import pytest
 
 from pfedmma_deploy.benchmark import inference, subjects
 from pfedmma_deploy.benchmark.bundles import RandomBundles
-from pfedmma_deploy.benchmark.cold import spread_clients, start_cold
-from pfedmma_deploy.benchmark.inference import PLAIN, bench_inference
+from pfedmma_deploy.benchmark.inference import PLAIN, Bench, bench_inference
+from pfedmma_deploy.benchmark.load import spread_clients, start_cold
 from pfedmma_deploy.benchmark.options import InferenceOptions
-from pfedmma_deploy.benchmark.photos import PHOTO_SIZE, write_photos
-from pfedmma_deploy.benchmark.rate import Setting, measure_rates
-from pfedmma_deploy.benchmark.rows import Row
-from pfedmma_deploy.benchmark.subjects import NotMeasuredError, Subject
-from pfedmma_deploy.benchmark.tables import sections
+from pfedmma_deploy.benchmark.report import Row, sections
+from pfedmma_deploy.benchmark.subjects import PHOTO_SIZE, Subject, write_photos
 from pfedmma_deploy.errors import PfedmmaError, UsageError
 from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.progress import Silent
@@ -30,7 +27,6 @@ QUICK: dict[str, Any] = {
     "seconds": 0.001,
     "rounds": 1,
     "bottleneck_dim": 4,
-    "compiled": False,
 }
 
 
@@ -97,8 +93,6 @@ def test_rate_rows(folder: Path) -> None:
     )
     notes = Notes()
     rows = list(bench_inference(options, notes))
-    peaks = [row for row in rows if row.measure == "peak"]
-    assert [row.name for row in peaks] == ["torch fp32", "onnxruntime fp32"]
     rates = [row for row in rows if row.measure == "rate"]
     names = ["torch eager fp32", PLAIN, "pfedmma fp32", "pfedmma int8"]
     assert [(row.name, row.batch_size) for row in rates] == [(n, b) for b in (1, 2) for n in names]
@@ -107,13 +101,12 @@ def test_rate_rows(folder: Path) -> None:
         assert values["images_per_second"] > 0 and values["backbone"] == "test-clip"
         assert (row.ratio is None) == (row.name == PLAIN)
         assert (row.latency is not None) == (row.batch_size == 1)
-        assert (row.share_of_peak is not None) == (row.precision == "fp32")
     ours = rates[-1]
     assert ours.peer == PLAIN and ours.clients == 3 and ours.flavour == "portable"
     assert ours.ratios is not None and "pfedmma fp32, 3 clients" in ours.ratios
     titles = [section.title for section in sections(rows)]
-    assert len(titles) == 3 and titles[2].startswith("test-clip: latency")
-    rate = sections(rows)[1]
+    assert len(titles) == 2 and titles[1].startswith("test-clip: latency")
+    rate = sections(rows)[0]
     assert "x onnxruntime fp32" in rate.columns and "x pfedmma fp32" in rate.columns
     assert len(rate.cells) == 8
 
@@ -127,44 +120,35 @@ def test_end_to_end_rows_of_a_given_bundle(folder: Path) -> None:
     assert rows[2].peer == names[0] and rows[2].clients == 5
 
 
-def test_a_peer_that_cannot_run_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_compiler(*_: object) -> Subject:
-        def prepare(batch: int) -> subjects.Call:
-            raise NotMeasuredError("torch.compile cannot compile here: no compiler")
-
-        return Subject("torch.compile fp32", "fp32", 1, prepare)
-
-    monkeypatch.setattr(subjects, "compiled_torch", no_compiler)
-    options = InferenceOptions(
-        **{**QUICK, "compiled": True}, model=folder, batch_sizes=(1, 2), measures=("rate",)
-    )
-    rows = list(bench_inference(options))
-    (row,) = (row for row in rows if row.reason)
-    assert row.name == "torch.compile fp32" and row.images_per_second is None
-    table = sections(rows)[1]
-    assert table.reasons == (["torch.compile fp32: torch.compile cannot compile here: no compiler"])
-    assert "torch.compile fp32" not in [cell for cells in table.cells for cell in cells]
-
-
-def test_batches_that_would_take_minutes_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pfedmma_deploy.benchmark.rate.LONGEST_CALL", 1e-9)
-    plain = Subject("plain", "int8", 1, lambda batch: lambda: sum(range(1000)))
-    setting = Setting("test-clip", "cpu", 1, 1, 0.001)
+def test_batches_that_would_take_minutes_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(inference, "LONGEST_CALL", 1e-9)
+    plain = Subject("plain", "int8", lambda batch: lambda: sum(range(1000)))
     notes = Notes()
-    rows = list(measure_rates("rate", [plain], "plain", [8, 1], setting, notes))
+    bench = Bench(InferenceOptions(**QUICK), tiny_backbone(), tmp_path, notes)
+    rows = list(bench.measure_rates("rate", [plain], "plain", [8, 1]))
     assert [row.batch_size for row in rows] == [1]
     assert "test-clip: batch 8 left out, one call takes about" in notes.said[0]
 
 
+def test_further_peers(folder: Path) -> None:
+    """Scripts may bring subjects of their own; they take part in the same rounds."""
+    other = Subject("other", "fp32", lambda batch: lambda: sum(range(1000)))
+    options = InferenceOptions(**QUICK, model=folder, batch_sizes=(1,), measures=("rate",))
+    rows = list(bench_inference(options, peers=lambda backbone, _: [other]))
+    assert [row.name for row in rows] == ["torch eager fp32", "other", PLAIN, "pfedmma fp32"]
+    assert set(rows[3].ratios or {}) == {"torch eager fp32", "other", PLAIN}
+
+
 def test_many_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pfedmma_deploy.benchmark import scaling
-    from pfedmma_deploy.benchmark.cold import ColdStart
+    from pfedmma_deploy.benchmark.load import ColdStart
 
     def cold(kind: str, folder: str, *_: str) -> ColdStart:
         clients = int(folder.rpartition("-")[2])
         return ColdStart(1.0, 0.5, memory=1000 + 10 * clients, peak_memory=5000)
 
-    monkeypatch.setattr(scaling, "start_cold", cold)
+    monkeypatch.setattr(inference, "start_cold", cold)
     options = InferenceOptions(
         **QUICK, backbones=(register(),), scaling=(7, 2), batch_sizes=(2,), measures=("clients",)
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pfedmma_deploy.benchmark.rows import latency, timed
+from pfedmma_deploy.benchmark.report import Row, environment_lines, latency
 from pfedmma_deploy.benchmark.timing import (
     Contestant,
     Windows,
@@ -15,6 +15,7 @@ from pfedmma_deploy.benchmark.timing import (
     run_rounds,
     spread,
 )
+from tests.test_system import MACHINE
 
 
 class FakeMachine:
@@ -97,11 +98,22 @@ def test_fields_of_a_row_by_hand() -> None:
         "ours": Windows([30.0, 60.0, 90.0], [1.0]),
         "plain": Windows([20.0, 30.0, 90.0], [1.0]),
     }
-    fields = timed(windows, "ours", "plain")
-    assert fields["images_per_second"] == 60.0
-    assert fields["quartiles"] == [45.0, 75.0]
+    row = Row("rate", "tiny", "ours", "fp32")
+    found = row.timed(windows, "ours", "plain")
+    assert found.images_per_second == 60.0
+    assert found.quartiles == [45.0, 75.0]
     # 1.5, 2 and 1: not the ratio of the medians, which is 2.
-    assert fields["ratio"] == 1.5 and fields["peer"] == "plain"
-    assert set(fields["ratios"]) == {"plain"}
+    assert found.ratio == 1.5 and found.peer == "plain"
+    assert set(found.ratios or {}) == {"plain"}
     # Nothing is its own peer.
-    assert timed(windows, "plain", "plain")["ratio"] is None
+    assert row.timed(windows, "plain", "plain").ratio is None
+
+
+def test_the_machine_in_lines_by_hand() -> None:
+    assert environment_lines(MACHINE).splitlines() == [
+        "- Processor: AMD EPYC (avx2), 2 cores, 1 threads used, 25 GB",
+        "- GPU: none",
+        "- System: Linux x86_64, Python 3.11.7",
+        "- torch 2.15.0, onnxruntime 1.31.1",
+        "- Measured 2026-11-20 10:00 UTC; load of the machine before: 0.25",
+    ]

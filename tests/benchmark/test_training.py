@@ -1,78 +1,69 @@
-"""The training benchmark: what it counts, and that its subjects compute the same."""
+"""The training benchmark: that its ways compute the same, and what its rows say."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pfedmma_deploy.backbone.flops import block_flop, image_tokens, tower_flop
-from pfedmma_deploy.benchmark.round_flop import RoundFlop, count_round
 from pfedmma_deploy.benchmark.training import (
+    NAIVE,
     OURS,
-    SAME_PRODUCTS,
-    STRAIGHT,
     TrainingSeconds,
     TrainingTask,
-    noise_federation,
-    time_subject,
-    weight_difference,
+    round_section,
+    time_way,
+    training_rows,
+    write_noise,
 )
-from pfedmma_deploy.benchmark.training_tables import Timed, curve_section, round_section
-from tests.tinyclip import register, tiny_backbone
+from pfedmma_deploy.config import PartitionConfig
+from pfedmma_deploy.data.datasets import load_dataset
+from pfedmma_deploy.data.federation import build_federation
+from tests.tinyclip import register
 
 TASK = TrainingTask(register(), clients=2, classes=2, shots=3, batch_size=2)
 
 
-def test_the_federation_has_clients_of_one_size() -> None:
-    federation = noise_federation(replace(TASK, clients=3), 16)
-    assert [len(client.train) for client in federation.clients] == [2, 2, 2]
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PFEDMMA_CACHE", str(tmp_path / "cache"))
+    write_noise(tmp_path / "images", TASK)
+    return tmp_path / "images"
+
+
+def test_the_federation_has_clients_of_one_size(images: Path) -> None:
+    federation = build_federation(load_dataset(images), PartitionConfig(clients=2))
+    assert [len(client.train) for client in federation.clients] == [3, 3]
     assert len({e.key for client in federation.clients for e in client.train}) == 6
     assert (len(federation.base_test), len(federation.novel_test)) == (2, 2)
 
 
-def test_both_ways_come_to_the_same_weights() -> None:
-    straight, ours = time_subject(TASK, STRAIGHT, 1), time_subject(TASK, OURS, 1)
-    assert weight_difference(straight, ours) < 1e-6
-    assert straight.train > 0 < straight.evaluate
+def test_both_ways_come_to_the_same_weights(images: Path, tmp_path: Path) -> None:
+    naive = time_way(TASK, NAIVE, images, tmp_path / "naive")
+    ours = time_way(TASK, OURS, images, tmp_path / "ours")
+    assert training_rows(TASK, [naive, ours])[1]["weight_difference"] < 1e-6
+    assert naive.train > 0 < naive.evaluate
 
 
-def test_a_round_counted_by_hand() -> None:
-    """Two clients, three images and two steps each, two prompts a step, 2 + 2 test images."""
-    backbone = tiny_backbone()
-    plain = replace(backbone, token_shortcuts=False)
-    tokens = image_tokens(backbone)
-    image = tower_flop(plain, "image", tokens, adapted=1)
-    text = tower_flop(plain, "text", 77, adapted=1)
-    trained = 6 * image.total + 2 * 2 * 2 * text.total
-    evaluated = 2 * 4 * image.forward + 2 * 4 * text.forward
-    found = count_round(TASK, backbone)
-    assert found.straight == trained + evaluated
-    # One block of three is kept, and of the last only one token is computed.
-    least = block_flop(tokens, 32, 128) + block_flop(tokens, 32, 128, queries=1)
-    assert tower_flop(backbone, "image", tokens, start=1).forward == least + 2 * 32 * 16
-    assert found.bound > 5
+def took(name: str, seconds: float, weight: float) -> TrainingSeconds:
+    shared = {"w": np.array([weight], np.float32)}
+    return TrainingSeconds(name, seconds, seconds / 2, 0.5, 10**9, shared)
 
 
-def test_ratios_are_to_the_straight_reading() -> None:
-    def took(name: str, seconds: float, weight: float) -> TrainingSeconds:
-        shared = {"w": np.array([weight], np.float32)}
-        return TrainingSeconds(name, seconds, seconds / 2, 0.1, 0.5, 10**9, shared)
-
-    timed = Timed(TASK, RoundFlop(200, 100), [took(STRAIGHT, 6.0, 1.0), took(OURS, 4.0, 1.5)])
-    first, second = timed.to_rows()
-    assert first["ratio"] is None
+def test_ratios_are_to_the_naive_baseline() -> None:
+    found = [took(NAIVE.name, 6.0, 1.0), took(OURS.name, 4.0, 1.5)]
+    first, second = training_rows(TASK, found)
+    assert first["ratio"] is None and first["seconds_per_step"] == 1.5
     assert second["ratio"] == pytest.approx(1.5)
-    assert second["share_of_bound"] == pytest.approx(0.75)
     assert second["weight_difference"] == 0.5
-    cells = round_section([timed]).cells
-    assert [row[11:14] for row in cells] == [["-", "2.00", "-"], ["1.50", "2.00", "75%"]]
-    faster = Timed(
-        TASK,
-        RoundFlop(200, 100),
-        [took(STRAIGHT, 6.0, 1.0), took(SAME_PRODUCTS, 4.0, 1.0), took(OURS, 2.0, 1.0)],
-    )
-    shares = [row["share_of_bound"] for row in faster.to_rows()]
-    assert shares == [None, pytest.approx(0.75), None], "of the one with the same products only"
-    assert curve_section([(TASK, RoundFlop(4 * 10**12, 10**12))]).cells[0][-1] == "4.00"
+    cells = round_section([first, second]).cells
+    assert [row[-2:] for row in cells] == [["-", "-"], ["1.50", "5e-01"]]
+
+
+def test_one_of_many_clients() -> None:
+    """Its images over its seconds, not those of the whole federation."""
+    task = replace(TASK, clients=3, shots=6, of_clients=1)
+    (row,) = training_rows(task, [took(OURS.name, 2.0, 1.0)])
+    assert (row["participants"], row["images_per_second"], row["ratio"]) == (1, 2.0, None)

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from pfedmma_deploy.benchmark.options import InferenceOptions
-from pfedmma_deploy.benchmark.rows import Row
+from pfedmma_deploy.benchmark.report import Row
 from pfedmma_deploy.benchmark.timing import Spread
 from pfedmma_deploy.cli.main import run
 
 ROWS = [
-    Row("peak", None, "torch fp32", "fp32", flop_per_second=4e11, quartiles=[3e11, 5e11]),
     Row("rate", "tiny", "onnxruntime fp32", "fp32", batch_size=8, images_per_second=250.0),
     Row(
         "rate", "tiny", "pfedmma fp32", "fp32", "portable", 100, 8,
@@ -23,7 +22,6 @@ ROWS = [
         peer="onnxruntime fp32",
         ratio=2.0,
         ratios={"onnxruntime fp32": Spread(2.0, 1.9, 2.1)},
-        share_of_peak=0.51,
     ),
     Row("rate", "tiny", "torch.compile fp32", "fp32", reason="no compiler"),
 ]  # fmt: skip
@@ -48,8 +46,8 @@ def test_json(asked: list[InferenceOptions], capsys: pytest.CaptureFixture[str])
     assert run([*arguments.split(), "--precision", "int8", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert set(values) == {"rows", "environment"}
-    assert values["rows"][2]["images_per_second"] == 500.0 and values["rows"][2]["ratio"] == 2.0
-    assert values["rows"][3]["reason"] == "no compiler"
+    assert values["rows"][1]["images_per_second"] == 500.0 and values["rows"][1]["ratio"] == 2.0
+    assert values["rows"][2]["reason"] == "no compiler"
     assert values["environment"]["threads"] == 3
     (options,) = asked
     assert options.backbones == ("ViT-B-32", "ViT-B-16") and options.batch_sizes == (1, 64)
@@ -67,10 +65,10 @@ def test_tables_and_files(
     text = markdown.read_text(encoding="utf-8")
     assert "## tiny: rate of the model on the device" in text
     assert "Made by `pfedmma bench --backbone pfedmma-tiny --measure rate,end-to-end" in text
-    assert "| pfedmma fp32 | 100 | 8 | 500 | 400 to 600 | 2.00 | 51 |" in text
+    assert "| pfedmma fp32 | 100 | 8 | 500 | 400 to 600 | 2.00 |" in text
     assert "Not measured: torch.compile fp32: no compiler" in text
     values = json.loads(markdown.with_suffix(".json").read_text(encoding="utf-8"))
-    assert len(values["rows"]) == 4
+    assert len(values["rows"]) == 3
     # Defaults of a CPU.
     assert asked[0].precisions == ("fp32", "int8")
 
@@ -83,6 +81,7 @@ def test_tables_and_files(
         ("--measure speed", "measurement must be among rate, end-to-end, load, clients"),
         ("--rounds 0", "rounds must be 1 or more, not 0"),
         ("--device gpu", "Device 'gpu' is unknown"),
+        ("--train --batch-sizes 1", "--train measures rounds: --batch-sizes is for inference"),
     ],
 )
 def test_mistakes(

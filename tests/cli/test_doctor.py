@@ -8,7 +8,7 @@ import pytest
 
 from pfedmma_deploy.cli.main import run
 from pfedmma_deploy.report import doctor
-from pfedmma_deploy.report.doctor_check import Check
+from pfedmma_deploy.report.doctor import Check
 
 FINE = Check("python", True, "3.12")
 CLASH = Check("onnxruntime packages", False, "both", "pip uninstall -y both")

@@ -168,11 +168,16 @@ def test_export_of_one_client(folder: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_client_leaves_and_joins(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Out of the bundle, and in again from its folder of the run, whose projections it shares."""
-    assert as_json(capsys, "export --remove-client 1 --to exports/photos")["clients"][-1] != "1"
-    values = as_json(capsys, "export --add-client runs/photos/clients/1 --to exports/photos")
+    listed = as_json(capsys, "bundle list")
+    assert listed["clients"][:3] == ["zero-shot", "0", "1"]
+    removed = as_json(capsys, "bundle remove 1 --from exports/photos")
+    assert removed["clients"][-1] != "1"
+    values = as_json(capsys, "bundle add runs/photos/clients/1 --to exports/photos")
     assert values["clients"][-1] == "1" and "1" in values["parity"]["added"]
-    assert run("export --add-client runs/photos/clients/1".split()) == 2
-    assert "--remove-client ID --to BUNDLE" in capsys.readouterr().err
+    assert as_json(capsys, "bundle list exports/photos") == values
+    assert set(values) == set(removed) == {"bundle", "clients", "files", "parity", "quality"}
+    assert run("bundle list".split()) == 0
+    assert "2  shop       apple, drum" in capsys.readouterr().out
 
 
 def test_open_clip_weights_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

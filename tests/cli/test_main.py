@@ -27,7 +27,11 @@ COMMANDS = [
     "methods",
 ]
 
-GROUPS = {"data": ["list", "info", "fetch", "check", "partition"], "cache": ["info", "clear"]}
+GROUPS = {
+    "data": ["list", "info", "fetch", "check", "partition"],
+    "bundle": ["add", "remove", "list"],
+    "cache": ["info", "clear"],
+}
 """Commands of commands; `pfedmma data --help` shows at least these, and so on."""
 IN_GROUPS = [f"{group} {command}" for group, commands in GROUPS.items() for command in commands]
 
@@ -57,7 +61,7 @@ def test_each_command_has_help_with_an_example(
         assert option in text
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *GROUPS])
 def test_each_command_is_in_the_readme(command: str) -> None:
     assert f"pfedmma {command}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -88,6 +92,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("evaluate --run r", 1, "Error: r holds no run (no manifest.json)"),
         ("export", 1, "Error: There is no run under"),
         ("export --all --client 3", 2, "Error: --all and --client exclude each other"),
+        ("export --client ,", 2, "Error: --client ',' names no client: give ids such as 3 or 3,4"),
+        ("export --add-client runs/a/clients/1 --to b", 2, "`pfedmma bundle add CLIENT_DIR --to"),
+        ("export --remove-client 1 --to b", 2, "`pfedmma bundle remove ID --from BUNDLE`"),
+        ("bundle add runs/a/clients/1", 2, "Missing option '--to'"),
+        ("bundle add c --to b", 1, "Error: b is no folder"),
+        ("bundle remove 1 --from b", 1, "Error: b is no folder"),
+        ("bundle list", 1, "make one with `pfedmma export`"),
         ("predict", 2, "Missing argument 'IMAGES...'"),
         ("predict a.jpg", 1, "make one with `pfedmma export`"),
         ("predict a.jpg --model m", 1, "Error: m is no folder"),
@@ -110,18 +121,13 @@ def test_mistakes(
     assert list(in_empty_folder.iterdir()) == []
 
 
-def test_old_names_of_options_count_with_a_warning(
+def test_an_empty_client_is_no_client(
     in_empty_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = "train --data x --backbone pfedmma-tiny --engine sequential --dropout 0.1"
-    assert run(line.split()) == 1
-    first, second, *_, error = capsys.readouterr().err.splitlines()
-    assert first == (
-        "warning: the command line: dropout is called client_dropout now; the old name goes in the"
-        " next version"
+    assert run(["export", "--client", ""]) == 2
+    assert capsys.readouterr().err == (
+        "Error: --client '' names no client: give ids such as 3 or 3,4, or leave it out\n"
     )
-    assert second.startswith("warning: the command line: engine is called client_batching now;")
-    assert error.startswith("Error: there is no folder 'x'")
 
 
 def test_verbose_shows_where(in_empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

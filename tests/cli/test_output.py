@@ -8,8 +8,7 @@ import sys
 
 import pytest
 
-from pfedmma_deploy.cli.output import Output, open_output
-from pfedmma_deploy.cli.tables import compare
+from pfedmma_deploy.cli.output import Output, open_output, print_accuracies
 
 
 class Terminal(io.StringIO):
@@ -48,7 +47,7 @@ def test_gain_is_the_last_row_minus_the_first() -> None:
     known = {"local": 60.0, "base": 70.0, "novel": None, "hm2": None, "hm3": None}
     better = {**known, "local": 72.5, "base": 69.0}
     rows = {"zero-shot": known, "personalized": better}
-    compare(Output(stream, as_json=False, quiet=False), rows, "T")
+    print_accuracies(Output(stream, as_json=False, quiet=False), rows, "T")
     assert stream.getvalue().splitlines()[-1].split() == ["gain", "+12.5", "-1.0", "-", "-", "-"]
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pfedmma_deploy.cli.main import run
-from pfedmma_deploy.cli.predictions import Csv, printable
+from pfedmma_deploy.cli.predict import Csv, printable
 from pfedmma_deploy.runtime import Classifier, ClassScore, Prediction
 from pfedmma_deploy.types import Skipped
 from tests.export.sample import CLASS_NAMES, images

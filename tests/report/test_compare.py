@@ -11,12 +11,27 @@ from pathlib import Path
 import pytest
 
 from pfedmma_deploy.config import TrainConfig
+from pfedmma_deploy.data.catalog import known_datasets
 from pfedmma_deploy.errors import TrainingError, UsageError
 from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.report import compare as module
-from pfedmma_deploy.report.compare import Comparison, best_rate, compare
-from pfedmma_deploy.report.comparison_files import markdown, to_dict, write_comparison
-from pfedmma_deploy.report.trial import Result, Trial, read_result, run_trial
+from pfedmma_deploy.report.compare import (
+    Comparison,
+    Result,
+    Trial,
+    best_rate,
+    compare,
+    read_result,
+    run_trial,
+)
+from pfedmma_deploy.report.comparison_files import (
+    _published_tables,
+    markdown,
+    published_rows,
+    spread,
+    to_dict,
+    write_comparison,
+)
 from tests.federated.conftest import config, one_thread, sites
 
 __all__ = ["config", "one_thread", "sites"]
@@ -185,3 +200,75 @@ def test_jobs_of_their_own_give_the_same(tmp_path: Path, config: TrainConfig) ->
     both = compare(["pfedmma"], [0, 1], configure, tmp_path / "two", jobs=2)
     alone = compare(["pfedmma"], [0], configure, tmp_path / "one")
     assert both.results["pfedmma"][0].clients == alone.results["pfedmma"][0].clients
+
+
+def test_three_seeds_by_hand() -> None:
+    """Mean 80, deviation 2, interval 4.303 * 2 / sqrt(3)."""
+    found = spread([78.0, 80.0, 82.0])
+    assert found is not None
+    assert (found.mean, found.deviation) == (80.0, 2.0)
+    assert found.interval == pytest.approx(4.968, abs=1e-3)
+
+
+def test_one_seed_has_no_interval() -> None:
+    found = spread([78.0])
+    assert found is not None
+    assert (found.mean, found.deviation, found.interval) == (78.0, None, None)
+
+
+def test_what_is_not_measured_everywhere_is_not_averaged() -> None:
+    assert spread([78.0, None]) is None
+    assert spread([]) is None
+
+
+def test_many_seeds_use_the_normal_distribution() -> None:
+    found = spread([0.0, 2.0] * 50)
+    assert found is not None
+    assert found.deviation is not None
+    assert found.interval == pytest.approx(1.960 * found.deviation / 10)
+
+
+FIELDS = {"method", "local", "base", "novel", "hm3", "source", "url", "datasets"}
+
+
+def test_the_means_of_the_pfedmma_paper() -> None:
+    rows = published_rows("oxford_pets", "base-novel/disjoint", "ViT-B-16", 16)
+    assert [row["method"] for row in rows] == [
+        "zero-shot", "promptfl", "fedpgp", "fedotp", "pfedmoap", "pfedmma",
+    ]  # fmt: skip
+    ours = rows[-1]
+    assert set(ours) == FIELDS
+    assert (ours["local"], ours["base"], ours["novel"], ours["hm3"]) == (97.17, 77.40, 81.49, 84.15)
+    assert ours["source"] == "pFedMMA, arXiv 2507.05394 (ICLR 2026), mean over 7 data sets"
+    assert len(ours["datasets"]) == 7
+
+
+def test_names_are_taken_as_people_write_them() -> None:
+    protocol = {"classes": "base-novel", "partition": "disjoint"}
+    expected = published_rows("oxford_pets", "base-novel/disjoint", "ViT-B-16", 16)
+    assert published_rows("/data/oxford-iiit-pet", protocol, "vit-b/16", 16) == expected
+
+
+@pytest.mark.parametrize(
+    ("dataset", "protocol", "backbone", "shots"),
+    [
+        ("eurosat", "base-novel/disjoint", "ViT-B-16", 16),
+        ("oxford_pets", "base-novel/dirichlet", "ViT-B-16", 16),
+        ("oxford_pets", "all/disjoint", "ViT-B-16", 16),
+        ("oxford_pets", "base-novel/disjoint", "ViT-B-32", 16),
+        ("oxford_pets", "base-novel/disjoint", "ViT-B-16", 8),
+    ],
+)
+def test_another_protocol_has_no_figures(
+    dataset: str, protocol: str, backbone: str, shots: int
+) -> None:
+    assert published_rows(dataset, protocol, backbone, shots) == []
+
+
+def test_every_table_names_known_data_sets_and_plausible_figures() -> None:
+    for table in _published_tables():
+        assert set(table["datasets"]) <= set(known_datasets())
+        assert table["url"].startswith("https://")
+        for figures in table["methods"].values():
+            assert set(figures) == {"local", "base", "novel", "hm3"}
+            assert all(0 < value < 100 for value in figures.values())

@@ -10,14 +10,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.report import doctor, doctor_devices, doctor_packages, doctor_places
-from pfedmma_deploy.report.doctor_check import Check, guarded
-from pfedmma_deploy.report.doctor_packages import check_imports, check_packages
-from pfedmma_deploy.report.doctor_probe import Answer
+from pfedmma_deploy.report import doctor
+from pfedmma_deploy.report.doctor import (
+    MODEL,
+    Answer,
+    Check,
+    check_imports,
+    check_packages,
+    guarded,
+    probe,
+    run_model,
+)
 from pfedmma_deploy.runtime import providers as runtime_providers
 from pfedmma_deploy.runtime.providers import CPU, CUDA, TENSORRT
 
@@ -34,13 +44,10 @@ class FakeProbe:
 
     ran: dict[str, Answer] = {}  # noqa: RUF012
 
-    def __init__(self, kind: str, *names: str) -> None:
-        self.kind, self.names = kind, names
-
-    def finish(self) -> Answer:
-        if self.kind == "import":
-            return Answer(tuple(LINES[name] for name in self.names), 0, "")
-        (name,) = self.names
+    def __call__(self, kind: str, *names: str) -> Answer:
+        if kind == "import":
+            return Answer(tuple(LINES[name] for name in names), 0, "")
+        (name,) = names
         return self.ran.get(name, Answer(({"provider": name, **RIGHT},), 0, ""))
 
 
@@ -51,8 +58,7 @@ def by_name(checks: Any) -> dict[str, Check]:
 def have(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
     """Distributions that are installed; underscores stand for hyphens."""
     found = {name.replace("_", "-"): version for name, version in versions.items()}
-    monkeypatch.setattr(doctor_packages, "installed", found.get)
-    monkeypatch.setattr(doctor_devices, "installed", found.get)
+    monkeypatch.setattr(doctor, "installed", found.get)
 
 
 def providers(
@@ -63,7 +69,7 @@ def providers(
     monkeypatch.setattr(runtime_providers, "cuda_problem", lambda: problem)
     monkeypatch.setattr(runtime_providers, "tensorrt_problem", lambda: problem or "no TensorRT")
     monkeypatch.setattr(FakeProbe, "ran", {f"{k}ExecutionProvider": v for k, v in ran.items()})
-    monkeypatch.setattr(doctor_devices, "Probe", FakeProbe)
+    monkeypatch.setattr(doctor, "probe", FakeProbe())
 
 
 def driver(monkeypatch: pytest.MonkeyPatch, *, start: int = 0, version: int = 13020) -> None:
@@ -178,46 +184,46 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    (check,) = doctor_devices.check_driver("auto")
+    (check,) = doctor.check_driver("auto")
     assert check.ok and check.absent and "no NVIDIA driver" in check.found
-    (check,) = doctor_devices.check_driver("cuda")
+    (check,) = doctor.check_driver("cuda")
     assert check.stops and check.advice.startswith("install NVIDIA's driver")
 
 
 def test_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, nvidia_cuda_runtime="13.2.86")
     driver(monkeypatch)
-    (check,) = doctor_devices.check_driver("cuda")
+    (check,) = doctor.check_driver("cuda")
     assert check == Check("driver", True, "runs up to CUDA 13.2; 1 GPU: NVIDIA H200")
     driver(monkeypatch, version=12080)
-    (check,) = doctor_devices.check_driver("auto")
+    (check,) = doctor.check_driver("auto")
     assert (check.ok, check.stops) == (False, False) and "CUDA 12.8" in check.found
     assert check.advice == "update the driver: the libraries installed here are CUDA 13's"
     driver(monkeypatch, start=802)
-    (check,) = doctor_devices.check_driver("cuda")
+    (check,) = doctor.check_driver("cuda")
     assert check.stops and "CUDA error 802" in check.found
 
 
 def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, onnxruntime_gpu="1.31.1", nvidia_cublas="13.4")
-    (check,) = doctor_devices.check_libraries("auto")
+    (check,) = doctor.check_libraries("auto")
     assert check.advice == ""
-    (check,) = doctor_devices.check_libraries("cuda")
+    (check,) = doctor.check_libraries("cuda")
     assert "cublas 13.4" in check.found and "curand not from pip" in check.found
     assert check.advice == "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 
 def test_a_machine_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     providers(monkeypatch, CUDA, CPU, problem="no NVIDIA driver was found; install one")
-    checks = by_name(doctor_devices.check_providers("auto"))
+    checks = by_name(doctor.check_providers("auto"))
     assert checks[CPU] == Check(CPU, True, "ran a tiny model, result right")
     assert checks[CUDA].ok and checks[CUDA].absent and "no NVIDIA driver" in checks[CUDA].found
     assert checks["device"] == Check("device", True, "auto takes cpu")
-    checks = by_name(doctor_devices.check_providers("cuda"))
+    checks = by_name(doctor.check_providers("cuda"))
     assert checks[CUDA].stops and checks[CUDA].advice == "see the driver"
     assert checks["device"].stops and checks["device"].found == "cuda cannot be used"
     providers(monkeypatch, CPU, problem="ONNX Runtime has no CUDA provider; run `pip x`")
-    checks = by_name(doctor_devices.check_providers("cuda"))
+    checks = by_name(doctor.check_providers("cuda"))
     assert checks[CUDA].advice == "run `pip x`"
 
 
@@ -250,36 +256,36 @@ def test_cuda_that_does_not_run(
 ) -> None:
     providers(monkeypatch, CUDA, CPU, CUDA=answer)
     for device, stops in (("auto", False), ("cuda", True)):
-        checks = by_name(doctor_devices.check_providers(device))
+        checks = by_name(doctor.check_providers(device))
         check = checks[CUDA]
         assert (check.ok, check.stops, check.found) == (False, stops, found)
         assert "onnxruntime-gpu[cuda,cudnn]" in check.advice
         assert checks["device"].stops == stops
-    assert by_name(doctor_devices.check_providers("auto"))["device"].found == "auto takes cpu"
+    assert by_name(doctor.check_providers("auto"))["device"].found == "auto takes cpu"
 
 
 def test_cuda_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     providers(monkeypatch, TENSORRT, CUDA, CPU)
-    checks = by_name(doctor_devices.check_providers("auto"))
+    checks = by_name(doctor.check_providers("auto"))
     assert checks["device"].found == "auto takes cuda"
-    assert by_name(doctor_devices.check_providers("cuda"))["device"].found == "cuda works"
-    checks = by_name(doctor_devices.check_providers("tensorrt"))
+    assert by_name(doctor.check_providers("cuda"))["device"].found == "cuda works"
+    checks = by_name(doctor.check_providers("tensorrt"))
     assert checks[CUDA].ok and checks[TENSORRT].stops and checks["device"].stops
 
 
 def test_half_an_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left where one of the two packages was removed: a module without its functions."""
     monkeypatch.delattr(onnxruntime, "get_available_providers")
-    (check,) = doctor_devices.check_providers("cpu")
+    (check,) = doctor.check_providers("cpu")
     assert check.stops and "AttributeError" in check.found
 
 
 def test_assets_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert all(check.ok for check in doctor_places.check_assets())
-    (check,) = doctor_places.check_images()
+    assert all(check.ok for check in doctor.check_assets())
+    (check,) = doctor.check_images()
     assert check.ok and ".jpg .png .webp" in check.found
-    monkeypatch.setattr(doctor_places, "ASSETS", ("pfedmma-tiny/other.safetensors",))
-    (check,) = doctor_places.check_assets()
+    monkeypatch.setattr(doctor, "ASSETS", ("pfedmma-tiny/other.safetensors",))
+    (check,) = doctor.check_assets()
     assert check.stops and check.advice == "install pfedmma-deploy again"
 
 
@@ -289,14 +295,14 @@ def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "manifest.json").write_bytes(b"x" * 600)
-    checks = by_name(doctor_places.check_places(tmp_path / "runs", tmp_path / "exports"))
+    checks = by_name(doctor.check_places(tmp_path / "runs", tmp_path / "exports"))
     assert checks["runs"].found == f"{tmp_path / 'runs'}: 2 entries, 1 kB"
     assert checks["exports"].absent and "`pfedmma export` makes them" in checks["exports"].found
     assert checks["cache of open_clip"].found.startswith(str(tmp_path / "hub"))
     assert checks["cache of tensorrt"].found.startswith(str(tmp_path / "cache" / "tensorrt"))
     monkeypatch.setenv("PFEDMMA_CACHE", "off")
-    monkeypatch.setattr(doctor_places, "LEAST_FREE", float("inf"))
-    checks = by_name(doctor_places.check_places(tmp_path / "runs", tmp_path / "exports"))
+    monkeypatch.setattr(doctor, "LEAST_FREE", float("inf"))
+    checks = by_name(doctor.check_places(tmp_path / "runs", tmp_path / "exports"))
     assert checks["cache of index"].found == "switched off by $PFEDMMA_CACHE"
     assert not checks["disk"].ok and checks["disk"].advice.startswith("make room")
 
@@ -314,7 +320,7 @@ def test_a_check_that_fails_is_a_finding() -> None:
 
 def test_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     providers(monkeypatch, CPU, problem="none; add one")
-    monkeypatch.setattr(doctor, "Probe", FakeProbe)
+    monkeypatch.setattr(doctor, "probe", FakeProbe())
     found = doctor.diagnose("cpu", runs=tmp_path / "runs", exports=tmp_path / "exports")
     names = [check.name for check in found.checks]
     assert found.works and not found.problems and len(names) == len(set(names))
@@ -328,7 +334,7 @@ def test_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> Any:
         raise OSError("unreadable")
 
-    monkeypatch.setattr(doctor_places, "check_images", broken)
+    monkeypatch.setattr(doctor, "check_images", broken)
     found = doctor.diagnose("cuda", runs=tmp_path / "runs", exports=tmp_path / "exports")
     assert not found.works
     assert "could not be looked at" in by_name(found.checks)["images"].found
@@ -338,7 +344,7 @@ def test_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_devices_and_names_are_the_runtimes() -> None:
     assert doctor.DEVICES == runtime_providers.DEVICES
-    assert (doctor_devices.CUDA, doctor_devices.TENSORRT) == (CUDA, TENSORRT)
+    assert (doctor.CUDA, doctor.TENSORRT) == (CUDA, TENSORRT)
 
 
 PROGRAM = """
@@ -364,3 +370,68 @@ def test_it_works_where_nearly_nothing_does(tmp_path: Path) -> None:
     )
     assert done.stderr == ""
     assert done.stdout == "packages,torch and torchvision,images,providers\n"
+
+
+# Real processes: imports that crash or hang, and the tiny model on the CPU.
+
+
+def test_the_tiny_model_is_what_its_comment_says() -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"]),
+            helper.make_node("MatMul", ["c", "m"], ["y"]),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 2, 2])],
+        [
+            numpy_helper.from_array(np.ones((2, 1, 3, 3), np.float32), "w"),
+            numpy_helper.from_array(np.ones((2, 2), np.float32), "m"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 18)]
+    assert onnx.load_from_string(MODEL) == helper.make_model(
+        graph, opset_imports=opsets, ir_version=8
+    )
+
+
+def test_the_cpu_runs_it() -> None:
+    answer = probe("run", "CPUExecutionProvider")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.lines == ({"provider": "CPUExecutionProvider", "largest_error": 0.0},)
+
+
+def test_a_provider_that_is_not_there() -> None:
+    found = run_model("NoSuchExecutionProvider")
+    assert found["provider"] is None and "NoSuchExecutionProvider" in found["error"]
+
+
+def test_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fine.py").write_text("print('hello'); __version__ = '1'")
+    (tmp_path / "broken.py").write_text("raise RuntimeError('operator torchvision::nms')")
+    (tmp_path / "leaves.py").write_text("import sys; sys.exit('no')")
+    (tmp_path / "crash.py").write_text("import os; os.write(2, b'gone'); os._exit(3)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    answer = probe("import", "fine", "broken", "leaves", "absent", "crash", "fine")
+    fine, broken, leaves, absent = answer.lines
+    assert (fine["module"], fine["version"]) == ("fine", "1")
+    assert broken["error"] == "RuntimeError: operator torchvision::nms"
+    assert leaves["error"] == "SystemExit: no"
+    assert absent["error"] == "ModuleNotFoundError: No module named 'absent'"
+    assert answer.returncode == 3 and answer.stderr.endswith("gone")
+
+
+def test_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hangs.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    answer = probe("import", "hangs", timeout=0.2)
+    assert answer.returncode is None and answer.lines == ()
+
+
+def test_the_current_folder_does_not_stand_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torchy.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    (line,) = probe("import", "torchy").lines
+    assert "No module named 'torchy'" in line["error"]

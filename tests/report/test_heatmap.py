@@ -12,8 +12,7 @@ from PIL import Image
 
 from pfedmma_deploy.config import PartitionConfig
 from pfedmma_deploy.data.federation import build_federation
-from pfedmma_deploy.report.blocks import draw_blocks
-from pfedmma_deploy.report.heatmap import Holdings, count_holdings, draw_heatmap
+from pfedmma_deploy.report.heatmap import Holdings, count_holdings, draw_blocks, draw_heatmap
 from tests.data.toy import make_toy
 
 

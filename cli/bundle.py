@@ -1,0 +1,123 @@
+"""`pfedmma bundle`: clients join and leave a finished bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import AsJson, Quiet, Verbose, find_bundle
+from .output import Output, Row, open_output
+
+if TYPE_CHECKING:
+    from pfedmma_deploy.runtime import Bundle
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="List, add and remove the clients of a finished bundle, without the run it came from.",
+)
+
+
+@app.command()
+def add(
+    client: Annotated[
+        Path, typer.Argument(metavar="CLIENT_DIR", help="Folder of a client: runs/NAME/clients/ID.")
+    ],
+    to: Annotated[Path, typer.Option(metavar="BUNDLE", help="The bundle that it joins.")],
+    name: Annotated[
+        str | None, typer.Option("--as", metavar="ID", help="Id to serve it under. [default: its]")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Add a client to a bundle, as its last one.
+
+    Its adapter is checked against the bundle, and the longer bundle against the equation of the
+    adapter, before it takes the place of the old one.
+
+    \b
+    Examples:
+      pfedmma bundle add runs/sites/clients/9 --to exports/sites
+      pfedmma bundle add runs/sites/clients/9 --to exports/sites --as new_site
+    """
+    from pfedmma_deploy.export.bundle_clients import add_client
+
+    with open_output(as_json=as_json, quiet=quiet) as output:
+        _show(output, add_client(to, client, name=name).to_dict())
+
+
+@app.command()
+def remove(
+    client: Annotated[str, typer.Argument(metavar="ID", help="Id of the client that leaves.")],
+    bundle: Annotated[
+        Path, typer.Option("--from", metavar="BUNDLE", help="The bundle that it leaves.")
+    ],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Take a client out of a bundle; those behind it move up by one index.
+
+    \b
+    Examples:
+      pfedmma bundle remove 9 --from exports/sites
+    """
+    from pfedmma_deploy.export.bundle_clients import remove_client
+
+    with open_output(as_json=as_json, quiet=quiet) as output:
+        _show(output, remove_client(bundle, client).to_dict())
+
+
+@app.command("list")
+def list_clients(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(metavar="[BUNDLE]", help="Bundle. [default: the newest in exports/]"),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """List the clients of a bundle by index; 0 is zero-shot CLIP.
+
+    \b
+    Examples:
+      pfedmma bundle list
+      pfedmma bundle list exports/sites --json
+    """
+    folder = find_bundle(bundle)
+    from pfedmma_deploy.runtime import Bundle
+
+    with open_output(as_json=as_json, quiet=quiet) as output:
+        opened = Bundle.open(folder)
+        names = opened.manifest.class_names
+        rows: list[Row] = []
+        for client in opened.manifest.clients:
+            seen = ", ".join(names[label] for label in client.seen)
+            rows.append([client.index, client.id, seen or "-"])
+        output.table(["Index", "Client", "Classes seen in training"], rows, str(folder))
+        output.result(_values(folder, opened))
+
+
+def _values(folder: Path, opened: Bundle) -> dict[str, Any]:
+    """The keys that `add` and `remove` print."""
+    manifest = opened.manifest
+    files = {name: (folder / name).stat().st_size for name in (*manifest.files, "manifest.json")}
+    return {
+        "bundle": str(folder),
+        "clients": [client.id for client in manifest.clients],
+        "files": files,
+        "parity": dict(manifest.parity),
+        "quality": dict(manifest.quality) or None,
+    }
+
+
+def _show(output: Output, values: dict[str, Any]) -> None:
+    ids = values["clients"][1:]
+    plural = "" if len(ids) == 1 else "s"
+    output.say(
+        f"{values['bundle']} now serves {len(ids)} client{plural} and zero-shot: {', '.join(ids)}"
+    )
+    output.result(values)
