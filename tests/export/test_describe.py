@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from pfedmma_deploy.evaluation.accuracy import Accuracy
-from pfedmma_deploy.export import history as module
+from pfedmma_deploy.export import describe as module
 from pfedmma_deploy.export.describe import measure, run_history, without_client
 from pfedmma_deploy.federated.evaluate import RunEvaluation
 from pfedmma_deploy.progress import Silent
