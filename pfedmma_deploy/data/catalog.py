@@ -44,7 +44,10 @@ class KnownDataset:
     @property
     def split_file(self) -> str:
         """The file among `expects` that `split` is the place of; empty where there is none."""
-        return next((name for name in self.expects if name.startswith("split_zhou_")), "")
+        for name in self.expects:
+            if name.startswith("split_zhou_"):
+                return name
+        return ""
 
     @property
     def where(self) -> str:
@@ -79,9 +82,16 @@ def find_known(known: KnownDataset, root: str | Path | None = None) -> Path | No
     base = data_root(root)
     if base is None:
         return None
-    places = [place for place in (base / folder for folder in known.folders) if place.is_dir()]
     start = known.expects[0].split("/")[0]
-    return next((place for place in places if (place / start).exists()), next(iter(places), None))
+    found = None
+    for folder in known.folders:
+        place = base / folder
+        if (place / start).exists():
+            return place
+        # Taken if there is no better one: the reader says what it lacks.
+        if found is None and place.is_dir():
+            found = place
+    return found
 
 
 def absent(known: KnownDataset, root: str | Path | None = None) -> DataError:
@@ -150,6 +160,7 @@ def fetch(known: KnownDataset, module: Any, root: str | Path | None = None) -> P
     if base is None:
         raise UsageError(f"nowhere to put {known.name}: give --data-root, or set {ROOT_VARIABLE}")
     assert known.torchvision is not None
+    # torchvision is handed in: this layer has no torch, also not by way of it.
     try:
         base.mkdir(parents=True, exist_ok=True)
         getattr(module, known.torchvision)(str(base), download=True)

@@ -31,6 +31,7 @@ def class_name(folder: str) -> str:
 
 def class_key(name: str) -> str:
     """What two class names have in common when a reader would call them the same."""
+    # NFKC: an accent may be a letter's own or a sign behind it, and both look the same.
     text = unicodedata.normalize("NFKC", name).replace("_", " ")
     return re.sub(r"\s+", " ", text).strip().casefold()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
@@ -66,27 +66,29 @@ def check_dataset(dataset: Dataset) -> tuple[Problem, ...]:
 
     Those that its reader found come first.
     """
-    problems: list[Problem] = list(dataset.problems)
     files = [f"{skipped.path} ({skipped.reason})" for skipped in dataset.skipped]
-    problems += find_problem("skipped-files", files)
-    problems += check_names(dataset.class_names)
-    if all(problem.kind != "unordered-classes" for problem in problems):
-        problems += check_pairing(dataset)
-    return tuple(problems)
+    problems = [*dataset.problems, *find_problem("skipped-files", files)]
+    # A set has no first label, so whether labels fit the folders cannot be asked.
+    if isinstance(dataset.class_names, _ORDERLESS):
+        kind = type(dataset.class_names).__name__
+        unordered = [f"a {kind} of {len(dataset.class_names)}"]
+        return (*problems, *find_problem("unordered-classes", unordered))
+    return (*problems, *_check_names(dataset.class_names), *_check_pairing(dataset))
 
 
-def check_names(names: Sequence[str]) -> list[Problem]:
+def _check_names(names: Sequence[str]) -> Iterator[Problem]:
     """Names that say the same, that are ids, and too few of them to tell anything apart."""
-    if isinstance(names, _ORDERLESS):
-        return find_problem("unordered-classes", [f"a {type(names).__name__} of {len(names)}"])
-    groups: dict[str, list[str]] = {}
+    same: dict[str, list[str]] = {}
+    ids = []
     for name in names:
-        groups.setdefault(class_key(name), []).append(f"'{name}'")
-    same = [" and ".join(group) for group in groups.values() if len(group) > 1]
-    problems = find_problem("same-class-name", same)
+        same.setdefault(class_key(name), []).append(f"'{name}'")
+        if is_id(name):
+            ids.append(f"'{name}'")
+    groups = [" and ".join(group) for group in same.values() if len(group) > 1]
+    yield from find_problem("same-class-name", groups)
     if len(names) < 2:
-        problems += find_problem("one-class", [*names] or ["none at all"])
-    return problems + find_problem("id-names", [f"'{name}'" for name in names if is_id(name)])
+        yield from find_problem("one-class", [*names] or ["none at all"])
+    yield from find_problem("id-names", ids)
 
 
 def check_order(dataset: Dataset) -> list[Problem]:
@@ -98,15 +100,14 @@ def check_order(dataset: Dataset) -> list[Problem]:
     in_order = (sorted(names), sorted(names, key=str.casefold))
     if dataset.has_published_order or list(names) in in_order:
         return []
-    steps = [
-        f"'{first}' before '{second}'"
-        for first, second in pairwise(names)
-        if first.casefold() > second.casefold()
-    ]
+    steps = []
+    for first, second in pairwise(names):
+        if first.casefold() > second.casefold():
+            steps.append(f"'{first}' before '{second}'")
     return find_problem("class-order", steps)
 
 
-def check_pairing(dataset: Dataset) -> list[Problem]:
+def _check_pairing(dataset: Dataset) -> list[Problem]:
     """Images whose folders contradict their label.
 
     A folder anywhere in the path that is named after the label's class speaks for it; without one,
@@ -119,31 +120,36 @@ def check_pairing(dataset: Dataset) -> list[Problem]:
     folders: dict[str, list[Example]] = {}
     for example in dataset.examples:
         folders.setdefault(example.key.rpartition("/")[0], []).append(example)
+    # Of each label, images whose folders name any class, and those that lie in another class's.
     named: Counter[int] = Counter()
     wrong: list[Example] = []
     for folder, examples in folders.items():
         said = known & set(map(class_key, folder.split("/")))
-        for example in examples if said else ():
+        if not said:
+            continue
+        for example in examples:
             named[example.label] += 1
-            if keys[example.label] not in said and said - _places(example):
+            if keys[example.label] in said:
+                continue
+            # A site or a look may be called like a class without meaning it.
+            if said - {class_key(example.client or ""), class_key(example.domain or "")}:
                 wrong.append(example)
     if not named:
-        wrong = _against_folder(dataset, folders)
-        named = Counter(example.label for example in dataset.examples)
-    shifted = any(
-        count > SHIFTED * named[label] and count > 1
-        for label, count in Counter(example.label for example in wrong).items()
-    )
+        wrong = _against_their_folder(folders, len(keys))
+        named.update(example.label for example in dataset.examples)
+    count_wrong = Counter(example.label for example in wrong)
+    # One slip is a slip; half of a class is a list of labels that was shifted against the images.
+    shifted = False
+    for label, count in count_wrong.items():
+        shifted |= count > 1 and count > SHIFTED * named[label]
     places = [f"{e.key} (labelled '{dataset.class_names[e.label]}')" for e in wrong]
     return find_problem("shifted-labels" if shifted else "label-against-folder", places)
 
 
-def _places(example: Example) -> set[str]:
-    """Folder names that name a site or a look, even if a class is called the same."""
-    return {class_key(name) for name in (example.client, example.domain) if name is not None}
-
-
-def _against_folder(dataset: Dataset, folders: Mapping[str, Sequence[Example]]) -> list[Example]:
+def _against_their_folder(
+    folders: Mapping[str, Sequence[Example]], num_classes: int
+) -> list[Example]:
+    """Images that have another label than nearly all others in folders of the same name."""
     names: dict[str, list[Example]] = {}
     for folder, examples in folders.items():
         names.setdefault(folder.rpartition("/")[2], []).extend(examples)
@@ -151,37 +157,66 @@ def _against_folder(dataset: Dataset, folders: Mapping[str, Sequence[Example]]) 
     for name, examples in names.items():
         label, count = Counter(example.label for example in examples).most_common(1)[0]
         if count < _PURE * len(examples):
-            return []
+            return []  # folders of something else than classes
         usual[name] = label
-    if not len(names) == len(set(usual.values())) == len(dataset.class_names):
+    if not len(names) == len(set(usual.values())) == num_classes:
         return []
-    return [
-        example
-        for name, examples in names.items()
-        for example in examples
-        if example.label != usual[name]
-    ]
+    wrong = []
+    for name, examples in names.items():
+        wrong += [example for example in examples if example.label != usual[name]]
+    return wrong
 
 
 def check_federation(federation: Federation, num_shots: int = 0) -> tuple[Problem, ...]:
-    """Problems of the division among clients, given the shots per class (0: all images)."""
+    """Problems of the partition among clients, given the shots per class (0: all images)."""
+    untrained, alone, untested, unvalidated = [], [], [], []
+    for client in federation.clients:
+        if not client.train:
+            untrained.append(client.id)
+            continue  # the rest follows from it
+        if len(client.classes) == 1:
+            alone.append(f"{client.id} ({federation.names(client.classes)[0]})")
+        if not client.test:
+            untested.append(client.id)
+        if not client.val:
+            unvalidated.append(client.id)
+    return (
+        *_check_classes(federation, num_shots),
+        *find_problem("client-without-training", untrained),
+        *find_problem("one-class-client", alone),
+        *find_problem("client-without-test", untested),
+        *find_problem("client-without-val", unvalidated),
+    )
+
+
+def _check_classes(federation: Federation, num_shots: int) -> Iterator[Problem]:
+    trained: Counter[int] = Counter()
+    for client in federation.clients:
+        trained.update(example.label for example in client.train)
+    tests = (*federation.base_test, *federation.novel_test)
+    tested = {example.label for example in tests}
     names = federation.dataset.class_names
-    clients = federation.clients
-    problems = _check_classes(federation, num_shots)
-    problems += find_problem("client-without-training", [c.id for c in clients if not c.train])
-    trained = [client for client in clients if client.train]
-    alone = [f"{c.id} ({names[c.classes[0]]})" for c in trained if len(c.classes) == 1]
-    problems += find_problem("one-class-client", alone)
-    problems += find_problem("client-without-test", [c.id for c in trained if not c.test])
-    problems += find_problem("client-without-val", [c.id for c in trained if not c.val])
-    return tuple(problems)
+    empty, few = [], []
+    for label in federation.base:
+        if not trained[label]:
+            empty.append(names[label])
+        elif trained[label] < num_shots:
+            few.append(f"{names[label]} ({trained[label]} of {num_shots})")
+    classes = (*federation.base, *federation.novel)
+    untested = [names[label] for label in classes if label not in tested]
+    yield from find_problem("no-training-images", empty)
+    yield from find_problem("few-shots", few)
+    yield from find_problem("class-without-test", untested)
+    if len(federation.base) == 1 and federation.novel:
+        yield from find_problem("one-base-class", federation.names(federation.base))
+    if len(federation.novel) == 1:
+        yield from find_problem("one-novel-class", federation.names(federation.novel))
 
 
 def check_balance(federation: Federation) -> tuple[Problem, ...]:
     """Classes of the data, and clients, with ten times the training images of the smallest."""
-    names = federation.dataset.class_names
     labels = Counter(e.label for e in federation.dataset.examples if e.split == "train")
-    of_classes = {names[label]: count for label, count in sorted(labels.items())}
+    of_classes = {federation.dataset.class_names[label]: labels[label] for label in sorted(labels)}
     of_clients = {client.id: len(client.train) for client in federation.clients if client.train}
     return (
         *find_problem("imbalanced-classes", _largest(of_classes)),
@@ -194,34 +229,8 @@ def _largest(counts: Mapping[str, int]) -> list[str]:
     if not counts:
         return []
     smallest = min(counts, key=lambda name: counts[name])
-    order = sorted(counts, key=lambda name: -counts[name])
-    return [
-        f"{name} ({counts[name]:,}; {smallest} has {counts[smallest]:,})"
-        for name in order
-        if counts[name] >= IMBALANCE * counts[smallest]
-    ]
-
-
-def _check_classes(federation: Federation, num_shots: int) -> list[Problem]:
-    trained = [0] * len(federation.dataset.class_names)
-    for client in federation.clients:
-        for example in client.train:
-            trained[example.label] += 1
-    tested = {example.label for example in (*federation.base_test, *federation.novel_test)}
-    names = federation.dataset.class_names
-    empty = [names[label] for label in federation.base if trained[label] == 0]
-    few = [
-        f"{names[label]} ({trained[label]} of {num_shots})"
-        for label in federation.base
-        if 0 < trained[label] < num_shots
-    ]
-    untested = [
-        names[label] for label in (*federation.base, *federation.novel) if label not in tested
-    ]
-    problems = find_problem("no-training-images", empty) + find_problem("few-shots", few)
-    problems += find_problem("class-without-test", untested)
-    if len(federation.base) == 1 and federation.novel:
-        problems += find_problem("one-base-class", federation.names(federation.base))
-    if len(federation.novel) == 1:
-        problems += find_problem("one-novel-class", federation.names(federation.novel))
-    return problems
+    found = []
+    for name in sorted(counts, key=lambda name: -counts[name]):
+        if counts[name] >= IMBALANCE * counts[smallest]:
+            found.append(f"{name} ({counts[name]:,}; {smallest} has {counts[smallest]:,})")
+    return found

@@ -80,6 +80,7 @@ def load_dataset(
     except OSError as error:
         raise DataError(f"data {error.filename or path}: {error.strerror or error}") from error
     broken: dict[str, str] = {}
+    # Once now, with a list of what is wrong, instead of an error in the middle of the training.
     if verify:
         broken = _find_broken(found, cache, progress or Silent())
     examples = tuple(example for example in found.examples if example.key not in broken)
@@ -154,6 +155,7 @@ class ConcatDataset(Dataset):
         self._first, self._second = first, second
         self._original: dict[str, Example] = {}
         for example in second.examples:
+            # Both may have an image cat/1.jpg, and keys name cached activations as well.
             key, label = f"client:{example.key}", self.label[example.label]
             self.added[example.key] = replace(example, key=key, label=label, client=None)
             self._original[key] = example

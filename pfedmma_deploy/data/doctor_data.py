@@ -72,6 +72,7 @@ def check_data(
     """
     problems = [*check_dataset(dataset), *check_order(dataset)]
     federation = None
+    # A partition that the data do not allow is one finding beside the others, not the only one.
     try:
         federation, found = _federation_of(dataset, partition, seed)
         problems += [*found, *check_balance(federation)]

@@ -111,6 +111,7 @@ def partition_dataset(
     few: list[str] = []
     clients: list[ClientData] = []
     tests: list[Example] = []
+    # Each group by itself: a domain keeps the splits that it has, whatever others lack.
     for name, group in groups.items():
         examples, small = carve_splits(group, rng)
         for label in small:
@@ -124,6 +125,7 @@ def partition_dataset(
         base=base,
         novel=novel,
         clients=tuple(clients),
+        # By key and not by group, as they come back when a run is opened again.
         base_test=_of_labels(_in_order(dataset, tests), base),
         novel_test=_of_labels(unseen or _in_order(dataset, tests), novel),
         unseen_domain=partition.unseen_domain,
@@ -322,6 +324,7 @@ def _make_client(client_id: str, held: Mapping[Split, Sequence[Example]]) -> Cli
         id=client_id,
         classes=classes,
         train=tuple(held["train"]),
+        # What it never saw in training would count as its own in local accuracy.
         val=_of_labels(held["val"], classes),
         test=_of_labels(held["test"], classes),
         domain=domains.pop() if len(domains) == 1 else None,
@@ -340,6 +343,6 @@ def _of_labels(examples: Iterable[Example], labels: Sequence[int]) -> tuple[Exam
 
 
 def _in_order(dataset: Dataset, examples: Iterable[Example]) -> list[Example]:
-    """In the order of the data set, as a stored partition gives them back."""
+    """In the order of the data set."""
     places = {example.key: place for place, example in enumerate(dataset.examples)}
     return sorted(examples, key=lambda example: places[example.key])

@@ -50,6 +50,7 @@ class ImageStats:
 
 def measure(image: Image.Image) -> ImageStats:
     """The figures of decoded RGB pixels."""
+    # With the size, because the same bytes in other rows are another picture.
     digest = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=16)
     digest.update(image.tobytes())
     spread = max(ImageStat.Stat(image).stddev)
@@ -143,6 +144,7 @@ def _look_at_all(
         return found, broken
     # Batches, because one future per image would cost more than the image.
     batches = [keys[start : start + _BATCH] for start in range(0, len(keys), _BATCH)]
+    # Threads: Pillow decodes without holding Python's lock.
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         rows = chain.from_iterable(pool.map(look_at, batches))
         for key, value, reason in progress.track(rows, label, len(keys)):

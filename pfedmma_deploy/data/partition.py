@@ -41,11 +41,11 @@ def carved_sizes(num_images: int, *, test: bool, val: bool) -> tuple[int, int]:
         test: whether a test split is missing.
         val: whether a validation split is missing.
     """
-    if num_images >= MIN_IMAGES:
-        shares = ((_TEST_SHARE, test), (_VAL_SHARE, val))
-        of_test, of_val = (max(1, round(num_images * share)) * want for share, want in shares)
-        return of_test, of_val
-    return (1 if test and num_images >= 2 else 0), 0
+    if num_images < MIN_IMAGES:
+        return (1 if test and num_images >= 2 else 0), 0
+    of_test = max(1, round(num_images * _TEST_SHARE)) if test else 0
+    of_val = max(1, round(num_images * _VAL_SHARE)) if val else 0
+    return of_test, of_val
 
 
 def carve_splits(
@@ -65,18 +65,19 @@ def carve_splits(
     for index, example in enumerate(examples):
         if example.split == "train":
             by_label.setdefault(example.label, []).append(index)
-    carved: dict[int, Split] = {}
+    carved = list(examples)
+    small = []
+    # By label: the order in which images are listed must not decide which are drawn.
     for label in sorted(by_label):
-        shuffled = rng.permutation(by_label[label])
+        shuffled = rng.permutation(by_label[label]).tolist()
         of_test, of_val = carved_sizes(len(shuffled), test=test, val=val)
-        carved |= dict.fromkeys(map(int, shuffled[:of_test]), "test")
-        carved |= dict.fromkeys(map(int, shuffled[of_test : of_test + of_val]), "val")
-    small = tuple(label for label in sorted(by_label) if len(by_label[label]) < MIN_IMAGES)
-    moved = (
-        replace(example, split=carved[index]) if index in carved else example
-        for index, example in enumerate(examples)
-    )
-    return tuple(moved), small
+        for index in shuffled[:of_test]:
+            carved[index] = replace(examples[index], split="test")
+        for index in shuffled[of_test : of_test + of_val]:
+            carved[index] = replace(examples[index], split="val")
+        if len(shuffled) < MIN_IMAGES:
+            small.append(label)
+    return tuple(carved), tuple(small)
 
 
 def draw_shots(labels: NDArray[np.int64], num_shots: int, rng: np.random.Generator) -> Indices:
@@ -88,10 +89,10 @@ def draw_shots(labels: NDArray[np.int64], num_shots: int, rng: np.random.Generat
     """
     if num_shots == 0:
         return np.arange(len(labels), dtype=np.int64)
-    drawn = [
-        rng.permutation(np.flatnonzero(labels == label))[:num_shots] for label in np.unique(labels)
-    ]
-    return np.sort(np.concatenate([np.empty(0, np.int64), *drawn]))
+    drawn = [np.empty(0, np.int64)]
+    for label in np.unique(labels):
+        drawn.append(rng.permutation(np.flatnonzero(labels == label))[:num_shots])
+    return np.sort(np.concatenate(drawn))
 
 
 def split_classes(
@@ -109,9 +110,7 @@ def split_classes(
             " fewer, --partition dirichlet, or --classes all"
         )
     shuffled = rng.permutation(np.asarray(classes, dtype=np.int64))
-    return tuple(
-        tuple(sorted(int(c) for c in group)) for group in np.array_split(shuffled, clients)
-    )
+    return tuple(tuple(sorted(group.tolist())) for group in np.array_split(shuffled, clients))
 
 
 def disjoint(
@@ -122,11 +121,13 @@ def disjoint(
     Raises:
         DataError: as `split_classes`.
     """
-    groups = split_classes(classes, clients, rng)
-    return tuple(
-        {split: np.flatnonzero(np.isin(of_split, group)) for split, of_split in labels.items()}
-        for group in groups
-    )
+    shares = []
+    for group in split_classes(classes, clients, rng):
+        share: Share = {}
+        for split, of_split in labels.items():
+            share[split] = np.flatnonzero(np.isin(of_split, group))
+        shares.append(share)
+    return tuple(shares)
 
 
 def dirichlet(
@@ -166,13 +167,14 @@ def dirichlet(
         raise _too_few(total, clients, beta, min_train, 0)
     classes = np.unique(labels["train"])
     totals = {split: count_classes(of_split, classes) for split, of_split in labels.items()}
+    # With fewer test images than clients some have none, however often it is drawn.
     unavoidable = sum(max(0, clients - int(total.sum())) for total in totals.values())
     best: dict[Split, Indices] | None = None
     fewest = len(totals) * clients + 1
     for _ in range(max_redraws):
         train = apportion(totals["train"], rng.dirichlet(np.full(clients, beta), len(classes)))
         if train.sum(axis=0).min() < min_train:
-            continue
+            continue  # a client that hardly trains would be no client
         counts = {split: apportion(total, train) for split, total in totals.items()}
         lacking = sum(int(np.count_nonzero(n.sum(axis=0) == 0)) for n in counts.values())
         if lacking < fewest:
@@ -212,15 +214,16 @@ def deal(
     rng: np.random.Generator,
 ) -> tuple[Share, ...]:
     """Shuffles the images of each class and hands them out by `counts` [C, N] of each split."""
-    hands: list[dict[Split, list[Indices]]] = [{s: [] for s in labels} for _ in range(clients)]
+    shares: tuple[Share, ...] = tuple({} for _ in range(clients))
     for split, of_split in labels.items():
+        hands: list[list[Indices]] = [[] for _ in range(clients)]
         for label, row in zip(classes, counts[split], strict=True):
             shuffled = rng.permutation(np.flatnonzero(of_split == label))
             for hand, images in zip(hands, np.split(shuffled, np.cumsum(row)[:-1]), strict=True):
-                hand[split].append(images)
-    return tuple(
-        {split: np.sort(np.concatenate(images)) for split, images in hand.items()} for hand in hands
-    )
+                hand.append(images)
+        for share, hand in zip(shares, hands, strict=True):
+            share[split] = np.sort(np.concatenate(hand))
+    return shares
 
 
 def _too_few(total: int, clients: int, beta: float, min_train: int, draws: int) -> DataError:

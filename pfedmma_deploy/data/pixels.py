@@ -169,6 +169,7 @@ class PixelLoader:
 
     def load_random(self, examples: Sequence[Example], rng: np.random.Generator) -> Pixels:
         """Pixels under a fresh RandomResizedCrop and flip each, in order; `rng` decides all."""
+        # One generator each, drawn before the work is shared out: threads finish in any order.
         seeds = rng.integers(2**63, size=len(examples))
 
         def crop(example: Example, seed: int) -> Pixels:
@@ -185,6 +186,7 @@ class PixelLoader:
             example,
             lambda image: resize_crop(image, self.size, self.resize_mode, self.interpolation),
         )
+        # What came first stays: dropping the oldest would drop, in every round, what comes next.
         if len(self._kept) < self._slots:
             self._kept[example.key] = pixels
         return pixels

@@ -40,6 +40,7 @@ class SampleDataset(Dataset):
             DataError: the container is damaged or of another format version.
         """
         try:
+            # All at once: a ZIP file is read at one place at a time, images by many threads.
             self._members = _read_members(container)
             self.card: dict[str, Any] = json.loads(self._members["card.json"])
             index = self._members["index.csv"].decode()

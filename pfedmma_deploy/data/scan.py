@@ -101,6 +101,7 @@ def _add_folder(
         found.skipped.append(Skipped(_printable(key), "a link back to a folder that contains it"))
     elif len(above) > _MAX_DEPTH:
         found.skipped.append(Skipped(_printable(key), "a folder nested too deeply, not read"))
+    # Such a key could be neither printed nor stored as JSON.
     elif _printable(key) != key:
         found.skipped.append(Skipped(_printable(key), _BAD_NAME))
     else:

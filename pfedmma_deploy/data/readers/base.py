@@ -105,6 +105,7 @@ def order_classes(
                 f"{file}: class number {number} is called both '{known}' and '{name}'; expected"
                 " one name per number. Get the file again from where it came from"
             )
+    # Numbers have gaps where somebody took some of the classes only; labels have none.
     order = sorted(names)
     return tuple(class_name(names[n]) for n in order), {n: label for label, n in enumerate(order)}
 
@@ -123,6 +124,7 @@ def keep_present(
     Raises:
         DataError: none of them exists.
     """
+    # Compared with what lies there: a path in a list cannot lead out of the folder.
     present = set(found.images)
     missing = sorted(key for key in rows if key not in present)
     if len(missing) == len(rows):

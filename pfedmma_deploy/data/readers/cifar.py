@@ -60,14 +60,18 @@ def find(path: Path) -> Path | None:
     """The folder with the batches: `path` itself, or the archive's folder in it."""
     if not path.is_dir():
         return None
-    places = (path, *(path / form.folder for form in _FORMS))
-    return next((place for place in places if _form(place) is not None), None)
+    for place in (path, *(path / form.folder for form in _FORMS)):
+        if _form(place) is not None:
+            return place
+    return None
 
 
 def _form(folder: Path) -> _Form | None:
     """A form is told by its test batch and list of names; a missing batch is reported later."""
-    tests = (f for f in _FORMS if (folder / f.test).is_file() and (folder / f.names).is_file())
-    return next(tests, None)
+    for form in _FORMS:
+        if (folder / form.test).is_file() and (folder / form.names).is_file():
+            return form
+    return None
 
 
 def read(root: Path, scan: Scanner) -> Listing:

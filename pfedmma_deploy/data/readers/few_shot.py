@@ -151,13 +151,14 @@ def _read_published(root: Path, scan: Scanner) -> Listing:
     prefix = f"{known.image_folder}/"
     below = [key.removeprefix(prefix) for key in found.images if key.startswith(prefix)]
     rows = list(_PUBLISHED[known.name](root, below))
-    classes = sorted({name for _, name, _ in rows})
-    numbers = {name: number for number, name in enumerate(classes)}
-    pairs = ((number, fix_name(known.name, name)) for name, number in numbers.items())
+    # Without numbers in a file, those that CoOp's script gives: of the sorted folders.
+    folders = sorted({folder for _, folder, _ in rows})
+    numbers = {folder: number for number, folder in enumerate(folders)}
+    pairs = [(number, fix_name(known.name, folder)) for folder, number in numbers.items()]
     names, _ = order_classes(pairs, root)
-    examples = {
-        prefix + path: Example(prefix + path, numbers[name], split) for path, name, split in rows
-    }
+    examples = {}
+    for path, folder, split in rows:
+        examples[prefix + path] = Example(prefix + path, numbers[folder], split)
     where = f"{known.expects[0]} in {root}"
     present, skipped = keep_present(examples, found, root, where)
 
@@ -208,7 +209,8 @@ def _lists(folder: Path, parts: dict[str, Split]) -> Iterator[tuple[Path, Split]
             f"{folder} lacks {', '.join(absent)}, and there is no split file beside it; expected"
             " either. Unpack the whole archive"
         )
-    yield from ((folder / name, split) for name, split in parts.items())
+    for name, split in parts.items():
+        yield folder / name, split
 
 
 _PUBLISHED: Final[dict[str, Callable[[Path, Iterable[str]], Iterator[Row]]]] = {

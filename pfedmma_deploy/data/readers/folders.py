@@ -7,10 +7,9 @@ their domains.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from pfedmma_deploy.data.catalog import known_datasets
 from pfedmma_deploy.data.class_names import label_folders
@@ -29,83 +28,74 @@ LAYOUTS: Final = (
     "  <client>/<class>/*.jpg\n"
     "  <client>/train/<class>/*.jpg, with val/ and test/ beside it if there are such"
 )
-
-Form = Literal["classes", "splits", "clients"]
-
-_FORM_PATHS: Final[dict[str, str]] = {
+FolderLayout = Literal["classes", "splits", "clients"]
+_PATHS: Final[dict[FolderLayout, str]] = {
     "classes": "<class>/image",
     "splits": "train/<class>/image",
     "clients": "<client>/<class>/image",
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an image stands in a layout."""
+class Place(NamedTuple):
+    """What the path of a class folder says of the images directly in it."""
 
-    form: Form
+    layout: FolderLayout
     client: str | None
     split: Split | None
     class_folder: str
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The form of a whole folder, and each image's place in it."""
-
-    form: Form
-    places: tuple[Place, ...]
-    """One per image of the scan, in its order."""
-    class_folders: tuple[tuple[str, str], ...]
-    """(path, name) of every class folder, with images or without; ascending."""
-    client_folders: tuple[str, ...]
-    """Every client folder, with images or without; ascending."""
-
-
 def find(path: Path) -> Path:
     """`path`, or the folder of domains in it."""
-    places = (path / inside for inside in _INSIDE)
-    return next((place for place in places if _is_by_domain(place)), path)
+    for inside in _INSIDE:
+        if _is_by_domain(path / inside):
+            return path / inside
+    return path
 
 
 def read(root: Path, scan: Scanner) -> Listing:
-    """Every image below `root`, in the form that its folders show.
+    """Every image below `root`, in the layout that its folders show.
 
     Raises:
         DataError: no folder, no image, an unclear layout, or a classes.txt that does not match.
     """
     found = scan(root)
-    layout = _read_layout(found, root)
-    names, labels = label_folders(root, (name for _, name in layout.class_folders))
-    by_domain = layout.form == "clients" and _is_by_domain(root)
+    places = _read_places(found, root)
+    layout = next(iter(places.values())).layout
+    class_folders = _class_folders(found, places, layout)
+    names, labels = label_folders(root, class_folders.values())
+    by_domain = layout == "clients" and _is_by_domain(root)
     examples = []
-    for key, place in zip(found.images, layout.places, strict=True):
+    for key in found.images:
+        place = places[key.rpartition("/")[0]]
         client, domain = (None, place.client) if by_domain else (place.client, None)
-        examples.append(
-            Example(key, labels[place.class_folder], place.split or "train", client, domain)
-        )
+        label, split = labels[place.class_folder], place.split or "train"
+        examples.append(Example(key, label, split, client, domain))
+    clients = [folder for folder in found.folders if "/" not in folder and layout == "clients"]
 
-    def problems(readable: Sequence[Example]) -> tuple[Problem, ...]:
-        return _find_problems(found, layout, readable, by_domain=by_domain)
+    def problems(readable: Sequence[Example]) -> Iterator[Problem]:
+        yield from _find_empty(class_folders, clients, readable)
+        yield from find_problem("one-client-folder", clients if len(clients) == 1 else [])
+        others = [f"{count} {suffix}" for suffix, count in sorted(found.other_files.items())]
+        yield from find_problem("other-files", others, found.other_files.total())
 
     return Listing(
         root=root,
-        layout="domains" if by_domain else layout.form,
+        layout="domains" if by_domain else layout,
         class_names=names,
         examples=examples,
-        skipped=list(found.skipped),
+        skipped=found.skipped,
         find_problems=problems,
     )
 
 
 def _is_by_domain(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
+    """Whether all domains of a known data set are there."""
     try:
         found = {_plain(entry.name) for entry in folder.iterdir() if entry.is_dir()}
-    except OSError:  # listing it says what is wrong
+    except OSError:  # absent, a file or unreadable: listing it says which
         return False
-    sets = (set(known.domains) for known in known_datasets().values() if known.domains)
+    sets = [set(known.domains) for known in known_datasets().values() if known.domains]
     return any(domains <= found for domains in sets)
 
 
@@ -114,59 +104,39 @@ def _plain(name: str) -> str:
     return name.lower().replace(" ", "_").replace("-", "_")
 
 
-def _find_problems(
-    found: Scan, layout: Layout, examples: Sequence[Example], *, by_domain: bool
-) -> tuple[Problem, ...]:
-    folders_used = {example.key.rpartition("/")[0] for example in examples}
-    names_used = {name for folder, name in layout.class_folders if folder in folders_used}
-    empty, elsewhere = list[str](), list[str]()
-    for folder, name in layout.class_folders:
-        if folder not in folders_used:
-            (elsewhere if name in names_used else empty).append(folder)
-    clients_used = {example.domain if by_domain else example.client for example in examples}
-    no_images = [client for client in layout.client_folders if client not in clients_used]
-    one_client = layout.client_folders if len(layout.client_folders) == 1 else ()
-    others = [f"{count} {suffix}" for suffix, count in sorted(found.other_files.items())]
-    return (
-        *find_problem("empty-class", empty),
-        *find_problem("empty-client", no_images),
-        *find_problem("empty-class-folder", elsewhere),
-        *find_problem("one-client-folder", one_client),
-        *find_problem("other-files", others, found.other_files.total()),
-    )
-
-
-def _read_layout(found: Scan, root: Path) -> Layout:
-    """Tells which of the four forms in `LAYOUTS` a folder has; clients may mix the last two.
+def _read_places(found: Scan, root: Path) -> dict[str, Place]:
+    """Which of the four layouts in `LAYOUTS` it is, by folder; clients may mix the last two.
 
     A folder called train, val (or valid, validation) or test is a split where class folders lie in
     it, and a class where images lie directly in it.
 
     Raises:
-        DataError: no image at all, or images in places of different forms; both are named.
+        DataError: no image at all, or images in places of different layouts; both are named.
     """
     if not found.images:
         raise DataError(f"data folder {root}: no images found{_others(found)}; {LAYOUTS}")
+    places: dict[str, Place] = {}
     # One look at each folder, not at each image: there may be millions.
-    folders = [key.rpartition("/")[0] for key in found.images]
-    place_of = {folder: _place(folder) for folder in dict.fromkeys(folders)}
-    known = {folder: place for folder, place in place_of.items() if place is not None}
-    kinds = {f: _FORM_PATHS[p.form] if p else _misfit(f) for f, p in place_of.items()}
-    if len(set(kinds.values())) > 1 or len(known) < len(place_of):
-        first: dict[str, str] = {}
-        for key, folder in zip(found.images, folders, strict=True):
-            first.setdefault(kinds[folder], key)
-        listed = "".join(f"\n  {key}  ({kind})" for kind, key in first.items())
+    first: dict[str, str] = {}
+    for key in found.images:
+        first.setdefault(key.rpartition("/")[0], key)
+    kinds: dict[str, str] = {}
+    for folder, key in first.items():
+        place = _place(folder)
+        if place is not None:
+            places[folder] = place
+            kinds.setdefault(_PATHS[place.layout], key)
+        else:
+            depth = f"{folder.count('/') + 1} folders deep" if folder else "in no folder"
+            kinds.setdefault(depth, key)
+    if len(kinds) > 1 or len(places) < len(first):
+        listed = "".join(f"\n  {key}  ({kind})" for kind, key in kinds.items())
         raise DataError(f"data folder {root}: the layout is unclear; found{listed}\n{LAYOUTS}")
-    _refuse_bare_splits(root, known.values())
-    form = next(iter(known.values())).form
-    places = tuple(known[folder] for folder in folders)
-    clients = tuple(folder for folder in found.folders if "/" not in folder)
-    return Layout(form, places, _class_folders(found, form), clients if form == "clients" else ())
+    _refuse_bare_splits(root, places)
+    return places
 
 
 def _place(folder: str) -> Place | None:
-    """What the path of a folder makes of the images directly in it."""
     match folder.split("/") if folder else []:
         case [name]:
             return Place("classes", None, None, name)
@@ -183,20 +153,18 @@ def _is_split(folder: str) -> bool:
     return folder.lower() in SPLITS
 
 
-def _misfit(folder: str) -> str:
-    return f"{folder.count('/') + 1} folders deep" if folder else "in no folder"
-
-
 def _others(found: Scan) -> str:
+    """What there is instead of images, as the end of a sentence."""
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.other_files.items()))
     broken = ", ".join(f"{skipped.path} ({skipped.reason})" for skipped in found.skipped[:3])
     return "".join(f", only {what}" for what in (kinds, broken) if what)
 
 
-def _refuse_bare_splits(root: Path, places: Iterable[Place]) -> None:
+def _refuse_bare_splits(root: Path, places: Mapping[str, Place]) -> None:
     """Images directly in train/ are a class called "train" only where other classes stand by."""
-    with_splits, without = set[str | None](), dict[str | None, set[str]]()
-    for place in places:
+    with_splits: set[str | None] = set()
+    without: dict[str | None, set[str]] = {}
+    for place in places.values():
         if place.split is None:
             without.setdefault(place.client, set()).add(place.class_folder)
         else:
@@ -215,16 +183,36 @@ def _refuse_bare_splits(root: Path, places: Iterable[Place]) -> None:
             )
 
 
-def _class_folders(found: Scan, form: Form) -> tuple[tuple[str, str], ...]:
-    with_images = {key.rpartition("/")[0] for key in found.images}
-    folders = []
+def _class_folders(
+    found: Scan, places: Mapping[str, Place], layout: FolderLayout
+) -> dict[str, str]:
+    """The class of every class folder by its path, with images or without; ascending."""
+    folders = {}
     for folder in found.folders:
         place = _place(folder)
-        if place is None or place.form != form:
+        if place is None or place.layout != layout:
             continue
-        if folder in with_images or not _is_split(place.class_folder):
-            folders.append((folder, place.class_folder))
-    return tuple(folders)
+        # An empty folder called val is a split without classes, not a class without images.
+        if folder in places or not _is_split(place.class_folder):
+            folders[folder] = place.class_folder
+    return folders
+
+
+def _find_empty(
+    class_folders: Mapping[str, str], clients: Sequence[str], readable: Sequence[Example]
+) -> Iterator[Problem]:
+    """Folders without an image that can be read."""
+    used = {example.key.rpartition("/")[0] for example in readable}
+    names_used = {class_folders[folder] for folder in used}
+    empty: list[str] = []
+    elsewhere: list[str] = []
+    for folder, name in class_folders.items():
+        if folder not in used:
+            (elsewhere if name in names_used else empty).append(folder)
+    clients_used = {folder.partition("/")[0] for folder in used}
+    yield from find_problem("empty-class", empty)
+    yield from find_problem("empty-client", [each for each in clients if each not in clients_used])
+    yield from find_problem("empty-class-folder", elsewhere)
 
 
 READERS: Final = (Reader(find, read),)

@@ -36,13 +36,16 @@ _LISTS: Final[dict[Split, str]] = {
 }
 _NAMES: Final = "classnames.txt"
 # The public validation set is what everybody tests on: the test labels were never published. A
-# validation part is set aside from the training images.
+# validation split is set aside from the training images.
 _PARTS: Final[dict[str, Split]] = {"train": "train", "val": "test"}
 
 
 def _find_aircraft(path: Path) -> Path | None:
     """The folder with variants.txt: `path`, or `data/` in it as the archive unpacks."""
-    return next((p for p in (path, path / "data") if (p / _VARIANTS).is_file()), None)
+    for place in (path, path / "data"):
+        if (place / _VARIANTS).is_file():
+            return place
+    return None
 
 
 def _read_aircraft(root: Path, scan: Scanner) -> Listing:
@@ -116,6 +119,7 @@ def _read_imagenet(root: Path, scan: Scanner) -> Listing:
             raise DataError(
                 f"{root / _NAMES}, line {number}: '{line}' has no name; expected `<folder> <name>`"
             )
+        # classnames.txt may name all classes of ImageNet where only some are there.
         names[folder] = name.strip()
     base = "images/" if (root / "images").is_dir() else ""
     found = scan(root)
@@ -125,11 +129,9 @@ def _read_imagenet(root: Path, scan: Scanner) -> Listing:
         raise DataError(f"data folder {root}: no images in {base}train/<class>/")
     _check_folders(root, by_folder, order, names)
     labels = {folder: label for label, folder in enumerate(order)}
-    examples = [
-        Example(key, labels[folder], _PARTS[part])
-        for (part, folder), keys in by_folder.items()
-        for key in keys
-    ]
+    examples = []
+    for (part, folder), keys in by_folder.items():
+        examples += [Example(key, labels[folder], _PARTS[part]) for key in keys]
     return Listing(
         root=root,
         layout="imagenet",

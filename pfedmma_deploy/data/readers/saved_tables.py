@@ -13,7 +13,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
@@ -46,8 +46,10 @@ def _find_manifest(path: Path) -> Path | None:
     """A .csv or .parquet file, or the manifest.csv or manifest.parquet of a folder."""
     if path.is_file():
         return path if path.suffix.lower() in _SUFFIXES else None
-    places = (path / f"manifest{suffix}" for suffix in _SUFFIXES)
-    return next((place for place in places if place.is_file()), None)
+    for suffix in _SUFFIXES:
+        if (path / f"manifest{suffix}").is_file():
+            return path / f"manifest{suffix}"
+    return None
 
 
 def _read_manifest(file: Path, scan: Scanner) -> Listing:
@@ -74,10 +76,11 @@ def _read_manifest(file: Path, scan: Scanner) -> Listing:
         if not (file.parent / key).is_file():
             skipped.append(Skipped(key, f"{file.name} names it, but there is no such file"))
             continue
-        _, label, client, domain, split, caption = table.pop(key)
-        part = SPLITS[split.lower() or "train"]
-        rest = (client or None, domain or None, caption or None)
-        examples.append(Example(key, labels[label], part, *rest))
+        # The row goes when its example is made: of a million, one of the two is enough.
+        row = table.pop(key)
+        split = SPLITS[row.split.lower() or "train"]
+        rest = (row.client or None, row.domain or None, row.caption or None)
+        examples.append(Example(key, labels[row.label], split, *rest))
     if not examples:
         raise DataError(
             f"{file} names {len(skipped):,} images and none of them is there; paths are relative to"
@@ -124,8 +127,7 @@ def _read_csv(file: Path) -> Iterator[tuple[int, _Row]]:
                     " texts with a comma need quotation marks"
                 )
             if row:
-                values = ("" if c is None else sys.intern(row[c].strip()) for c in columns)
-                yield reader.line_num, _Row(*values)
+                yield reader.line_num, _row(None if c is None else row[c] for c in columns)
     except csv.Error as error:
         raise DataError(f"{file}, line {reader.line_num}: not CSV: {error}") from error
 
@@ -144,46 +146,54 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, _Row]]:
         values = parquet.read_table(file, columns=found).to_pydict()
     except (ArrowException, OSError) as error:
         raise DataError(f"{file} cannot be read as a Parquet table: {error}") from error
-    columns = (values.get(name) or repeat("") for name in COLUMNS)
+    columns = [values.get(name) or repeat(None) for name in COLUMNS]
     # Path and label exist in every table, so the shortest column is as long as the table.
     for number, row in enumerate(zip(*columns, strict=False), start=1):
-        yield number, _Row(*("" if v is None else sys.intern(str(v).strip()) for v in row))
+        yield number, _row(row)
+
+
+def _row(values: Iterable[Any]) -> _Row:
+    # Labels, clients and domains are few texts in many rows: each is kept once.
+    return _Row(*("" if value is None else sys.intern(str(value).strip()) for value in values))
 
 
 def _find_hub(path: Path) -> Path | None:
-    """`path`, where it is one saved part or a dictionary of parts."""
+    """`path`, where it is one saved split or a dictionary of splits."""
     one = (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
     return path if one or (path / "dataset_dict.json").is_file() else None
 
 
 def _read_hub(root: Path, scan: Scanner) -> Listing:
-    """The rows of all parts; keys are `<part>-<row>`.
+    """The rows of all splits; keys are `<split>-<row>`.
 
     The first image column and the column of class labels count; columns named client, domain and
     caption are taken over.
 
     Raises:
         DataError: `datasets` is not installed, files that it cannot read, no column of images or
-            labels, or a part of another name than train, validation or test.
+            labels, or a split of another name than train, validation or test.
     """
-    parts = _load(root)
-    first = next(iter(parts.values()))
-    image, label = _columns(root, first.features)
-    names, number = _class_names(parts, label)
+    tables = _load(root)
+    features = next(iter(tables.values())).features
+    image, label = _choose_columns(root, features)
+    names, labels = _class_names(tables.values(), features[label], label)
     examples = []
-    for part, table in parts.items():
-        for row, values in enumerate(_rows(table, label)):
-            if values[label] is None or (isinstance(values[label], int) and values[label] < 0):
-                raise DataError(f"{root}: row {row} of '{part}' has no label; remove such rows")
-            rest = (None if values.get(c) is None else str(values[c]) for c in _TAKEN)
-            examples.append(
-                Example(f"{part}-{row:07}", number[values[label]], SPLITS[part.lower()], *rest)
-            )
-    columns = {part: table.data.column(image) for part, table in parts.items()}
+    images = {}
+    for split, table in tables.items():
+        images[split] = table.data.column(image)
+        names_taken = [name for name in _TAKEN if name in table.column_names]
+        columns = [table.data.column(name).to_pylist() for name in (label, *names_taken)]
+        for row, (value, *rest) in enumerate(zip(*columns, strict=True)):
+            # A class label of -1 is how `datasets` says that there is none.
+            if value is None or (isinstance(value, int) and value < 0):
+                raise DataError(f"{root}: row {row} of '{split}' has no label; remove such rows")
+            taken = {n: str(v) for n, v in zip(names_taken, rest, strict=True) if v is not None}
+            key = f"{split}-{row:07}"
+            examples.append(Example(key, labels[value], SPLITS[split.lower()], **taken))
 
     def source(key: str) -> ImageSource:
-        part, _, row = key.rpartition("-")
-        value = columns[part][int(row)].as_py()
+        split, _, row = key.rpartition("-")
+        value = images[split][int(row)].as_py()
         if value and value.get("bytes"):
             content: bytes = value["bytes"]
             return content
@@ -201,7 +211,7 @@ def _read_hub(root: Path, scan: Scanner) -> Listing:
 
 
 def _load(root: Path) -> dict[str, Any]:
-    """Parts by name, with images as bytes."""
+    """Tables by split, with images as bytes."""
     try:
         import datasets
     except ImportError as error:
@@ -213,60 +223,56 @@ def _load(root: Path) -> dict[str, Any]:
         loaded = datasets.load_from_disk(str(root))
     except Exception as error:  # its list of exception types is open-ended
         raise DataError(f"{root} cannot be read by Hugging Face datasets: {error}") from error
-    parts = loaded if isinstance(loaded, Mapping) else {_part_of(root): loaded}
-    unknown = [f"a part '{part}'" for part in parts if part.lower() not in SPLITS]
-    if unknown or not parts:
+    splits = loaded if isinstance(loaded, Mapping) else {_split_of(root): loaded}
+    unknown = [f"a part '{split}'" for split in splits if split.lower() not in SPLITS]
+    if unknown or not splits:
         found = (unknown or ["no part at all"])[0]
         raise DataError(f"{root} has {found}; expected train, validation (or val) and test")
-    return {part: _rows_in_place(table) for part, table in parts.items()}
+    tables = {}
+    for split, table in splits.items():
+        # Rows are found by their numbers in the file, so a selection of rows has to be carried
+        # out. There is no public question whether there is one; without it, all would be copied.
+        tables[split] = table if table._indices is None else table.flatten_indices()
+    return tables
 
 
-def _rows_in_place(table: Any) -> Any:
-    """The table with row numbers that are those of its file, whatever selection was stored."""
-    # There is no public question; without it, every table would be copied.
-    return table if table._indices is None else table.flatten_indices()
-
-
-def _part_of(root: Path) -> str:
-    """The part that a table says it is; a table that is none of the known ones trains."""
+def _split_of(root: Path) -> str:
+    """The split that a table says it is; a table that is none of the known ones trains."""
     try:
-        part = json.loads((root / "state.json").read_text(encoding="utf-8")).get("_split")
+        split = json.loads((root / "state.json").read_text(encoding="utf-8")).get("_split")
     except (OSError, ValueError, AttributeError):
-        part = None
-    return part if isinstance(part, str) and part.lower() in SPLITS else "train"
+        split = None
+    return split if isinstance(split, str) and split.lower() in SPLITS else "train"
 
 
-def _columns(root: Path, features: Mapping[str, Any]) -> tuple[str, str]:
+def _choose_columns(root: Path, features: Mapping[str, Any]) -> tuple[str, str]:
+    """The column of images and that of labels."""
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
-    image = next((name for name, kind in kinds.items() if kind == "Image"), None)
+    images = [name for name, kind in kinds.items() if kind == "Image"]
     labelled = [name for name, kind in kinds.items() if kind == "ClassLabel"]
     # Of CIFAR-100's two columns of labels, the fine one is meant.
-    chosen = [name for name in _LABELS if name in labelled] + labelled
-    chosen += [name for name in _LABELS if name in kinds]
-    if image is None or not chosen:
+    labels = [name for name in _LABELS if name in labelled] + labelled
+    labels += [name for name in _LABELS if name in kinds]
+    if not images or not labels:
         found = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         raise DataError(
-            f"{root} has no column of {'images' if image is None else 'labels'}; found {found};"
+            f"{root} has no column of {'labels' if images else 'images'}; found {found};"
             " expected an Image column and a ClassLabel column"
         )
-    return image, chosen[0]
+    return images[0], labels[0]
 
 
-def _class_names(parts: Mapping[str, Any], label: str) -> tuple[list[str], dict[Any, int]]:
+def _class_names(
+    tables: Iterable[Any], feature: Any, label: str
+) -> tuple[list[str], dict[Any, int]]:
     """Class names in order, and the label of each value of the column."""
-    feature = next(iter(parts.values())).features[label]
     if type(feature).__name__ == "ClassLabel":
         return list(feature.names), {number: number for number in range(len(feature.names))}
-    values = {value for table in parts.values() for value in table.unique(label)} - {None}
-    order = sorted(values, key=str)
+    values: set[Any] = set()
+    for table in tables:
+        values.update(table.unique(label))
+    order = sorted(values - {None}, key=str)
     return [str(value) for value in order], {value: n for n, value in enumerate(order)}
-
-
-def _rows(table: Any, label: str) -> Iterator[dict[str, Any]]:
-    names = [label, *(name for name in _TAKEN if name in table.column_names)]
-    columns = [table.data.column(name).to_pylist() for name in names]
-    for values in zip(*columns, strict=True):
-        yield dict(zip(names, values, strict=True))
 
 
 READERS: Final = (Reader(_find_manifest, _read_manifest), Reader(_find_hub, _read_hub))
