@@ -100,6 +100,7 @@ def measure_load(
 def cold_rows(starts: Sequence[tuple[Row, Start]], label: str, progress: Progress) -> Iterator[Row]:
     """Each row with the medians of `ROUNDS` fresh processes, started in turns."""
     found: list[list[ColdStart]] = [[] for _ in starts]
+    # In turns and not one kind after the other: a busy minute of the machine meets all of them.
     order = list(range(len(starts))) * ROUNDS
     for place in progress.track(order, label, len(order)):
         found[place].append(starts[place][1]())
@@ -138,6 +139,7 @@ def _first_line(*module: str) -> tuple[float, str]:
     ) as process:
         try:
             assert process.stdout is not None
+            # Not until the process ends: nobody waits for Python to tidy up.
             line = process.stdout.readline()
             seconds = time.perf_counter() - before
             _, remarks = process.communicate()
