@@ -16,7 +16,7 @@ from pfedmma_deploy.benchmark import subjects
 from pfedmma_deploy.benchmark.bundles import RandomBundles
 from pfedmma_deploy.benchmark.load import cold_rows, measure_load, start_cold
 from pfedmma_deploy.benchmark.options import InferenceOptions
-from pfedmma_deploy.benchmark.report import Measure, Row, latency
+from pfedmma_deploy.benchmark.report import Measure, Row, bundle_row, latency
 from pfedmma_deploy.benchmark.subjects import Subject
 from pfedmma_deploy.benchmark.timing import Contestant, run_rounds
 from pfedmma_deploy.errors import UsageError
@@ -169,14 +169,7 @@ class Bench:
             ),
         ]
         for bundle in bundles:
-            manifest = bundle.manifest
-            ours = replace(
-                row,
-                name=f"pfedmma {manifest.precision}",
-                precision=manifest.precision,
-                flavour=manifest.flavour,
-                clients=len(manifest.clients) - 1,
-            )
+            ours = replace(bundle_row("end-to-end", name, bundle.manifest), batch_size=batch)
             classifier = Classifier(bundle, device, threads)
             loops.append((ours, subjects.bundle_loop(classifier, photos, batch)))
         windows = run_rounds(
