@@ -2,8 +2,8 @@
 
     python benchmarks/inference_table.py --backbone pfedmma-tiny,ViT-B-32,ViT-B-16 --rounds 3
 
-torch.compile, which first compiles for a while; and a large matrix product, the machine's practical
-peak, in the same rounds as the models: a column says which share of it each of them reaches.
+torch.compile, which first compiles for a while; and a large matmul, the machine's practical peak,
+in the same rounds as the models: a column says which share of it each of them reaches.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from pfedmma_deploy.system import describe_environment
 
 SIZES = {"cpu": 2048, "cuda": 8192}
 PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "fp16", "bf16")}
-"""In which a share of the peak is taken. A CPU's fp16 and int8 products differ too much between
+"""In which a share of the peak is taken. A CPU's fp16 and int8 matmuls differ too much between
 libraries to be anybody's peak."""
 NOTE = (
-    "Rate of a large matrix product (2,048 squared on a CPU, 8,192 on a GPU) in the libraries "
+    "Rate of a large matmul (2,048 squared on a CPU, 8,192 on a GPU) in the libraries "
     "that are compared. Shares of the peak below refer to ONNX Runtime's on a CPU, to torch's "
     "on a GPU, and count the operations that each model does, adapters left out."
 )
 
 
-def torch_product(device: str, precision: str) -> Callable[[], object]:
-    """One product of two large matrices by torch."""
+def torch_matmul(device: str, precision: str) -> Callable[[], object]:
+    """One large matmul by torch."""
     n = SIZES[device]
     left, right = (torch.randn(n, n, device=device).to(DTYPES[precision]) for _ in range(2))
 
@@ -52,8 +52,8 @@ def torch_product(device: str, precision: str) -> Callable[[], object]:
     return call
 
 
-def onnx_product(threads: int) -> Callable[[], object]:
-    """One product with a constant matrix by ONNX Runtime, as the layers of a model are."""
+def onnx_matmul(threads: int) -> Callable[[], object]:
+    """One large matmul with a constant matrix by ONNX Runtime, as the layers of a model are."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
@@ -64,7 +64,7 @@ def onnx_product(threads: int) -> Callable[[], object]:
         ends.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [n, n]))
     nodes = [helper.make_node("MatMul", ["left", "right"], ["out"])]
     right = numpy_helper.from_array(left.T.copy(), "right")
-    graph = helper.make_graph(nodes, "product", ends[:1], ends[1:], [right])
+    graph = helper.make_graph(nodes, "matmul", ends[:1], ends[1:], [right])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -75,7 +75,7 @@ def onnx_product(threads: int) -> Callable[[], object]:
 
 
 def peers(backbone: Backbone, options: InferenceOptions) -> list[Subject]:
-    """torch.compile where this machine can, and the product that shares refer to.
+    """torch.compile where this machine can, and the matmul that shares refer to.
 
     On a CPU ONNX Runtime's: torch's and numpy's reach half of it on some processors, which would
     make every share look better than it is.
@@ -91,17 +91,17 @@ def peers(backbone: Backbone, options: InferenceOptions) -> list[Subject]:
         print(f"torch.compile cannot compile here: {error}", file=sys.stderr)
     for name in PRECISIONS[device]:
         on_gpu = device == "cuda"
-        call = torch_product(device, name) if on_gpu else onnx_product(options.threads)
+        call = torch_matmul(device, name) if on_gpu else onnx_matmul(options.threads)
         found.append(Subject(f"matmul {name}", name, lambda _, call=call: call))  # type: ignore[misc]
     return found
 
 
 def measure_peaks(options: InferenceOptions) -> list[dict[str, Any]]:
-    """Rows with the rate of the product in each library and precision."""
+    """Rows with the rate of the matmul in each library and precision."""
     device = options.device
-    calls = {f"torch {name}": torch_product(device, name) for name in PRECISIONS[device]}
+    calls = {f"torch {name}": torch_matmul(device, name) for name in PRECISIONS[device]}
     if device == "cpu":
-        calls["onnxruntime fp32"] = onnx_product(options.threads)
+        calls["onnxruntime fp32"] = onnx_matmul(options.threads)
     flop = 2.0 * SIZES[device] ** 3
     contestants = [Contestant(name, call, flop) for name, call in calls.items()]
     rows = []
@@ -114,14 +114,14 @@ def measure_peaks(options: InferenceOptions) -> list[dict[str, Any]]:
 
 
 def share_of_peak(row: Row, device: str) -> float | None:
-    """Share of the product's rate, 0 to 1, by the median ratio within the rounds."""
-    product = (row.ratios or {}).get(f"matmul {row.precision}")
-    if row.measure != "rate" or product is None or row.batch_size is None:
+    """Share of the matmul's rate, 0 to 1, by the median ratio within the rounds."""
+    matmul = (row.ratios or {}).get(f"matmul {row.precision}")
+    if row.measure != "rate" or matmul is None or row.batch_size is None:
         return None
     # An exported tower leaves out in its last block what cannot reach the class token.
     flop = image_flop(backbone_shapes(row.backbone), token_shortcuts=row.clients is not None)
-    # A product was counted as one call on as many "images" as the batch has.
-    return product.median * row.batch_size * flop / (2.0 * SIZES[device] ** 3)
+    # A matmul was counted as one call on as many "images" as the batch has.
+    return matmul.median * row.batch_size * flop / (2.0 * SIZES[device] ** 3)
 
 
 def with_shares(section: Section, rows: Sequence[Row], device: str) -> Section:
@@ -132,8 +132,8 @@ def with_shares(section: Section, rows: Sequence[Row], device: str) -> Section:
     return replace(section, columns=[*section.columns, "% of peak"], cells=cells)
 
 
-def without_products(rows: Sequence[Row]) -> list[Row]:
-    """The rows of models, and no ratio to a product."""
+def without_matmuls(rows: Sequence[Row]) -> list[Row]:
+    """The rows of models, and no ratio to a matmul."""
     found = []
     for row in rows:
         ratios = {k: v for k, v in (row.ratios or {}).items() if not k.startswith("matmul")}
@@ -167,10 +167,10 @@ def main() -> None:
         print(row, flush=True)
         rows.append(row)
     models = [row for row in rows if not row.name.startswith("matmul")]
-    for row, plain in zip(models, without_products(rows), strict=True):
+    for row, plain in zip(models, without_matmuls(rows), strict=True):
         share = {"share_of_peak": share_of_peak(row, options.device)}
         values.append({**plain.to_dict(), **share} if share["share_of_peak"] else plain.to_dict())
-    for section in sections(without_products(rows)):
+    for section in sections(without_matmuls(rows)):
         backbone, _, title = section.title.partition(": ")
         if title == RATES:
             own = [row for row in models if (row.measure, row.backbone) == ("rate", backbone)]

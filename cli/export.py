@@ -58,7 +58,7 @@ def export(
     ] = 0.5,
     file_format: Annotated[
         FileFormat,
-        typer.Option("--format", help="open_clip: a stock state dict, for methods that fold."),
+        typer.Option("--format", help="open_clip: a stock state dict, for methods that merge."),
     ] = "onnx",
     moved: Annotated[
         str | None,
@@ -92,7 +92,7 @@ def export(
             "clients join and leave a finished bundle with `pfedmma bundle add CLIENT_DIR --to "
             "BUNDLE [--as ID]` and `pfedmma bundle remove ID --from BUNDLE`"
         )
-    form = ExportConfig(
+    export_config = ExportConfig(
         flavour or default_flavour(precision), precision, weights, max_accuracy_drop
     )
     with open_output(as_json=as_json, quiet=quiet) as output:
@@ -105,7 +105,9 @@ def export(
                     "--format open_clip writes fp32 weights, not a graph: leave out --classifier, "
                     "--flavour, --precision and --weights"
                 )
-            _fold(opened, out or folder.with_name(f"{folder.name}-open_clip"), client, output)
+            _write_open_clip(
+                opened, out or folder.with_name(f"{folder.name}-open_clip"), client, output
+            )
             return
         from pfedmma_deploy.export.run import export_run
 
@@ -114,7 +116,7 @@ def export(
             folder,
             clients=split_names(client),
             classifier=classifier,
-            form=form,
+            form=export_config,
             progress=output.progress,
         ).to_dict()
         print_report(output, values)
@@ -124,7 +126,7 @@ def export(
         output.result(values)
 
 
-def _fold(run: Run, folder: Path, client: str | None, output: Output) -> None:
+def _write_open_clip(run: Run, folder: Path, client: str | None, output: Output) -> None:
     """`--format open_clip`: stock weights."""
     from pfedmma_deploy.export.merge import export_open_clip
 

@@ -30,7 +30,7 @@ def methods(
 ) -> None:
     """List the methods, or show one of them with its hyper-parameters.
 
-    What each trains and shares, how many bytes travel, whether a client's model folds into plain
+    What each trains and shares, how many bytes travel, whether a client's model merges into plain
     CLIP weights, whether it can be exported, and its paper.
 
     \b
@@ -65,7 +65,7 @@ def _list(output: Output, rows: list[MethodFacts], backbone: str) -> None:
     )
     output.say("")
     output.table(
-        ["Method", "Trained", "Shared", "Bytes up", "Bytes down", "Folds", "ONNX", "Paper"],
+        ["Method", "Trained", "Shared", "Bytes up", "Bytes down", "Merges", "ONNX", "Paper"],
         [
             [
                 f.method.name,
@@ -89,7 +89,7 @@ def _show(output: Output, facts: MethodFacts, known: list[HyperParameter], backb
     output.say(f"A client trains: {method.trained} ({facts.trained:,} numbers on {backbone})")
     output.say(f"It shares: {method.shared} ({facts.shared:,} numbers)")
     output.say(f"Bytes per client and round: {facts.bytes_up:,} up, {facts.bytes_down:,} down")
-    output.say(f"Folds into plain CLIP weights: {_yes(method.merges)}")
+    output.say(f"Merges into plain CLIP weights: {_yes(method.merges)}")
     reason = f": {method.export_blocker}" if method.export_blocker else ""
     output.say(f"Exports to ONNX: {_yes(not method.export_blocker)}{reason}")
     if method.defaults:

@@ -59,6 +59,7 @@ def open_output(*, as_json: bool, quiet: bool) -> Iterator[Output]:
 
     With `as_json`, what libraries print meanwhile goes to stderr.
     """
+    # Made before the redirection below: the JSON object goes to the real stdout.
     output = Output(sys.stdout, as_json=as_json, quiet=quiet)
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
         if quiet or not sys.stderr.isatty():

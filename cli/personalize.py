@@ -30,7 +30,7 @@ def personalize(
     ] = None,
     train_shared: Annotated[
         bool,
-        typer.Option("--train-shared", help="Also train this client's copy of the shared part."),
+        typer.Option("--train-shared", help="Also train this client's copy of what is shared."),
     ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,

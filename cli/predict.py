@@ -94,6 +94,7 @@ def predict(
         bundle = find_bundle(model)
         from pfedmma_deploy.runtime.sources import find_images
 
+        # Before the model is loaded: a wrong path is named at once, and the bar knows its end.
         total = sum(1 for _ in find_images(images))
         from pfedmma_deploy.runtime import Classifier
 
@@ -159,6 +160,7 @@ def _outcomes(
     for predictions in classifier.iter_compare(
         images, clients, names, top, batch_size=batch_size, on_skip=skipped.append
     ):
+        # Decoding runs ahead of the model: these came before this image.
         while skipped:
             yield skipped.popleft()
         yield predictions
@@ -334,7 +336,7 @@ def destination(out: Path | None, stdout: TextIO) -> Iterator[TextIO]:
 
 
 def printable(text: str) -> str:
-    r"""A file name as text that any stream takes and no terminal obeys, odd parts as \x1b."""
+    r"""A file name as text that any stream takes and no terminal obeys, odd characters as \x1b."""
     text = os.fsencode(text).decode(errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

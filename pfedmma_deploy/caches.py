@@ -33,11 +33,12 @@ def cache_folder(kind: str) -> Path | None:
 
 
 def folder_size(folder: Path | None) -> tuple[int, int]:
-    """Number and bytes of the files below a folder; links and what cannot be read count nothing."""
+    """Number and bytes of the files below a folder; links are not followed."""
     count = total = 0
     for parent, _, files in os.walk(folder or ""):
         for name in files:
             path = Path(parent, name)
+            # A cache may be cleaned while it is looked at.
             with contextlib.suppress(OSError):
                 total += path.lstat().st_size
                 count += 1

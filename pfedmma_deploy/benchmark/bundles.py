@@ -60,8 +60,10 @@ class RandomBundles:
         out = self.folder / f"{form.flavour}-{form.precision}-{form.weights}-{clients}"
         if out.exists():
             return out
+        # Exported once per flavour and widened here: torch's exporter is the slowest step by far.
         source = self._export(form.flavour)
         model = reduced_model(onnx.load(source.path / names.VISION_MODEL), form)
+        # Known before anything is allocated: a thousand adapters on ViT-L are several GB.
         size, banks = model.ByteSize(), set(client_banks(model))
         for entry in model.graph.initializer:
             if entry.name in banks:

@@ -16,7 +16,7 @@ from pfedmma_deploy.benchmark import subjects
 from pfedmma_deploy.benchmark.bundles import RandomBundles
 from pfedmma_deploy.benchmark.load import cold_rows, measure_load, start_cold
 from pfedmma_deploy.benchmark.options import InferenceOptions
-from pfedmma_deploy.benchmark.report import Measure, Row, latency
+from pfedmma_deploy.benchmark.report import Measure, Row, bundle_row, latency
 from pfedmma_deploy.benchmark.subjects import Subject
 from pfedmma_deploy.benchmark.timing import Contestant, run_rounds
 from pfedmma_deploy.errors import UsageError
@@ -52,6 +52,7 @@ def bench_inference(
         DeviceError: the device cannot be used.
     """
     progress = progress or Silent()
+    # torch's alone: sessions of ONNX Runtime get their threads when they are opened.
     torch.set_num_threads(options.threads)
     given = None if options.model is None else Bundle.open(options.model)
     names = options.backbones if given is None else (str(given.manifest.backbone["name"]),)
@@ -155,6 +156,7 @@ class Bench:
     def _end_to_end(self, bundles: Sequence[Bundle]) -> Iterator[Row]:
         """From JPEG files to labels: decoding, resizing and the model together."""
         options, batch, name = self.options, self.batch, self.backbone.name
+        # One call should about fill a window: decoding runs ahead, and starts anew in every call.
         count = int(min(max(self.rate * options.seconds, FEWEST), MOST))
         photos = subjects.write_photos(self.folder / "photos", count)
         row = Row("end-to-end", name, TORCH, "fp32", batch_size=batch)
@@ -167,14 +169,7 @@ class Bench:
             ),
         ]
         for bundle in bundles:
-            manifest = bundle.manifest
-            ours = replace(
-                row,
-                name=f"pfedmma {manifest.precision}",
-                precision=manifest.precision,
-                flavour=manifest.flavour,
-                clients=len(manifest.clients) - 1,
-            )
+            ours = replace(bundle_row("end-to-end", name, bundle.manifest), batch_size=batch)
             classifier = Classifier(bundle, device, threads)
             loops.append((ours, subjects.bundle_loop(classifier, photos, batch)))
         windows = run_rounds(
@@ -193,13 +188,14 @@ class Bench:
         row = Row("clients", name, f"pfedmma {form.precision}", form.precision, form.flavour)
         (photo,) = subjects.write_photos(self.folder / "photo", 1)
         device, threads = options.device, options.threads
+        # The peer takes part here too: rates of other rounds do not compare with these.
         compared = [subjects.plain_onnx(self.backbone, self.folder, device, threads)]
         starts, sizes = [], {}
         for count in sorted(options.scaling):
             self.progress.note(f"{name}: a file with {count:,} clients")
             try:
                 bundle = Bundle.open(self.random.make(count, form))
-            except UsageError as error:
+            except UsageError as error:  # too large a file; the smaller ones are still of interest
                 self.progress.note(f"not measured: {error}")
                 yield replace(row, clients=count, reason=str(error))
                 continue

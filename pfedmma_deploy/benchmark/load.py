@@ -65,7 +65,7 @@ def measure_load(
     """
     from safetensors.torch import save_file
 
-    from pfedmma_deploy.benchmark.report import Row
+    from pfedmma_deploy.benchmark.report import Row, bundle_row
     from pfedmma_deploy.runtime.bundle import VISION_MODEL
 
     name, weights = backbone.name, plain_onnx.with_name("weights.safetensors")
@@ -80,17 +80,10 @@ def measure_load(
         ),
     ]
     for bundle in bundles:
-        manifest, path = bundle.manifest, str(bundle.path)
-        ours = replace(
-            row,
-            name=f"pfedmma {manifest.precision}",
-            precision=manifest.precision,
-            flavour=manifest.flavour,
-            clients=len(manifest.clients) - 1,
-            file_bytes=(bundle.path / VISION_MODEL).stat().st_size,
-        )
+        path, size = str(bundle.path), (bundle.path / VISION_MODEL).stat().st_size
+        ours = replace(bundle_row("load", name, bundle.manifest), batch_size=1, file_bytes=size)
         starts.append((ours, partial(start_cold, "bundle", path, device, "1", photo)))
-        command = ["predict", photo, "--model", path, "--client", manifest.clients[-1].id]
+        command = ["predict", photo, "--model", path, "--client", bundle.manifest.clients[-1].id]
         command += ["--device", device, "--json"]
         whole = replace(ours, name=f"pfedmma predict, {ours.name}")
         starts.append((whole, partial(start_command, command)))
@@ -100,6 +93,7 @@ def measure_load(
 def cold_rows(starts: Sequence[tuple[Row, Start]], label: str, progress: Progress) -> Iterator[Row]:
     """Each row with the medians of `ROUNDS` fresh processes, started in turns."""
     found: list[list[ColdStart]] = [[] for _ in starts]
+    # In turns and not one kind after the other: a busy minute of the machine meets all of them.
     order = list(range(len(starts))) * ROUNDS
     for place in progress.track(order, label, len(order)):
         found[place].append(starts[place][1]())
@@ -138,6 +132,7 @@ def _first_line(*module: str) -> tuple[float, str]:
     ) as process:
         try:
             assert process.stdout is not None
+            # Not until the process ends: nobody waits for Python to tidy up.
             line = process.stdout.readline()
             seconds = time.perf_counter() - before
             _, remarks = process.communicate()

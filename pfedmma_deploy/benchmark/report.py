@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pfedmma_deploy.benchmark.timing import Spread, Windows, percentile, ratio, spread
+from pfedmma_deploy.runtime.manifest import Manifest
 from pfedmma_deploy.store.files import json_bytes, write_bytes
 from pfedmma_deploy.system import Environment
 
@@ -84,6 +85,18 @@ class Row:
         """JSON-ready; keys that do not apply are left out, a rate always has its key."""
         values = {key: value for key, value in asdict(self).items() if value is not None}
         return {"images_per_second": None, "ratio": None, **values}
+
+
+def bundle_row(measure: Measure, backbone: str, manifest: Manifest) -> Row:
+    """The row of a bundle before it is measured."""
+    return Row(
+        measure,
+        backbone,
+        f"pfedmma {manifest.precision}",
+        manifest.precision,
+        manifest.flavour,
+        len(manifest.clients) - 1,
+    )
 
 
 def latency(calls: Sequence[float]) -> Latency:

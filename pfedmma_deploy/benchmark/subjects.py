@@ -148,6 +148,7 @@ def run_torch(
 def plain_tower(backbone: Backbone, device: Device, precision: str = "fp32") -> PlainImageTower:
     """open_clip's image tower on `device`; the backbone itself stays as it is."""
     model: nn.Module = backbone.model
+    # A copy only where it must differ: two of a large CLIP may not fit beside each other.
     if precision != "fp32" or backbone.device.type != device:
         model = copy.deepcopy(model).to(device, DTYPES[precision])
     return PlainImageTower(model).eval()
@@ -184,6 +185,7 @@ def _run(session: onnxruntime.InferenceSession, feeds: Sequence[Feed], device: D
 
     def call() -> None:
         binding = next(bindings)
+        # Kernels are queued: without waiting, the time that queueing takes would be measured.
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
 

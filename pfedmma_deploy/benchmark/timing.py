@@ -73,6 +73,7 @@ def run_rounds(
         The windows by name, in the order of `contestants`.
     """
     seen = {contestant.name: Windows() for contestant in contestants}
+    # Turned around every time, so that nobody always runs behind the one that heats the processor.
     order: list[Contestant] = []
     for number in range(rounds):
         order += contestants if number % 2 == 0 else reversed(contestants)

@@ -144,6 +144,7 @@ def time_ways(
     with tempfile.TemporaryDirectory(prefix="pfedmma-bench-") as folder:
         write_noise(Path(folder, "images"), task)
         for way in (progress or Silent()).track(ways, label, len(ways)):
+            # Peak memory belongs to a whole process.
             with process_pool(1) as pool:
                 found.append(pool.submit(_time_alone, task, way, threads, Path(folder)).result())
     return found
@@ -163,6 +164,7 @@ def write_noise(folder: Path, task: TrainingTask) -> None:
             place.mkdir(parents=True)
             for i in range(count):
                 pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+                # Noise does not compress, and inflating it is not what is timed.
                 Image.fromarray(pixels).save(place / f"{i}.png", compress_level=0)
 
 
@@ -170,6 +172,7 @@ def _time_alone(task: TrainingTask, way: Way, threads: int, folder: Path) -> Tra
     """`time_way` in a process of its own, whose settings it may change."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(dir=folder) as own:
+        # The user's own caches would save the very work that is to be timed.
         os.environ[VARIABLE] = str(Path(own, "cache"))
         return time_way(task, way, folder / "images", Path(own, "run"))
 

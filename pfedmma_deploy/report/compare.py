@@ -108,7 +108,7 @@ def compare(
 
     Args:
         methods: names of methods.
-        seeds: each is one repetition: another division of the data, another initial state.
+        seeds: each is one repetition: another partition of the data, another initial state.
         configure: (method, seed) -> the run's configuration; data, backbone and budget must not
             depend on the method.
         folder: where trials and results are kept.
@@ -200,6 +200,7 @@ def _finished(trials: Sequence[Trial], jobs: int) -> Iterator[tuple[Trial, Resul
         for trial in trials:
             yield trial, run_trial(trial)
         return
+    # Jobs that each use all cores would wait for each other.
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with process_pool(jobs) as pool:
         waiting = {pool.submit(run_trial, trial, threads): trial for trial in trials}
@@ -207,6 +208,7 @@ def _finished(trials: Sequence[Trial], jobs: int) -> Iterator[tuple[Trial, Resul
             for future in as_completed(waiting):
                 yield waiting[future], future.result()
         except BaseException:
+            # After an error or Ctrl-C nothing new begins; what runs is continued the next time.
             pool.shutdown(cancel_futures=True)
             raise
 

@@ -141,8 +141,6 @@ def diagnose(
     note = "Importing torch, and running a tiny model on each execution provider ..."
     (progress or Silent()).note(note)
     looks: dict[str, Callable[[], Iterable[Check]]] = {
-        "packages": lambda: check_packages(device),
-        "imports": lambda: check_imports(IMPORTED, imports.result()),
         "images": check_images,
         "embedded files": check_assets,
         "cpu": check_cpu,
@@ -152,11 +150,12 @@ def diagnose(
         "places": lambda: check_places(runs, exports),
     }
     with ThreadPoolExecutor(1) as pool:
-        # The slow one is waited for last: everything else is looked at meanwhile.
+        # Started first: everything else is looked at meanwhile.
         imports = pool.submit(probe, "import", *IMPORTED)
-        order = sorted(looks, key=lambda name: name == "imports")
-        found = {name: guarded(name, looks[name]) for name in order}
-    return Diagnosis(device, tuple(check for name in looks for check in found[name]))
+        packages = guarded("packages", lambda: check_packages(device))
+        rest = [check for name, look in looks.items() for check in guarded(name, look)]
+        loaded = guarded("imports", lambda: check_imports(IMPORTED, imports.result()))
+    return Diagnosis(device, (*packages, *loaded, *rest))
 
 
 def guarded(name: str, look: Callable[[], Iterable[Check]]) -> list[Check]:
@@ -172,9 +171,14 @@ def guarded(name: str, look: Callable[[], Iterable[Check]]) -> list[Check]:
     return checks
 
 
+def judged(name: str, found: str, advice: str = "", *, stops: bool = True) -> Check:
+    """A finding that is well unless there is something to advise."""
+    return Check(name, not advice, found, advice, stops and bool(advice))
+
+
 def check_packages(device: str) -> Iterator[Check]:
     """Versions of what this package needs, the ONNX Runtime clash, the torch pair."""
-    yield Check("python", True, f"{platform.python_version()} on {platform.platform(terse=True)}")
+    yield judged("python", f"{platform.python_version()} on {platform.platform(terse=True)}")
     yield from guarded("packages", _requirements)
     yield from guarded("onnxruntime packages", lambda: _onnxruntime(device))
     yield from guarded("torch and torchvision", _torch_builds)
@@ -186,7 +190,7 @@ def _requirements() -> Iterator[Check]:
 
     if installed("pfedmma-deploy") is None:
         found = f"pfedmma-deploy {__version__} runs from its sources: nothing says what it needs"
-        yield Check("packages", False, found, "pip install . (in the folder of the sources)")
+        yield judged("packages", found, "pip install . (in the folder of the sources)", stops=False)
         return
     have, wrong = [], []
     for wanted in map(Requirement, metadata.requires("pfedmma-deploy") or ()):
@@ -198,36 +202,34 @@ def _requirements() -> Iterator[Check]:
         # What is said of ONNX Runtime and its clash is a check of its own.
         if not fits and not wanted.name.startswith("onnxruntime"):
             wrong.append(f"'{str(wanted).partition(';')[0].strip()}'")
-    found = f"pfedmma-deploy {__version__}; {', '.join(have)}"
     advice = f"pip install {' '.join(wrong)}" if wrong else ""
-    yield Check("packages", not wrong, found, advice, stops=bool(wrong))
+    yield judged("packages", f"pfedmma-deploy {__version__}; {', '.join(have)}", advice)
 
 
 def _onnxruntime(device: str) -> Iterator[Check]:
     """`onnxruntime` and `onnxruntime-gpu` are two distributions of one module."""
     versions = {name: installed(name) for name in ("onnxruntime", "onnxruntime-gpu")}
-    have = [f"{name} {version}" for name, version in versions.items() if version]
-    asked = device in NEEDED
+    have = " and ".join(f"{name} {version}" for name, version in versions.items() if version)
     problem, stops = "", True
-    if len(have) == 2:
-        problem, stops = ": they share one module, and CUDA vanishes", asked
+    if all(versions.values()):
+        problem, stops = ": they share one module, and CUDA vanishes", device in NEEDED
     elif not have:
         problem = "neither onnxruntime-gpu nor onnxruntime is installed"
-    elif asked and not versions["onnxruntime-gpu"]:
+    elif device in NEEDED and not versions["onnxruntime-gpu"]:
         problem = ", which has no CUDA"
     advice = REINSTALL_RUNTIME if problem else ""
-    found = f"{' and '.join(have)}{problem}"
-    yield Check("onnxruntime packages", not problem, found, advice, stops and bool(problem))
+    yield judged("onnxruntime packages", f"{have}{problem}", advice, stops=stops)
 
 
 def _torch_builds() -> Iterator[Check]:
     """Builds of torch and torchvision by their files: a wrong pair raises when imported."""
     builds = {name: _build(name) for name in ("torch", "torchvision")}
     found = ", ".join(f"{name} {build or 'not installed'}" for name, build in builds.items())
-    fits = len({build.partition("+")[2] for build in builds.values() if "+" in build}) < 2
-    if not fits:
+    if len({build.partition("+")[2] for build in builds.values() if "+" in build}) < 2:
+        yield judged("torch and torchvision", found)
+    else:
         found += ": builds for different devices, so that `import torchvision` fails"
-    yield Check("torch and torchvision", fits, found, "" if fits else REINSTALL_TORCH, not fits)
+        yield judged("torch and torchvision", found, REINSTALL_TORCH)
 
 
 def _build(module: str) -> str:
@@ -252,14 +254,14 @@ def check_imports(modules: Sequence[str], answer: Answer) -> Iterator[Check]:
                 how = "did not end in time"
             last = answer.stderr.strip().splitlines()[-1:] or [""]
             found = f"{how} {last[0]}".strip()
-            yield Check(name, False, found, _import_advice(module, found), stops=True)
+            yield judged(name, found, _import_advice(module, found))
             return
         if "error" in line:
             found = " ".join(str(line["error"]).split())[:300]
-            yield Check(name, False, found, _import_advice(module, found), stops=True)
+            yield judged(name, found, _import_advice(module, found))
         else:
             sees = "" if module != "torch" else f", {line.get('cuda') or 'no CUDA device'}"
-            yield Check(name, True, f"{line['version']} in {line['seconds']:.1f} s{sees}")
+            yield judged(name, f"{line['version']} in {line['seconds']:.1f} s{sees}")
 
 
 def _import_advice(module: str, error: str) -> str:
@@ -279,7 +281,7 @@ def check_cpu() -> Iterator[Check]:
     machine = describe_environment(cores)
     memory = "" if machine.memory is None else f", {machine.memory / 1e9:.0f} GB of memory"
     extensions = f", {' '.join(machine.instructions)}" if machine.instructions else ""
-    yield Check("cpu", True, f"{machine.cpu}, {cores} cores to use{memory}{extensions}")
+    yield judged("cpu", f"{machine.cpu}, {cores} cores to use{memory}{extensions}")
 
 
 def check_driver(device: str) -> Iterator[Check]:
@@ -300,7 +302,7 @@ def check_driver(device: str) -> Iterator[Check]:
     newest = f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
     if code != 0 or count.value == 0:
         found = f"for {newest}, but it does not start (CUDA error {code}) or sees no GPU"
-        yield Check("driver", False, found, "see what nvidia-smi says", stops=asked)
+        yield judged("driver", found, "see what nvidia-smi says", stops=asked)
         return
     gpus = []
     for gpu in range(count.value):
@@ -309,11 +311,10 @@ def check_driver(device: str) -> Iterator[Check]:
         gpus.append(text.value.decode(errors="replace"))
     found = f"runs up to {newest}; {count.value} GPU: {', '.join(gpus)}"
     needed = (installed(LIBRARIES["cudart"]) or "").partition(".")[0]
+    advice = ""
     if needed.isdigit() and version.value // 1000 < int(needed):
         advice = f"update the driver: the libraries installed here are CUDA {needed}'s"
-        yield Check("driver", False, found, advice, stops=asked)
-    else:
-        yield Check("driver", True, found)
+    yield judged("driver", found, advice, stops=asked)
 
 
 def check_libraries(device: str) -> Iterator[Check]:
@@ -336,7 +337,7 @@ def check_providers(device: str) -> Iterator[Check]:
         available = set(onnxruntime.get_available_providers())
     except Exception as error:  # a half-removed package raises AttributeError, too
         found = f"ONNX Runtime cannot be imported ({type(error).__name__}: {error})"
-        yield Check("providers", False, found, REINSTALL_RUNTIME, stops=True)
+        yield judged("providers", found, REINSTALL_RUNTIME)
         return
     available.discard("AzureExecutionProvider")  # runs nothing here: it calls a service
     problems = {CUDA: providers.cuda_problem(), TENSORRT: providers.tensorrt_problem()}
@@ -356,10 +357,10 @@ def check_providers(device: str) -> Iterator[Check]:
         chosen = "cuda" if CUDA in answers and checks[CUDA].ok else "cpu"
         yield Check("device", checks[CPU].ok, f"auto takes {chosen}")
     elif all(checks[name].ok for name in needed):
-        yield Check("device", True, f"{device} works")
+        yield judged("device", f"{device} works")
     else:
         advice = "see the advice above, or choose --device cpu"
-        yield Check("device", False, f"{device} cannot be used", advice, stops=True)
+        yield judged("device", f"{device} cannot be used", advice)
 
 
 def _not_tried(name: str, problems: Mapping[str, str | None], *, stops: bool) -> Check:
@@ -389,9 +390,9 @@ def _ran(name: str, answer: Answer, *, stops: bool) -> Check:
     elif not line["largest_error"] < 1e-2:  # TensorFloat-32 and fp16 are exact on ones
         found = f"computes wrong numbers (off by {line['largest_error']:.2g} of 18)"
     else:
-        return Check(name, True, "ran a tiny model, result right")
+        return judged(name, "ran a tiny model, result right")
     advice = REINSTALL_RUNTIME if name != TENSORRT else "pip install 'tensorrt<11'"
-    return Check(name, False, found, advice, stops)
+    return judged(name, found, advice, stops=stops)
 
 
 def check_images() -> Iterator[Check]:
@@ -407,11 +408,11 @@ def check_images() -> Iterator[Check]:
         if name not in Image.OPEN or (name in codecs and not features.check(codecs[name])):
             missing.append(name)
     if missing:
-        found = f"cannot read {', '.join(missing)}"
-        yield Check("images", False, found, "pip install --force-reinstall pillow", stops=True)
+        advice = "pip install --force-reinstall pillow"
+        yield judged("images", f"cannot read {', '.join(missing)}", advice)
     else:
         turbo = ", libjpeg-turbo" if features.check_feature("libjpeg_turbo") else ""
-        yield Check("images", True, f"{' '.join(IMAGE_SUFFIXES)}{turbo}")
+        yield judged("images", f"{' '.join(IMAGE_SUFFIXES)}{turbo}")
 
 
 def check_assets() -> Iterator[Check]:
@@ -422,11 +423,11 @@ def check_assets() -> Iterator[Check]:
     missing = [name for name in ASSETS if not (folder / name).is_file()]
     if missing:
         found = f"{', '.join(missing)} missing in {folder}"
-        yield Check("embedded files", False, found, "install pfedmma-deploy again", stops=True)
+        yield judged("embedded files", found, "install pfedmma-deploy again")
     else:
-        sizes = sum((folder / name).stat().st_size for name in ASSETS)
-        found = f"pfedmma-tiny, cifar10-sample, domains-sample; {_size(sizes)} in {folder}"
-        yield Check("embedded files", True, found)
+        size = _size(sum((folder / name).stat().st_size for name in ASSETS))
+        found = f"pfedmma-tiny, cifar10-sample, domains-sample; {size} in {folder}"
+        yield judged("embedded files", found)
 
 
 def check_places(runs: Path, exports: Path) -> Iterator[Check]:
@@ -445,12 +446,13 @@ def check_places(runs: Path, exports: Path) -> Iterator[Check]:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
+    found, advice = f"{_size(free)} free in {folder}", ""
     if not os.access(folder, os.W_OK):
+        found = f"{folder} cannot be written to"
         advice = "work in a folder of your own, or name one with --out"
-        yield Check("disk", False, f"{folder} cannot be written to", advice)
-    else:
-        advice = "" if free >= LEAST_FREE else "make room, or write to another disk with --out"
-        yield Check("disk", free >= LEAST_FREE, f"{_size(free)} free in {folder}", advice)
+    elif free < LEAST_FREE:
+        advice = "make room, or write to another disk with --out"
+    yield judged("disk", found, advice, stops=False)
 
 
 def _hub_cache() -> Path:

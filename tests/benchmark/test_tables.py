@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.inference_table import SIZES, share_of_peak, with_shares, without_products
+from benchmarks.inference_table import SIZES, share_of_peak, with_shares, without_matmuls
 from benchmarks.training_table import RoundFlop, cost_section, count_round
 from pfedmma_deploy.backbone.flops import block_flop, image_flop, image_tokens, tower_flop
 from pfedmma_deploy.benchmark.report import Row, Section
@@ -54,4 +54,4 @@ def test_shares_of_the_peak_by_hand() -> None:
     shown = with_shares(section, [replace(row, batch_size=10**6), ours], "cpu")
     share = 100 * 10**6 * plain / peak
     assert shown.columns[-1] == "% of peak" and shown.cells[0] == ["a", f"{share:.0f}"]
-    assert without_products([row, replace(row, name="matmul fp32")]) == [replace(row, ratios=None)]
+    assert without_matmuls([row, replace(row, name="matmul fp32")]) == [replace(row, ratios=None)]
