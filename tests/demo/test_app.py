@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pfedmma_deploy.cli.main import app, run
+from pfedmma_deploy.cli.main import run
+from pfedmma_deploy.demo import app
 from pfedmma_deploy.errors import UsageError
 from tests.demo.serving import ROOT, Served
 
