@@ -26,7 +26,7 @@ from .output import Output, open_output
 
 if TYPE_CHECKING:
     from pfedmma_deploy.data.doctor_data import DataReport
-    from pfedmma_deploy.evaluation.sanity import Sanity
+    from pfedmma_deploy.evaluation.zero_shot import Sanity
     from pfedmma_deploy.types import Dataset, Problem
 
 _MARKS = {"fatal": "FATAL", "error": "ERROR", "warning": "warning"}
@@ -108,7 +108,7 @@ def _test_zero_shot(
     dataset: Dataset, name: str, pretrained: str | None, prompt: str, output: Output
 ) -> Sanity:
     from pfedmma_deploy.backbone.loading import load_backbone
-    from pfedmma_deploy.evaluation.sanity import check_zero_shot
+    from pfedmma_deploy.evaluation.zero_shot import check_zero_shot
 
     backbone = load_backbone(name, pretrained)
     return check_zero_shot(backbone, dataset, prompt, progress=output.progress)

@@ -100,7 +100,7 @@ def _evaluate_zero_shot(
 
     dataset = load_dataset(data, progress=output.progress)
     from pfedmma_deploy.backbone.loading import load_backbone
-    from pfedmma_deploy.federated.evaluate import evaluate_zero_shot
+    from pfedmma_deploy.evaluation.zero_shot import evaluate_zero_shot
 
     started = time.perf_counter()
     model = load_backbone(backbone, pretrained)

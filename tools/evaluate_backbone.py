@@ -20,7 +20,7 @@ from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.backbone.loading import ASSETS, MODEL_NAME, load_backbone
 from pfedmma_deploy.data.class_names import build_prompts
 from pfedmma_deploy.data.samples import SAMPLE_NAMES, load_sample
-from pfedmma_deploy.federated.evaluate import evaluate_zero_shot
+from pfedmma_deploy.evaluation.zero_shot import evaluate_zero_shot
 from tools import images, teacher
 from tools.packages import default_cache, read_member
 

@@ -1,26 +1,15 @@
-"""`pfedmma evaluate`: every client of a run, zero-shot beside personalized; or zero-shot alone."""
+"""`pfedmma evaluate`: every client of a run, zero-shot beside personalized."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import torch
-
-from pfedmma_deploy.backbone.clip import Backbone, class_texts
-from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.evaluation.accuracy import (
-    BATCH,
-    Accuracy,
-    Scorer,
-    mean_accuracy,
-)
+from pfedmma_deploy.evaluation.accuracy import Accuracy, Scorer, mean_accuracy
 from pfedmma_deploy.federated.session import Session, open_run_session
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.run import Run
-from pfedmma_deploy.types import Dataset, Example
 
 
 @dataclass(frozen=True)
@@ -97,60 +86,3 @@ def open_scorer(session: Session) -> Scorer:
         session.config.prompt,
         session.logit_scale,
     )
-
-
-@dataclass(frozen=True)
-class ZeroShot:
-    """Zero-shot accuracy in percent, and on how many images."""
-
-    accuracy: float
-    images: int
-    domains: dict[str, float]
-    """By domain, where the data have domains."""
-    classes: dict[str, float]
-    """By class name: recall."""
-
-
-@torch.inference_mode()
-def evaluate_zero_shot(
-    backbone: Backbone, dataset: Dataset, prompt: str, *, progress: Progress | None = None
-) -> ZeroShot:
-    """Accuracy of the plain backbone over all class names, on the test images (all, if none)."""
-    examples = [e for e in dataset.examples if e.split == "test"] or list(dataset.examples)
-    pixels = PixelLoader(dataset, backbone.image_size, backbone.resize_mode, backbone.interpolation)
-    chunks = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
-    tracked = (progress or Silent()).track(chunks, "batches of images", len(chunks))
-    texts = backbone.encode_text(class_texts(backbone, dataset.class_names, prompt).prompts)
-    right: list[bool] = []
-    for chunk in tracked:
-        images = backbone.encode_image(torch.from_numpy(pixels.load(chunk)))
-        found = (images @ texts.T).argmax(dim=1).tolist()
-        right += [row == example.label for row, example in zip(found, chunk, strict=True)]
-
-    def accuracy(rows: list[int]) -> float:
-        return 100 * sum(right[row] for row in rows) / len(rows)
-
-    return ZeroShot(
-        accuracy=accuracy(list(range(len(examples)))),
-        images=len(examples),
-        domains={name: accuracy(rows) for name, rows in _by_domain(examples).items()},
-        classes={
-            dataset.class_names[label]: accuracy(rows)
-            for label, rows in _by_label(examples).items()
-        },
-    )
-
-
-def _by_domain(examples: list[Example]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = defaultdict(list)
-    for i, example in enumerate(examples):
-        if example.domain is not None:
-            found[example.domain].append(i)
-    return dict(found) if len(found) > 1 else {}
-
-
-def _by_label(examples: list[Example]) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = defaultdict(list)
-    for i, example in enumerate(examples):
-        found[example.label].append(i)
-    return dict(sorted(found.items()))

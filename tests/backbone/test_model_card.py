@@ -9,7 +9,7 @@ import torch
 
 from pfedmma_deploy.backbone.loading import ASSETS, MODEL_NAME, load_backbone
 from pfedmma_deploy.data.samples import SAMPLE_NAMES, load_sample
-from pfedmma_deploy.federated.evaluate import evaluate_zero_shot
+from pfedmma_deploy.evaluation.zero_shot import evaluate_zero_shot
 
 FIGURES = json.loads((ASSETS / "figures.json").read_text("utf-8"))
 CARD = (ASSETS / "README.md").read_text("utf-8")

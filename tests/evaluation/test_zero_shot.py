@@ -10,7 +10,7 @@ import pytest
 
 from pfedmma_deploy.backbone.loading import load_backbone
 from pfedmma_deploy.data.datasets import load_dataset
-from pfedmma_deploy.evaluation.sanity import check_zero_shot, find_exchanged
+from pfedmma_deploy.evaluation.zero_shot import check_zero_shot, find_exchanged
 from pfedmma_deploy.types import Dataset
 
 PROMPT = "a photo of a {}."

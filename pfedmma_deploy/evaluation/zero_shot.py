@@ -1,4 +1,4 @@
-"""Whether a backbone sees in the images what their labels say, before anything is trained."""
+"""The plain backbone on a data set: its accuracy, and whether the labels say what it sees."""
 
 from __future__ import annotations
 
@@ -17,11 +17,23 @@ from pfedmma_deploy.evaluation.accuracy import BATCH
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.types import Dataset, Example, Problem
 
-__all__ = ["Sanity", "check_zero_shot", "find_exchanged"]
-
 _MAX_IMAGES: Final = 2000
 _KAPPA: Final = 0.05
 _MIN_PER_CLASS: Final = 5
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Zero-shot accuracy in percent, and on how many images."""
+
+    accuracy: float
+    images: int
+    domains: dict[str, float]
+    """By domain, where the data have several."""
+    classes: dict[str, float]
+    """By class name: recall."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +46,46 @@ class Sanity:
     problems: tuple[Problem, ...]
 
 
+def evaluate_zero_shot(
+    backbone: Backbone, dataset: Dataset, prompt: str, *, progress: Progress | None = None
+) -> ZeroShot:
+    """Accuracy of the plain backbone over all class names, on the test images (all, if none)."""
+    examples = [e for e in dataset.examples if e.split == "test"] or list(dataset.examples)
+    labels, answers = classify(backbone, dataset, examples, prompt, progress=progress)
+    right = 100.0 * (labels == answers)
+    domain = np.array([example.domain or "" for example in examples])
+    domains = [name for name in dict.fromkeys(domain.tolist()) if name]
+    return ZeroShot(
+        accuracy=float(right.mean()),
+        images=len(examples),
+        domains={name: float(right[domain == name].mean()) for name in domains if len(domains) > 1},
+        classes={
+            dataset.class_names[label]: float(right[labels == label].mean())
+            for label in np.unique(labels)
+        },
+    )
+
+
 @torch.inference_mode()
+def classify(
+    backbone: Backbone,
+    dataset: Dataset,
+    examples: Sequence[Example],
+    prompt: str,
+    *,
+    progress: Progress | None = None,
+) -> tuple[IntArray, IntArray]:
+    """Labels [N] of examples, and the backbone's answers [N] among all class names."""
+    pixels = PixelLoader(dataset, backbone.image_size, backbone.resize_mode, backbone.interpolation)
+    texts = backbone.encode_text(class_texts(backbone, dataset.class_names, prompt).prompts)
+    chunks = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
+    answers: list[int] = []
+    for chunk in (progress or Silent()).track(chunks, "batches of images", len(chunks)):
+        features = backbone.encode_image(torch.from_numpy(pixels.load(chunk)))
+        answers += (features @ texts.T).argmax(dim=1).tolist()
+    return np.array([example.label for example in examples]), np.array(answers)
+
+
 def check_zero_shot(
     backbone: Backbone, dataset: Dataset, prompt: str, *, progress: Progress | None = None
 ) -> Sanity:
@@ -44,14 +95,8 @@ def check_zero_shot(
     twentieth of the way from chance to 100 %.
     """
     examples = _choose(dataset)
-    pixels = PixelLoader(dataset, backbone.image_size, backbone.resize_mode, backbone.interpolation)
-    texts = backbone.encode_text(class_texts(backbone, dataset.class_names, prompt).prompts)
-    chunks = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
     table = np.zeros((len(dataset.class_names),) * 2, np.int64)
-    for chunk in (progress or Silent()).track(chunks, "batches of images", len(chunks)):
-        features = backbone.encode_image(torch.from_numpy(pixels.load(chunk)))
-        answers = (features @ texts.T).argmax(dim=1).tolist()
-        np.add.at(table, ([example.label for example in chunk], answers), 1)
+    np.add.at(table, classify(backbone, dataset, examples, prompt, progress=progress), 1)
     accuracy, chance = float(np.trace(table)) / len(examples), 1 / len(dataset.class_names)
     error = float(np.sqrt(chance * (1 - chance) / len(examples)))
     near = accuracy < max(chance + 3 * error, chance + _KAPPA * (1 - chance))
@@ -70,7 +115,7 @@ def check_zero_shot(
     return Sanity(accuracy * 100, chance * 100, len(examples), problems)
 
 
-def find_exchanged(table: NDArray[np.int64]) -> list[tuple[int, int, float]]:
+def find_exchanged(table: IntArray) -> list[tuple[int, int, float]]:
     """Classes that a backbone takes for another one, whose own images it does not take for it.
 
     So classes that merely look alike do not count.
