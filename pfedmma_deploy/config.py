@@ -66,7 +66,7 @@ class PartitionConfig:
     """
 
     scheme: Annotated[Scheme, Field(title="partition")] = "disjoint"
-    """How images are divided among clients: the option `partition`."""
+    """How images are partitioned among clients: the option `partition`."""
     clients: Count = 10
     """Number of clients N: a multiple of the domains with `scheme="domain"`; with `"folders"` the
     data decide."""
