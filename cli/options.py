@@ -85,7 +85,7 @@ _PARTITION: Final[Mapping[str, Any]] = {
     ],
     "partition": Annotated[
         str | None,
-        option("partition", "How images are partitioned among clients.", "|".join(get_args(Scheme))),
+        option("partition", "Who holds which images.", "|".join(get_args(Scheme))),
     ],
     "dirichlet_beta": Annotated[
         float | None, option("dirichlet_beta", "Smaller is more skewed.", "BETA")

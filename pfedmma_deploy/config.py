@@ -30,24 +30,6 @@ if TYPE_CHECKING:
 
     from pfedmma_deploy.validation import Count, Name
 
-__all__ = [
-    "DEFAULTS",
-    "PRESETS",
-    "Autocast",
-    "Classes",
-    "Optimizer",
-    "Options",
-    "PartitionConfig",
-    "Scalar",
-    "Scheme",
-    "TrainConfig",
-    "Transform",
-    "config_from_mapping",
-    "read_changes",
-    "read_options",
-    "stored_config",
-]
-
 Scalar = str | int | float | bool
 """A value of one of a method's hyper-parameters."""
 

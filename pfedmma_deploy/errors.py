@@ -19,20 +19,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = [
-    "BackboneError",
-    "BundleError",
-    "DataError",
-    "DeviceError",
-    "ExportError",
-    "ImageError",
-    "PfedmmaError",
-    "StoreError",
-    "TrainingError",
-    "UsageError",
-    "nearest",
-]
-
 
 class PfedmmaError(Exception):
     """Base of all errors of this package; `str(error)` is a sentence for the user."""

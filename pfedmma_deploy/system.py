@@ -20,19 +20,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
-__all__ = [
-    "Environment",
-    "available_cores",
-    "describe_environment",
-    "describe_processor",
-    "is_amd",
-    "package_version",
-    "peak_memory",
-    "process_pool",
-    "processor_features",
-    "resident_memory",
-]
-
 PACKAGES = ("pfedmma-deploy", "torch", "open_clip_torch", "onnx", "onnxruntime", "numpy", "pillow")
 _ALIASES = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime")}
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "asimd")

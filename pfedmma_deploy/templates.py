@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-__all__ = ["code", "environment", "escape_markdown", "render_markdown"]
-
 _INLINE = re.compile(r"[\\`*#~]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
 """Means something anywhere in a line: brackets do where they make a link, underscores except within
 a word."""

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pfedmma_deploy.backbone.clip import Activations, Backbone, Images
 from pfedmma_deploy.backbone.flops import image_tokens
+from pfedmma_deploy.caches import folder_size
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.types import Example
@@ -95,7 +96,7 @@ class ActivationCache:
         self._make_room(min(len(chosen) * each, self.limit))
         for first in range(0, len(chosen), per_shard):
             part = chosen[first : first + per_shard]
-            if folder_size(self.root) + len(part) * each > self.limit:
+            if self._size() + len(part) * each > self.limit:
                 return
             values = self._compute(decode(part), start).numpy()
             self._write(start, values, [keys[i] for i in part])
@@ -143,13 +144,16 @@ class ActivationCache:
         backbone = self.backbone
         return self.root / f"{backbone.fingerprint[:16]}-{backbone.precision}-{start}"
 
+    def _size(self) -> int:
+        return folder_size(self.root)[1]
+
     def _make_room(self, needed: int) -> None:
         """Remove the shards that were opened longest ago until `needed` bytes fit."""
         assert self.root is not None
         mine = {row[0].filename for rows in self._rows.values() for row in rows.values()}  # type: ignore[attr-defined]  # a memory map has its file's name
         shards = sorted(self.root.glob("*/*.npy"), key=lambda path: path.stat().st_mtime)
         for shard in shards:
-            if folder_size(self.root) + needed <= self.limit:
+            if self._size() + needed <= self.limit:
                 return
             if str(shard) not in mine:
                 shard.with_suffix(".json").unlink(missing_ok=True)
@@ -176,17 +180,6 @@ def limit_bytes() -> int:
     if not 0 <= limit < math.inf:
         raise UsageError(f"{name} should be a number of gigabytes, such as 8, found {text!r}.")
     return int(limit * 1e9)
-
-
-def folder_size(folder: Path) -> int:
-    """Bytes of all files below; one that goes meanwhile counts nothing."""
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue
-    return total
 
 
 def _read_shard(index: Path) -> dict[str, Row]:

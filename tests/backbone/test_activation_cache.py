@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from pfedmma_deploy.backbone.activation_cache import (
     ActivationCache,
     ImageInputs,
-    folder_size,
     key_of,
     limit_bytes,
 )
 from pfedmma_deploy.backbone.clip import Activations
+from pfedmma_deploy.caches import folder_size
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.errors import UsageError
 from tests.images import MemoryDataset
@@ -95,7 +95,7 @@ def test_the_folder_is_bounded_and_the_oldest_goes(tmp_path: Path) -> None:
         os.utime(shard, (1, 1))
     store = ActivationCache(replace(tiny_backbone(), fingerprint="f" * 64), tmp_path, limit)
     store.keep(new.keys, 1, new.decode)
-    assert folder_size(tmp_path) <= limit
+    assert folder_size(tmp_path)[1] <= limit
     new.decoded = 0
     store.load(new.keys, 1, new.decode)
     assert new.decoded == 0
@@ -105,7 +105,7 @@ def test_more_than_fits_is_computed_each_time(tmp_path: Path) -> None:
     images = Images(6)
     store = ActivationCache(tiny_backbone(), tmp_path, 2 * ROW)
     store.keep(images.keys, 1, images.decode)
-    assert folder_size(tmp_path) <= 2 * ROW
+    assert folder_size(tmp_path)[1] <= 2 * ROW
     torch.testing.assert_close(
         store.load(images.keys, 1, images.decode).tokens, expected(images, 1)
     )
