@@ -85,7 +85,7 @@ def train_together(
     Returns:
         Mean loss and trained tensors of each client.
     """
-    totals, counts = [0.0] * len(runs), [0] * len(runs)
+    losses: list[list[float]] = [[] for _ in runs]
     found: list[Tensors] = [{} for _ in runs]
     stack = _Stack(
         runs[0],
@@ -96,20 +96,23 @@ def train_together(
     )
     waiting = [run.batches() for run in runs]
     while True:
-        step = {row: next(waiting[row], None) for row in stack.clients}
-        done = [row for row, batch in step.items() if batch is None]
-        if done:
-            # Clients have different numbers of steps: those that are done leave the stack, so that
-            # neither momentum nor weight decay goes on without them.
-            for row in done:
+        batches = {}
+        for row in stack.clients:
+            batch = next(waiting[row], None)
+            if batch is None:
                 found[row], runs[row].optimizer = stack.take(row)
-            if len(done) == len(step):
-                break
-            stack = stack.without(done)
-        batches = {row: batch for row, batch in step.items() if batch is not None}
+            else:
+                batches[row] = batch
+        if not batches:
+            return [
+                (sum(own) / len(own), trained) for own, trained in zip(losses, found, strict=True)
+            ]
+        # Clients have different numbers of steps: those that are done leave the stack, so that
+        # neither momentum nor weight decay goes on without them.
+        if len(batches) < len(stack.clients):
+            stack = stack.only(list(batches))
         for row, loss in stack.step(batches):
-            totals[row], counts[row] = totals[row] + loss, counts[row] + 1
-    return [(totals[row] / counts[row], found[row]) for row in range(len(runs))]
+            losses[row].append(loss)
 
 
 class _Loss(nn.Module):
@@ -180,17 +183,15 @@ class _Stack:
                 optimizer[f"{name}/momentum_buffer"] = buffer[row].detach().cpu().clone()
         return own, optimizer
 
-    def without(self, clients: Sequence[int]) -> _Stack:
-        """The same for the clients that are left."""
-        rows = [row for row, client in enumerate(self.clients) if client not in clients]
-        left = [self.clients[row] for row in rows]
-        taken = [self.take(client) for client in left]
+    def only(self, clients: Sequence[int]) -> _Stack:
+        """The same for some of the clients, in their order here."""
+        taken = [self.take(client) for client in clients]
         return _Stack(
             self.run,
-            left,
+            clients,
             [own for own, _ in taken],
             [state for _, state in taken],
-            [self.received[row] for row in rows],
+            [self.received[self.clients.index(client)] for client in clients],
         )
 
     def step(self, batches: dict[int, Batch]) -> Iterator[tuple[int, float]]:
@@ -202,6 +203,7 @@ class _Stack:
         self.solver.zero_grad()
         for clients in by_size.values():
             losses = self._losses(clients, [batches[client] for client in clients])
+            # A sum, not a mean: no client's gradient may depend on how many train beside it.
             losses.sum().backward()  # type: ignore[no-untyped-call]  # untyped in torch
             yield from zip(clients, losses.tolist(), strict=True)
         self.solver.step()
@@ -210,6 +212,7 @@ class _Stack:
         """The loss of each client on its batch, [K]."""
         rows = [self.clients.index(client) for client in clients]
         values = self.values
+        # index_select copies: where every client takes part, the stack itself serves.
         if len(rows) < len(self.clients):
             chosen = torch.tensor(rows, device=self.run.backbone.device)
             values = {name: value.index_select(0, chosen) for name, value in values.items()}

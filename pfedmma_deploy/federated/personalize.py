@@ -11,6 +11,7 @@ import time
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -139,13 +140,7 @@ def fine_tune(
             (progress or Silent()).note(f"warning: {warning}")
     chosen = next(c for c in session.federation.clients if c.id == client)
     shared, method = run.load_shared(), session.method
-    if is_new:
-        adapter = session.new_client_model(client, shared)
-        state = method.initial_state()
-    else:
-        stored = run.load_client(client, federated=True)
-        adapter = session.client_model(stored, shared)
-        _, state = method.read_state(stored.tensors, stored.config.get("state"))
+    adapter, state = _start(run, session, client, shared, is_new=is_new)
     before = adapter.tensors()
     _require_trainable(adapter, method.name, train_shared)
     scopes = {Scope.LOCAL, Scope.SHARED} if train_shared else {Scope.LOCAL}
@@ -192,6 +187,17 @@ def fine_tune(
     return FineTuned(chosen, is_new, session, before, adapter.tensors(), loss, seconds)
 
 
+def _start(
+    run: Run, session: Session, client: str, shared: Tensors, *, is_new: bool
+) -> tuple[Adapter, Any]:
+    """The model and the method's state that fine-tuning starts from."""
+    if is_new:
+        return session.new_client_model(client, shared), session.method.initial_state()
+    stored = run.load_client(client, federated=True)
+    _, state = session.method.read_state(stored.tensors, stored.config.get("state"))
+    return session.client_model(stored, shared), state
+
+
 def _require_options(
     run: Run, client: str, data: str | Path | None, epochs: int, lr: float | None
 ) -> bool:
@@ -219,13 +225,12 @@ def with_client_data(session: Session, client: str, data: str | Path) -> Session
     own = load_dataset(data)
     held, warnings = build_client(own, client_id=client, seed=session.config.seed)
     joined = ConcatDataset(run_data.dataset, own)
-    member = replace(
-        held,
-        classes=tuple(sorted(joined.label[label] for label in held.classes)),
-        train=tuple(joined.added[e.key] for e in held.train),
-        val=tuple(joined.added[e.key] for e in held.val),
-        test=tuple(joined.added[e.key] for e in held.test),
-    )
+    classes = tuple(sorted(joined.label[label] for label in held.classes))
+    splits = {
+        split: tuple(joined.added[example.key] for example in getattr(held, split))
+        for split in ("train", "val", "test")
+    }
+    member = replace(held, classes=classes, **splits)
     base = (*run_data.base, *(c for c in member.classes if c not in run_data.base))
     novel = tuple(label for label in run_data.novel if label not in member.classes)
     others = tuple(c for c in run_data.clients if c.id != client)

@@ -58,6 +58,7 @@ def run_rounds(
     Each round ends in a commit, so a stop at any moment loses at most the round in flight.
     """
     config, aggregator = run.config, method.aggregator(run.config.aggregate)
+    # A method may share nothing: then both are empty, and it does not matter which is taken.
     shared = checkpoint.load_shared() or shared
     first = checkpoint.round + 1
     run.write_rounds(first, checkpoint.record)
@@ -70,6 +71,7 @@ def run_rounds(
         shared = aggregator.combine([report.update for report in reports], shared)
         record = round_record(round, reports, time.perf_counter() - started)
         record.update(engine.cost.take())
+        # Before its line: `write_rounds` can mend a missing line, but not a missing state.
         checkpoint.commit(round, shared, record)
         run.append_round(record)
     return shared

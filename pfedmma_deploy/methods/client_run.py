@@ -135,9 +135,11 @@ class ClientRun(Generic[A]):
                 if count % accumulate == 0:
                     solver.step()
                     solver.zero_grad()
+        # Batches that were left over when the images ended still count.
         if count % accumulate:
             solver.step()
             solver.zero_grad()
+        # Dropout off: what follows (validation, other phases) sees the model that is served.
         self.adapter.eval()
         self._keep_state(kind, trained, solver)
         return total / count

@@ -65,8 +65,11 @@ def transport_plan(similarity: Tensor, mass: float, epsilon: float, iterations: 
     v = torch.ones_like(kernel[..., :1, :])
     u = torch.ones_like(kernel[..., :1])
     for _ in range(iterations):
+        # The clamp is what makes the transport unbalanced: a patch may give less than its share,
+        # where an equality would force background patches onto some prompt.
         u = (1 / patches / (kernel * v).sum(dim=-1, keepdim=True)).clamp(max=1)
         last, v = v, mass / prompts / (kernel * u).sum(dim=-2, keepdim=True)
+        # Relative, because the columns of v differ by orders of magnitude for a small eps.
         if bool(((v - last).abs() <= SETTLED * v).all()):
             break
     return u * kernel * v

@@ -95,6 +95,8 @@ class Checkpoint:
         entry = self._write(f"shared.r{round}.safetensors", shared)
         clients = {**self._state["clients"], **self._staged}
         self._state = {"round": round, "shared": entry, "clients": clients, "record": record}
+        # The one moment at which the round counts. Files of a round have its number in their names,
+        # so until here the state on disk is the last round's, and after it this one's, whole.
         write_bytes(self.folder / "state.json", json_bytes(self._state))
         self._staged = {}
         self._remove_leftovers()
