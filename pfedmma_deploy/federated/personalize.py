@@ -226,7 +226,7 @@ def with_client_data(session: Session, client: str, data: str | Path) -> Session
     held, warnings = build_client(own, client_id=client, seed=session.config.seed)
     joined = ConcatDataset(run_data.dataset, own)
     classes = tuple(sorted(joined.label[label] for label in held.classes))
-    splits = {
+    splits: dict[str, Any] = {
         split: tuple(joined.added[example.key] for example in getattr(held, split))
         for split in ("train", "val", "test")
     }
