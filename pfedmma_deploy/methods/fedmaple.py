@@ -43,20 +43,21 @@ class CoupledPrompts(Adapter):
 
     Args:
         backbone: tells the widths, the depths and the number of tokens.
-        vectors: n; up to four start from the embeddings of "a photo of a", more from N(0, 0.02^2),
-            as do the prompts of all blocks but the first.
-        depth: J; where a tower has fewer blocks, both get as many as the shallower one has.
+        parameters: n and J. Up to four vectors start from the embeddings of "a photo of a", more
+            from N(0, 0.02^2), as do the prompts of all blocks but the first; where a tower has
+            fewer than J blocks, both get prompts in as many as the shallower one has.
         generator: drives the initialisation.
     """
 
     def __init__(
-        self, backbone: Backbone, vectors: int, depth: int, generator: torch.Generator
+        self, backbone: Backbone, parameters: FedMaPLeParameters, generator: torch.Generator
     ) -> None:
         super().__init__()
+        vectors = parameters.context_vectors
         require_room(backbone, vectors)
         widths = backbone.width("text"), backbone.width("image")
         self.vectors = vectors
-        self.depth = min(depth, backbone.depth("text"), backbone.depth("image"))
+        self.depth = min(parameters.prompt_depth, backbone.depth("text"), backbone.depth("image"))
         prompts = [new_vectors(vectors, widths[0], generator=generator) for _ in range(self.depth)]
         words = backbone.embed_tokens(backbone.tokenize([FIRST_WORDS]))[0]
         if vectors <= len(FIRST_WORDS.split()):
@@ -112,6 +113,4 @@ class FedMaPLe(Method[CoupledPrompts, FedMaPLeParameters]):
 
     def build(self, backbone: Backbone, generator: torch.Generator) -> CoupledPrompts:
         """Prompts and couplings."""
-        return CoupledPrompts(
-            backbone, self.parameters.context_vectors, self.parameters.prompt_depth, generator
-        )
+        return CoupledPrompts(backbone, self.parameters, generator)

@@ -83,26 +83,17 @@ class TransportPrompts(Adapter):
 
     Args:
         backbone: tells the width d and the number of tokens.
-        vectors: M.
+        parameters: M, and those of `transport_plan`.
         generator: drives the initialisation, N(0, 0.02^2).
-        mass, epsilon, iterations: see `transport_plan`.
     """
 
     def __init__(
-        self,
-        backbone: Backbone,
-        vectors: int,
-        generator: torch.Generator,
-        *,
-        mass: float,
-        epsilon: float,
-        iterations: int,
+        self, backbone: Backbone, parameters: FedOTPParameters, generator: torch.Generator
     ) -> None:
         super().__init__()
+        vectors = parameters.context_vectors
         require_room(backbone, vectors)
-        self.mass = mass
-        self.epsilon = epsilon
-        self.iterations = iterations
+        self.settings = parameters
         width = backbone.width("text")
         self.shared = new_vectors(vectors, width, generator=generator)
         self.local = new_vectors(vectors, width, generator=generator)
@@ -128,7 +119,8 @@ class TransportPrompts(Adapter):
         """Class scores [B, C] of patch features [B, patches, D] and [C, 2, D]."""
         # In half precision exp(S / eps) would be noise.
         similarity = torch.einsum("bmd,cnd->bcmn", images.float(), texts.float())
-        plan = transport_plan(similarity, self.mass, self.epsilon, self.iterations)
+        settings = self.settings
+        plan = transport_plan(similarity, settings.mass, settings.epsilon, settings.iterations)
         return logit_scale * (plan * similarity).sum(dim=(-2, -1))
 
     def scopes(self) -> dict[str, Scope]:
@@ -152,11 +144,4 @@ class FedOTP(Method[TransportPrompts, FedOTPParameters]):
 
     def build(self, backbone: Backbone, generator: torch.Generator) -> TransportPrompts:
         """Both contexts."""
-        return TransportPrompts(
-            backbone,
-            self.parameters.context_vectors,
-            generator,
-            mass=self.parameters.mass,
-            epsilon=self.parameters.epsilon,
-            iterations=self.parameters.iterations,
-        )
+        return TransportPrompts(backbone, self.parameters, generator)

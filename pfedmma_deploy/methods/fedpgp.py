@@ -56,9 +56,10 @@ class LowRankContext(PromptAdapter):
     """
 
     def __init__(
-        self, backbone: Backbone, vectors: int, rank: int, generator: torch.Generator
+        self, backbone: Backbone, parameters: FedPGPParameters, generator: torch.Generator
     ) -> None:
         super().__init__()
+        vectors, rank = parameters.context_vectors, parameters.rank
         require_room(backbone, vectors)
         width = backbone.width("text")
         self.sigma = new_vectors(vectors, width, generator=generator)
@@ -100,8 +101,7 @@ class FedPGP(Method[LowRankContext, FedPGPParameters]):
 
     def build(self, backbone: Backbone, generator: torch.Generator) -> LowRankContext:
         """sigma, U and V."""
-        parameters = self.parameters
-        return LowRankContext(backbone, parameters.context_vectors, parameters.rank, generator)
+        return LowRankContext(backbone, self.parameters, generator)
 
     def loss(self, backbone: Backbone, adapter: LowRankContext, batch: Batch) -> Tensor:
         """Cross-entropy and the contrast; a scalar."""

@@ -91,8 +91,7 @@ class GeneratedContext(Adapter):
 
     Args:
         backbone: tells the widths and the number of tokens.
-        vectors: M.
-        heads: heads of the attention.
+        parameters: M, and the heads of the attention.
         generator: drives the initialisation.
 
     Raises:
@@ -102,9 +101,10 @@ class GeneratedContext(Adapter):
     adapts: frozenset[Tower] = frozenset({"text"})
 
     def __init__(
-        self, backbone: Backbone, vectors: int, heads: int, generator: torch.Generator
+        self, backbone: Backbone, parameters: FedTPGParameters, generator: torch.Generator
     ) -> None:
         super().__init__()
+        vectors, heads = parameters.context_vectors, parameters.heads
         require_room(backbone, vectors)
         width = backbone.width("text")
         if width % heads:
@@ -141,6 +141,4 @@ class FedTPG(Method[GeneratedContext, FedTPGParameters]):
 
     def build(self, backbone: Backbone, generator: torch.Generator) -> GeneratedContext:
         """The generator."""
-        return GeneratedContext(
-            backbone, self.parameters.context_vectors, self.parameters.heads, generator
-        )
+        return GeneratedContext(backbone, self.parameters, generator)

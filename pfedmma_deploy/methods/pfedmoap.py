@@ -116,36 +116,31 @@ class MixedPrompts(Adapter):
 
     Args:
         backbone: tells the widths and the number of tokens.
-        vectors: M.
-        num_experts: K.
+        parameters: M, K, those of the `Gate`, and lambda.
         generator: drives the initialisation.
-        gating_dim, heads, scaling: see `Gate`.
-        local_weight: lambda.
     """
 
     adapts: frozenset[Tower] = frozenset({"text"})
 
     def __init__(
-        self,
-        backbone: Backbone,
-        vectors: int,
-        num_experts: int,
-        generator: torch.Generator,
-        *,
-        gating_dim: int,
-        heads: int,
-        scaling: float,
-        local_weight: float,
+        self, backbone: Backbone, parameters: PFedMoAPParameters, generator: torch.Generator
     ) -> None:
         super().__init__()
+        vectors, num_experts = parameters.context_vectors, parameters.num_experts
         require_room(backbone, vectors)
         width = backbone.width("text")
-        self.local_weight = local_weight
+        self.local_weight = parameters.local_weight
         self.ctx = new_vectors(vectors, width, generator=generator)
         empty = (torch.zeros(vectors, width) for _ in range(num_experts))
         self.expert = nn.ParameterList(nn.Parameter(e, requires_grad=False) for e in empty)
         self.present = nn.Parameter(torch.zeros(num_experts), requires_grad=False)
-        self.gate = Gate(backbone.embed_dim, gating_dim, heads, scaling, generator)
+        self.gate = Gate(
+            backbone.embed_dim,
+            parameters.gating_dim,
+            parameters.gating_heads,
+            parameters.gating_scale,
+            generator,
+        )
         self._held: tuple[ClassTexts, Tensor] | None = None
 
     def encode_text(self, backbone: Backbone, texts: ClassTexts) -> Tensor:
@@ -215,16 +210,7 @@ class PFedMoAP(Method[MixedPrompts, PFedMoAPParameters]):
 
     def build(self, backbone: Backbone, generator: torch.Generator) -> MixedPrompts:
         """A prompt, empty places for the experts, and the gate."""
-        return MixedPrompts(
-            backbone,
-            self.parameters.context_vectors,
-            self.parameters.num_experts,
-            generator,
-            gating_dim=self.parameters.gating_dim,
-            heads=self.parameters.gating_heads,
-            scaling=self.parameters.gating_scale,
-            local_weight=self.parameters.local_weight,
-        )
+        return MixedPrompts(backbone, self.parameters, generator)
 
     def train_client(self, run: ClientRun[MixedPrompts]) -> float:
         """Local training, the experts' features computed once."""

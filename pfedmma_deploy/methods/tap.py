@@ -113,25 +113,18 @@ class ComponentAdapter(Adapter):
     frozen CLIP (B = 0).
 
     Args:
-        widths: token width d of each tower.
-        depths: number of blocks of each tower.
-        rank: r.
-        alpha: products are scaled by alpha / r.
+        backbone: tells the widths and the depths.
+        parameters: r and alpha.
         generator: draws A.
     """
 
     def __init__(
-        self,
-        widths: Mapping[Tower, int],
-        depths: Mapping[Tower, int],
-        rank: int,
-        alpha: float,
-        generator: torch.Generator,
+        self, backbone: Backbone, parameters: TAPParameters, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.rank = rank
+        self.rank = rank = parameters.rank
         # The mean of two components.
-        self.scale = alpha / rank / 2
+        self.scale = parameters.alpha / rank / 2
         self.model: Model = "personal"
         self.held: tuple[str, ...] = ()
         """Components of the client whose tensors are loaded."""
@@ -140,9 +133,8 @@ class ComponentAdapter(Adapter):
             for tower in TOWERS:
                 kinds: dict[str, nn.Module] = {}
                 for kind in (SHARED, *TASKS):
-                    blocks = [
-                        LowRankBlock(widths[tower], rank, generator) for _ in range(depths[tower])
-                    ]
+                    width, depth = backbone.width(tower), backbone.depth(tower)
+                    blocks = [LowRankBlock(width, rank, generator) for _ in range(depth)]
                     kinds[kind] = nn.ModuleList(blocks)
                 towers[tower] = nn.ModuleDict(kinds)
             self.add_module(model, nn.ModuleDict(towers))
@@ -247,13 +239,7 @@ class TAP(Method[ComponentAdapter, TAPParameters]):
 
     def build(self, backbone: Backbone, generator: torch.Generator) -> ComponentAdapter:
         """The union of all components, as two equal models."""
-        return ComponentAdapter(
-            widths={tower: backbone.width(tower) for tower in TOWERS},
-            depths={tower: backbone.depth(tower) for tower in TOWERS},
-            rank=self.parameters.rank,
-            alpha=self.parameters.alpha,
-            generator=generator,
-        )
+        return ComponentAdapter(backbone, self.parameters, generator)
 
     def read_state(
         self, tensors: Tensors, stored: Mapping[str, Any] | None
