@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.export import ExportClient, export_bundle
-from pfedmma_deploy.export.banks import client_banks, replace_banks
+from pfedmma_deploy.export.banks import ExportClient, client_banks, replace_banks
+from pfedmma_deploy.export.bundle import export_bundle
 from pfedmma_deploy.export.export_config import ExportConfig, Flavour
 from pfedmma_deploy.export.models import reduced_model
 from pfedmma_deploy.export.onnx_file import LARGEST, to_bytes

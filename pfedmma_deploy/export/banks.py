@@ -26,17 +26,6 @@ if TYPE_CHECKING:
 
     from pfedmma_deploy.backbone.clip import Backbone
 
-__all__ = [
-    "CLASSIFIER_TEXT",
-    "TOWER_OF",
-    "ExportClient",
-    "client_banks",
-    "client_rows",
-    "replace_banks",
-    "require_names",
-    "stack_banks",
-]
-
 Array = NDArray[Any]
 CLIENT_INPUT = "client"
 CLASSIFIER_TEXT = "text"

@@ -40,8 +40,6 @@ from pfedmma_deploy.store.files import write_bytes
 if TYPE_CHECKING:
     from pfedmma_deploy.backbone.clip import Backbone
 
-__all__ = ["ExportReport", "export_bundle"]
-
 
 @dataclass(frozen=True)
 class ExportReport:

@@ -54,8 +54,6 @@ from pfedmma_deploy.store.files import parse_json, parse_tensors, read_bytes, wr
 from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.types import Tower
 
-__all__ = ["BundleClientsReport", "add_client", "remove_client"]
-
 Array = NDArray[Any]
 ADAPTER, CONFIG = "adapter.safetensors", "adapter_config.json"
 FORMAT = "pfedmma-client"

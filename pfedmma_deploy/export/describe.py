@@ -33,16 +33,6 @@ from pfedmma_deploy.types import ClientData, Federation
 if TYPE_CHECKING:
     from pfedmma_deploy.backbone.clip import Backbone
 
-__all__ = [
-    "SIGNATURES",
-    "ModelSignature",
-    "manifest",
-    "measure",
-    "metadata",
-    "run_history",
-    "without_client",
-]
-
 MOST_IMAGES = 30_000
 """Images through a tower beyond which an export does not measure accuracies by itself."""
 

@@ -22,8 +22,6 @@ from pfedmma_deploy.export.banks import client_banks
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["TowerShape", "fuse", "fused_counts", "require_fused"]
-
 MASK = "mask"
 """Initializer that the text tower's causal mask has in the portable graph."""
 DOMAIN = "com.microsoft"

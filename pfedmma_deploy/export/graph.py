@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from pfedmma_deploy.backbone.clip import Backbone
 
-__all__ = ["ClassifierGraph", "ImageGraph", "TextGraph", "is_quick_gelu"]
-
 Places = Mapping[str, nn.Module]
 """The clients' modules in one tower, by place."""
 

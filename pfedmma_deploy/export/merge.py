@@ -24,8 +24,6 @@ from pfedmma_deploy.store.files import json_bytes, tensor_bytes, write_bytes
 from pfedmma_deploy.store.run import Run, StoredClient
 from pfedmma_deploy.types import TOWERS, Tower
 
-__all__ = ["MergeReport", "export_open_clip", "merge", "refuse_open_clip"]
-
 BLOCKS: Final[Mapping[Tower, str]] = {
     "image": "visual.transformer.resblocks",
     "text": "transformer.resblocks",

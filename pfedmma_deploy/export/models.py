@@ -31,15 +31,6 @@ if TYPE_CHECKING:
 
     from pfedmma_deploy.backbone.clip import Backbone
 
-__all__ = [
-    "build_graphs",
-    "portable_model",
-    "reduced_model",
-    "require_flavour",
-    "write_fp32",
-    "write_reduced",
-]
-
 
 def require_flavour(
     form: ExportConfig, method: str, clients: Sequence[ExportClient], backbone: Backbone

@@ -15,8 +15,6 @@ from pfedmma_deploy.errors import ExportError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OPSET", "to_bytes", "to_onnx"]
-
 OPSET = 18
 """What torch's exporter writes without a conversion, and what runtimes of early 2023 read: 20 has
 `Gelu`, which many do not know, and saves nothing (exports/README.md, "Other runtimes")."""

@@ -19,18 +19,6 @@ from pfedmma_deploy.errors import ExportError
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = [
-    "TOLERANCE",
-    "Parity",
-    "Signature",
-    "check_model",
-    "compare",
-    "cosines",
-    "largest_difference",
-    "run_clients",
-    "sampled",
-]
-
 TOLERANCE = 1e-4
 """Largest accepted difference of one number of an L2-normalised fp32 feature."""
 LEAST_AGREEMENT = 99.0

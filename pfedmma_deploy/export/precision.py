@@ -20,8 +20,6 @@ from pfedmma_deploy.errors import ExportError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["halve_weights", "to_half", "to_int8"]
-
 HEADS = frozenset({"projection", "image.projection"})
 """Initializer that maps a tower's last token to the joint space (the second is the classifier's);
 what follows it normalises."""

@@ -24,8 +24,6 @@ from pfedmma_deploy.runtime.manifest import FORMAT, FileInfo, Manifest
 from pfedmma_deploy.store.files import write_bytes
 from pfedmma_deploy.templates import render_markdown
 
-__all__ = ["model_card", "require_replaceable", "seal", "staged"]
-
 MOST_ROWS = 50
 """Clients that the model card lists."""
 

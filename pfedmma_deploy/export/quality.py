@@ -25,8 +25,6 @@ from pfedmma_deploy.runtime.providers import open_session, resolve_device
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["Evaluation", "Quality", "measure_quality"]
-
 Rows = NDArray[np.int64]
 Features = NDArray[np.float32]
 BUDGET = 1024

@@ -14,8 +14,6 @@ from pfedmma_deploy.errors import ExportError
 if TYPE_CHECKING:
     from pfedmma_deploy.backbone.clip import Backbone
 
-__all__ = ["require_clip_tokenizer", "write_tokenizer"]
-
 START, END = "<start_of_text>", "<end_of_text>"
 
 # open_clip's pattern, lower case; its IGNORECASE adds only the long s.

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from pfedmma_deploy.backbone.clip import Backbone
     from pfedmma_deploy.export.banks import ExportClient
 
-__all__ = ["Trained", "trained_side", "verify_models"]
-
 Features = NDArray[np.float32]
 BATCH = 64
 

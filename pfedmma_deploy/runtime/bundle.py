@@ -18,19 +18,6 @@ from numpy.typing import NDArray
 from pfedmma_deploy.errors import BundleError, UsageError, nearest
 from pfedmma_deploy.runtime.manifest import Manifest
 
-__all__ = [
-    "CLASSIFIER_MODEL",
-    "LABELS",
-    "MANIFEST",
-    "MODEL_CARD",
-    "TEXT_EMBEDS",
-    "TEXT_MODEL",
-    "TOKENIZER",
-    "VISION_MODEL",
-    "Bundle",
-    "file_sha256",
-]
-
 VISION_MODEL = "vision_model.onnx"
 TEXT_MODEL = "text_model.onnx"
 CLASSIFIER_MODEL = "classifier.onnx"

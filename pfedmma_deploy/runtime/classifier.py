@@ -18,8 +18,6 @@ from pfedmma_deploy.runtime.manifest import ClientInfo, Manifest
 from pfedmma_deploy.runtime.sources import Images, is_one, iter_sources, paired
 from pfedmma_deploy.runtime.text_tower import TextTower, checked_classes
 
-__all__ = ["ClassScore", "Classifier", "Client", "Prediction"]
-
 Client = str | int
 """A client by id (text), or by index (a number; 0 is zero-shot)."""
 Clients = Client | Iterable[Client]

@@ -37,8 +37,6 @@ from pfedmma_deploy.types import Skipped
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["GpuModel", "ImageTower", "OnSkip", "Request", "run_on_cpu", "tensorrt_options"]
-
 Pixels = NDArray[np.uint8]
 Indices = NDArray[np.int64]
 Features = NDArray[np.float32]

@@ -15,19 +15,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pfedmma_deploy.errors import BundleError
 
-__all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
-    "ZERO_SHOT",
-    "ClientHistory",
-    "ClientInfo",
-    "Figures",
-    "FileInfo",
-    "History",
-    "Manifest",
-    "Preprocessing",
-]
-
 FORMAT = "pfedmma-bundle"
 FORMAT_VERSION = 1
 ZERO_SHOT = "zero-shot"

@@ -25,18 +25,6 @@ from pfedmma_deploy.errors import BundleError, DeviceError, UsageError
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = [
-    "DEVICES",
-    "Device",
-    "RealDevice",
-    "cuda_problem",
-    "open_session",
-    "resolve_device",
-    "tensorrt_problem",
-    "tensorrt_version",
-    "usable_cores",
-]
-
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 RealDevice = Literal["cpu", "cuda", "tensorrt"]
 DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda", "tensorrt")

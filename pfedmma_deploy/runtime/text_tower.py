@@ -29,8 +29,6 @@ from pfedmma_deploy.runtime.providers import RealDevice, open_session
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["TextTower", "Tokenizer", "checked_classes", "clean_text"]
-
 Features = NDArray[np.float32]
 
 BATCH = 64

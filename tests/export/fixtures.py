@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pfedmma_deploy.export import ExportReport
+    from pfedmma_deploy.export.bundle import ExportReport
 
 
 @pytest.fixture(scope="session")

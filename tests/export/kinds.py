@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from pfedmma_deploy.export import ExportClient, ExportReport, export_bundle
+from pfedmma_deploy.export.banks import ExportClient
+from pfedmma_deploy.export.bundle import ExportReport, export_bundle
 from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.methods.registry import METHODS, get_method
 from pfedmma_deploy.methods.tap import ComponentAdapter

@@ -17,7 +17,8 @@ from open_clip.model import CLIP
 from pfedmma_deploy.adapters.multimodal import MultiModalAdapter
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.backbone.loading import fingerprint
-from pfedmma_deploy.export import ExportClient, ExportReport, export_bundle
+from pfedmma_deploy.export.banks import ExportClient
+from pfedmma_deploy.export.bundle import ExportReport, export_bundle
 from pfedmma_deploy.types import Tower
 
 IMAGE_SIZE = 16

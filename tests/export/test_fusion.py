@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pfedmma_deploy.errors import ExportError, UsageError
-from pfedmma_deploy.export import ExportReport
+from pfedmma_deploy.export.bundle import ExportReport
 from pfedmma_deploy.export.export_config import ExportConfig, default_flavour
 from pfedmma_deploy.export.fusion import TowerShape, fuse, fused_counts, require_fused
 from tests.export.sample import export_sample, images, random_client, tiny_backbone

@@ -13,7 +13,8 @@ import onnxruntime
 import pytest
 
 from pfedmma_deploy.errors import ExportError
-from pfedmma_deploy.export import ExportReport, models
+from pfedmma_deploy.export import models
+from pfedmma_deploy.export.bundle import ExportReport
 from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.models import reduced_model
 from pfedmma_deploy.export.quality import Evaluation, Quality, _rows_of
