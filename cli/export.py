@@ -92,7 +92,7 @@ def export(
             "clients join and leave a finished bundle with `pfedmma bundle add CLIENT_DIR --to "
             "BUNDLE [--as ID]` and `pfedmma bundle remove ID --from BUNDLE`"
         )
-    form = ExportConfig(
+    config = ExportConfig(
         flavour or default_flavour(precision), precision, weights, max_accuracy_drop
     )
     with open_output(as_json=as_json, quiet=quiet) as output:
@@ -114,7 +114,7 @@ def export(
             folder,
             clients=split_names(client),
             classifier=classifier,
-            form=form,
+            config=config,
             progress=output.progress,
         ).to_dict()
         print_report(output, values)

@@ -80,7 +80,6 @@ def compare(
     model: DemoModel,
     source: Path | bytes | Image.Image,
     client: str,
-    *,
     class_set: ClassSet = "all",
     typed: str = "",
     other: str | None = None,
@@ -95,15 +94,15 @@ def compare(
         class_set: the names to choose from.
         typed: with `class_set="typed"`, the names, separated by commas; each model encodes them
             with its own text tower.
-        other: id of one more client to ask.
-        truth: name of the image's true class, where it is known.
+        other: id of one more client to ask; empty for none.
+        truth: name of the image's true class; empty where it is not known.
 
     Raises:
         UsageError: an unknown client, class set or class, or typed names that cannot be used.
         ImageError: the image cannot be read.
     """
     clients = [model.client(client)]
-    if other is not None and other != client:
+    if other and other != client:
         clients.append(model.client(other))
     names = model.names(class_set, clients[0], typed)
     truth = require_truth(model, truth, names)

@@ -61,17 +61,6 @@ RULES: tuple[tuple[str, Kind | None, Outcome], ...] = (
 )
 """What the examples show, in the order in which they stand: right answers and wrong ones alike."""
 
-COLUMNS = (
-    "image",
-    "true_class",
-    "to_this_client",
-    "zero_shot",
-    "zero_shot_probability",
-    "personalized",
-    "personalized_probability",
-    "agree",
-)
-
 
 @dataclass(frozen=True)
 class Judged:
@@ -159,22 +148,24 @@ class Gallery:
 
     def csv(self) -> str:
         """One line per image, with a heading."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        lines = []
         for row in self.rows:
-            writer.writerow(
-                [
-                    _harmless(row.name),
-                    _harmless(row.truth or ""),
-                    row.kind or "",
-                    _harmless(row.zero_shot),
-                    f"{row.zero_shot_probability:.4f}",
-                    _harmless(row.personalized),
-                    f"{row.personalized_probability:.4f}",
-                    "yes" if row.zero_shot == row.personalized else "no",
-                ]
-            )
+            line = {
+                "image": row.name,
+                "true_class": row.truth or "",
+                "to_this_client": row.kind or "",
+                "zero_shot": row.zero_shot,
+                "zero_shot_probability": f"{row.zero_shot_probability:.4f}",
+                "personalized": row.personalized,
+                "personalized_probability": f"{row.personalized_probability:.4f}",
+                "agree": "yes" if row.zero_shot == row.personalized else "no",
+            }
+            lines.append({column: _harmless(text) for column, text in line.items()})
+        stream = io.StringIO()
+        # `judge` never gives a gallery without images.
+        writer = csv.DictWriter(stream, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
         return stream.getvalue()
 
     def to_dict(self, chosen: Filter = "all") -> dict[str, Any]:

@@ -36,7 +36,10 @@ def read_image(source: Path | bytes) -> Image.Image:
     Raises:
         ImageError: it cannot be read; the message is a sentence for the page.
     """
-    size = len(source) if isinstance(source, bytes) else _size(source)
+    try:
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    except OSError as error:
+        raise ImageError(f"This file cannot be opened: {error.strerror}.") from error
     if size > MOST_BYTES:
         raise ImageError(
             f"This file is too large: {size / 1e6:.0f} MB, {MOST_BYTES / 1e6:.0f} MB are allowed. "
@@ -76,13 +79,6 @@ def thumbnail(image: Image.Image, side: int = 112) -> bytes:
         small.thumbnail((side, side))
         small.save(buffer, "JPEG", quality=82)
     return buffer.getvalue()
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise ImageError(f"This file cannot be opened: {error.strerror}.") from error
 
 
 def _is_turned(image: Image.Image) -> bool:

@@ -47,7 +47,7 @@ class RandomBundles:
         self.folder = folder
         self.bottleneck_dim = bottleneck_dim
 
-    def make(self, clients: int, form: ExportConfig) -> Path:
+    def make(self, clients: int, config: ExportConfig) -> Path:
         """A bundle that serves zero-shot and `clients` random clients.
 
         Raises:
@@ -57,11 +57,11 @@ class RandomBundles:
         """
         import onnx
 
-        out = self.folder / f"{form.flavour}-{form.precision}-{form.weights}-{clients}"
+        out = self.folder / f"{config.flavour}-{config.precision}-{config.weights}-{clients}"
         if out.exists():
             return out
-        source = self._export(form.flavour)
-        model = reduced_model(onnx.load(source.path / names.VISION_MODEL), form)
+        source = self._export(config.flavour)
+        model = reduced_model(onnx.load(source.path / names.VISION_MODEL), config)
         size, banks = model.ByteSize(), set(client_banks(model))
         for entry in model.graph.initializer:
             if entry.name in banks:
@@ -82,8 +82,8 @@ class RandomBundles:
         manifest = replace(
             source.manifest,
             clients=(ClientInfo(0, ZERO_SHOT, ()), *rows),
-            precision=form.precision,
-            weights="fp16" if form.precision == "fp16" else form.weights,
+            precision=config.precision,
+            weights="fp16" if config.precision == "fp16" else config.weights,
         )
         seal(out, out.name, manifest, source.manifest.parity)
         return out
@@ -107,7 +107,7 @@ class RandomBundles:
                 method=method.name,
                 parity_images=rng.integers(0, 256, (2, size, size, 3), dtype=np.uint8),
                 provenance={"run": "benchmark: random adapters"},
-                form=ExportConfig(flavour),
+                config=ExportConfig(flavour),
             )
         return names.Bundle.open(folder)
 

@@ -6,19 +6,16 @@ exact as fp32: `pfedmma_deploy.export.quality` decides whether it is good enough
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from pfedmma_deploy.errors import ExportError
-
-if TYPE_CHECKING:
-    import onnx
+from pfedmma_deploy.export.onnx_file import quiet_libraries
 
 HEADS = frozenset({"projection", "image.projection"})
 """Initializer that maps a tower's last token to the joint space (the second is the classifier's);
@@ -33,8 +30,6 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     Pixels are normalised in fp32 (a pixel's deviation would lose a third of its digits), and so
     are the features (their squares may leave fp16's range) and the class scores.
     """
-    from onnx import TensorProto, helper, numpy_helper
-
     graph = model.graph
     exact = [*_before_patches(graph), *_after_head(graph)]
     # The classifier's text features are gathered by client right before the last product.
@@ -94,8 +89,6 @@ def to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
             weight_type=QuantType.QInt8,
             nodes_to_exclude=head,
         )
-        import onnx
-
         quantized = onnx.load(out)
     if not any(node.op_type in {"MatMulInteger", "QAttention"} for node in quantized.graph.node):
         raise ExportError("Nothing was quantized: export with --precision fp32.")
@@ -108,8 +101,6 @@ def halve_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     ONNX Runtime converts matrices once, when it loads the file. Tables that a Gather reads (the
     token embedding, the adapter banks) stay fp16 in memory: only the rows read are converted.
     """
-    from onnx import TensorProto, helper, numpy_helper
-
     graph = model.graph
     halved = set()
     for entry in graph.initializer:
@@ -181,18 +172,3 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
     """Every node gets a name of its own, by which the libraries are told to leave it alone."""
     for number, node in enumerate(graph.node):
         node.name = node.name or f"node_{number}"
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Without the libraries' advice, which is about models of another kind."""
-    import warnings
-
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -36,7 +36,7 @@ def clients_of(name: str, **parameters: Any) -> list[ExportClient]:
 
 
 def export_kind(
-    out: Path, name: str, form: ExportConfig | None = None, **changes: Any
+    out: Path, name: str, config: ExportConfig | None = None, **changes: Any
 ) -> ExportReport:
     """The bundle of those clients."""
     clients = clients_of(name)
@@ -48,7 +48,7 @@ def export_kind(
         "method": name,
         "parity_images": inputs.pixels().numpy(),
         "provenance": {"run": "test"},
-        "form": form or ExportConfig(flavour="portable"),
+        "config": config or ExportConfig(flavour="portable"),
         **changes,
     }
     return export_bundle(tiny_backbone(), clients, out, **arguments)
