@@ -11,11 +11,12 @@ from typing import Any
 
 from PIL import Image
 
+from pfedmma_deploy.data.class_names import class_key
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.runtime import ClassScore
 from pfedmma_deploy.runtime.manifest import ClientInfo
 
-from .model import ClassSet, DemoModel, Kind, class_key
+from .model import ClassSet, DemoModel, Kind
 from .uploads import read_image, remarks
 
 SHOWN = 5

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +111,7 @@ class Gallery:
 
     def choose(self, chosen: Filter) -> list[Judged]:
         """The images that a filter shows. Raises `UsageError` for an unknown filter."""
-        if chosen not in get_args(Filter):
+        if chosen not in FILTERS:
             raise UsageError(f"There is no filter {chosen!r}; there are {', '.join(FILTERS)}.")
         return [row for row in self.rows if row.passes(chosen)]
 
@@ -215,7 +215,7 @@ def judge(
         UsageError: an unknown client or set of names.
         DataError: not one image can be read.
     """
-    if names not in get_args(GalleryNames):
+    if names not in NAME_SETS:
         raise UsageError(f"There is no set of names {names!r}; there are {', '.join(NAME_SETS)}.")
     info = model.client(client)
     started = time.perf_counter()
@@ -258,11 +258,9 @@ def _judge_chunk(
         pixels, [0, client.index] * len(read), top_k=len(model.class_names), batch_size=2 * BATCH
     )
     for row, (item, _, picture) in enumerate(read):
+        # Known names are scored once; a set of them is a selection of these scores.
         offered = model.names(_class_set(model, item, names), client)
-        plain, own = (
-            among(found[2 * row].top, offered)[0],
-            among(found[2 * row + 1].top, offered)[0],
-        )
+        plain, own = (among(one.top, offered)[0] for one in found[2 * row : 2 * row + 2])
         truth = None if item.label is None else model.class_names[item.label]
         yield Judged(
             name=item.name,

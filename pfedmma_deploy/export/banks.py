@@ -113,6 +113,7 @@ def _row(client: ExportClient, banks: ExportBanks | None, name: str, tower: Towe
 def client_rows(adapter: Adapter, backbone: Backbone) -> dict[Tower, dict[str, Array]]:
     """One client's row of every bank, fp32, by tower and the bank's name in that tower's model."""
     found: dict[Tower, dict[str, Array]] = {tower: {} for tower in TOWERS}
+    # The names that the exporter gives to the buffers of `ExportBanks.build`.
     for banks in adapter.export_banks(backbone):
         for name, row in banks.rows.items():
             found[banks.tower][f"{banks.place}.{name}"] = row.float().contiguous().numpy()

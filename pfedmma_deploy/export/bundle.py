@@ -54,7 +54,8 @@ class ExportReport:
     def to_dict(self) -> dict[str, Any]:
         """The stable keys of `pfedmma export --json`."""
         quality = None if self.quality is None else self.quality.to_dict()
-        return {**asdict(self), "bundle": str(self.bundle), "quality": quality}
+        plain = {"bundle": str(self.bundle), "clients": list(self.clients), "quality": quality}
+        return {**asdict(self), **plain}
 
 
 def export_bundle(
@@ -102,6 +103,7 @@ def export_bundle(
             a bundle, the exported model differs from the trained one, or reduced precision costs
             more accuracy than it may. Nothing is left behind.
     """
+    # What can be wrong with the arguments is said first: exporting takes minutes.
     started, report = time.perf_counter(), progress or Silent()
     config, factor = config or ExportConfig(), logit_scale or backbone.logit_scale
     _require_inputs(backbone, class_names, prompt, parity_images)
@@ -139,6 +141,7 @@ def export_bundle(
         for name, graph in report.track(graphs.items(), "models", len(graphs)):
             model = portable_model(name, graph, tokens, parity_images)
             write_fp32(folder, model, name, backbone, manifest)
+        # Reduced precision is judged against these files, so they are proved exact first.
         parity = verify_models(folder, trained, manifest)
         if evaluation is not None and not config.is_exact:
             parity, quality = _reduce(folder, config, manifest, trained, evaluation)

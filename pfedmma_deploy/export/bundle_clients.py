@@ -58,6 +58,7 @@ def add_client(bundle: Path, client: Path, *, name: str | None = None) -> Bundle
             class list, or its id is taken; or the longer bundle does not pass its checks.
     """
     opened = Bundle.open(bundle)
+    # The old files are the reference of every check below, so they must be what was published.
     opened.verify()
     newcomer = read_newcomer(client, name, opened)
     manifest, index = opened.manifest, len(opened.manifest.clients)
@@ -113,6 +114,7 @@ def remove_client(bundle: Path, client: str) -> Bundle:
         _require_unchanged(opened, folder, pixels, tokens, rows)
         write_text_embeds(folder, np.delete(opened.text_embeds(), index, 0))
         parity = dict(old.parity)
+        # What was said of a client that joined later leaves with it.
         if "added" in parity:
             parity["added"] = {k: v for k, v in parity["added"].items() if k != client}
         seal(folder, bundle.resolve().name, manifest, parity)

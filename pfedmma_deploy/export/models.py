@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +70,7 @@ def portable_model(
         graph = copy.deepcopy(graph).cpu()
     signature = describe.SIGNATURES[name]
     items = tokens[:1] if name == names.TEXT_MODEL else torch.from_numpy(images[:1])
+    # Two items, because torch would take a first dimension of one for a constant.
     example = {
         signature.items: items.cpu().repeat_interleave(2, 0),
         CLIENT_INPUT: torch.tensor([0, 1]),
@@ -80,26 +80,18 @@ def portable_model(
         if isinstance(module, BankModule):
             for key, value in module.named_buffers():
                 banks[f"{path}.{key}"] = value
-    with _told_apart(banks.values()):
-        model = to_onnx(graph.eval(), example, signature.output, signature.axis)
-    _fill_banks(model, banks)
-    return model
-
-
-@contextmanager
-def _told_apart(banks: Iterable[Tensor]) -> Iterator[None]:
-    """Give every bank values of its own: the exporter merges weights that happen to be equal.
-
-    Biases that were never trained are, and a bank without a name of its own cannot take a client.
-    """
-    kept = [(bank, bank.clone()) for bank in banks]
-    for number, (bank, _) in enumerate(kept, start=1):
+    # The exporter merges weights that happen to be equal, as biases are that were never trained;
+    # but a bank without a name of its own cannot take a client. So each is filled with a number.
+    kept = [bank.clone() for bank in banks.values()]
+    for number, bank in enumerate(banks.values(), start=1):
         bank.fill_(number)
     try:
-        yield
+        model = to_onnx(graph.eval(), example, signature.output, signature.axis)
     finally:
-        for bank, values in kept:
+        for bank, values in zip(banks.values(), kept, strict=True):
             bank.copy_(values)
+    _fill_banks(model, banks)
+    return model
 
 
 def _fill_banks(model: onnx.ModelProto, banks: Mapping[str, Tensor]) -> None:
@@ -119,7 +111,17 @@ def write_fp32(
 ) -> None:
     """Write a portable model under `name`, fused first where the manifest says so."""
     if manifest.flavour == "ort":
-        model = fuse(model, _shape(backbone, name, len(client_banks(model))))
+        tower = TOWER_OF[name]
+        blocks = backbone.blocks(tower)
+        shape = TowerShape(
+            depth=len(blocks),
+            width=backbone.width(tower),
+            heads=int(blocks[0].attn.num_heads),
+            quick_gelu=backbone.activation == "quick_gelu",
+            is_causal=tower == "text",
+            banks=len(client_banks(model)),
+        )
+        model = fuse(model, shape)
     data = to_bytes(model, describe.metadata(manifest, name))
     write_bytes(folder / name, data)
 
@@ -139,16 +141,3 @@ def reduced_model(model: onnx.ModelProto, config: ExportConfig) -> onnx.ModelPro
     if config.precision == "int8":
         model = to_int8(model)
     return halve_weights(model) if config.weights == "fp16" else model
-
-
-def _shape(backbone: Backbone, name: str, banks: int) -> TowerShape:
-    tower = TOWER_OF[name]
-    blocks = backbone.blocks(tower)
-    return TowerShape(
-        depth=len(blocks),
-        width=backbone.width(tower),
-        heads=int(blocks[0].attn.num_heads),
-        quick_gelu=backbone.activation == "quick_gelu",
-        is_causal=tower == "text",
-        banks=banks,
-    )

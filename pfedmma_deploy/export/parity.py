@@ -201,7 +201,7 @@ def verify_models(
     for index, (model, own) in enumerate(zip(models, share, strict=True)):
         each.append(_encode_images(trained.backbone, images[own], model))
         exported.append(run_clients(vision, images[own], np.full(len(own), index)))
-    # One call per client, then all clients interleaved: they must not influence each other.
+    # Then all clients interleaved in every batch: they must not influence each other.
     mixed = np.tile(np.arange(len(models)), share.shape[1])
     exported.append(run_clients(vision, images[share.T.ravel()], mixed))
     wanted = np.concatenate([*each, np.stack(each, axis=1).reshape(-1, manifest.embed_dim)])

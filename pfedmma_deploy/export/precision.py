@@ -7,7 +7,7 @@ exact as fp32: `pfedmma_deploy.export.quality` decides whether it is good enough
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +31,14 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     are the features (their squares may leave fp16's range) and the class scores.
     """
     graph = model.graph
+    _name_nodes(graph)
     exact = [*_before_patches(graph), *_after_head(graph)]
     # The classifier's text features are gathered by client right before the last product.
     read = {name for node in exact for name in node.input}
     exact += [n for n in graph.node if n.op_type == "Gather" and n.output[0] in read]
     kept = {node.name for node in exact}
+    # What both sides read is there twice: these keep the full one.
+    read = {name for node in exact for name in node.input}
     nodes: list[onnx.NodeProto] = []
     halved: set[str] = set()
     floats = {e.name for e in graph.initializer if e.data_type == TensorProto.FLOAT}
@@ -52,7 +55,7 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
         for position, name in enumerate(node.input):
             if name in floats:
                 halved.add(name)
-                node.input[position] = f"{name}.fp16" if _is_read_by(name, graph, kept) else name
+                node.input[position] = f"{name}.fp16" if name in read else name
         nodes.append(node)
         if HEADS & set(node.input):
             full, half = node.output[0], f"{node.output[0]}.fp16"
@@ -60,7 +63,7 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
             nodes.append(helper.make_node("Cast", [half], [full], to=TensorProto.FLOAT))
     for entry in [e for e in graph.initializer if e.name in halved]:
         values = numpy_helper.to_array(entry).astype(np.float16)
-        if _is_read_by(entry.name, graph, kept):
+        if entry.name in read:
             graph.initializer.append(numpy_helper.from_array(values, f"{entry.name}.fp16"))
         else:
             entry.CopyFrom(numpy_helper.from_array(values, entry.name))
@@ -131,16 +134,10 @@ def halve_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _with_nodes(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
     """The model with other nodes. What was noted of its inner types holds no longer."""
-    kept = list(nodes)
     del model.graph.node[:]
     del model.graph.value_info[:]
-    model.graph.node.extend(kept)
+    model.graph.node.extend(nodes)
     return model
-
-
-def _is_read_by(name: str, graph: onnx.GraphProto, kept: Collection[str]) -> bool:
-    """Whether a node that stays in fp32 reads the initializer too."""
-    return any(node.name in kept and name in node.input for node in graph.node)
 
 
 def _before_patches(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -148,7 +145,6 @@ def _before_patches(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     found: list[onnx.NodeProto] = []
     for node in graph.node:
         if node.op_type == "Conv":
-            _name_nodes(graph)
             return found
         found.append(node)
     return []
@@ -156,7 +152,6 @@ def _before_patches(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 def _after_head(graph: onnx.GraphProto, *, with_head: bool = False) -> list[onnx.NodeProto]:
     """Nodes that follow the projection into the joint space."""
-    _name_nodes(graph)
     reached, found = set(HEADS), []
     for node in graph.node:
         if reached & set(node.input):

@@ -31,7 +31,8 @@ WIDTHS: dict[Tower, int] = {"image": 64, "text": 48}
 
 def tiny_backbone(*, layers: int = 3, quick_gelu: bool = False, **vision: Any) -> Backbone:
     """Random weights; text features spread out, so that classes differ."""
-    with torch.random.fork_rng(devices=[]):
+    # Tests share the first one made, some of them in inference mode and some to train.
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
         torch.manual_seed(7)
         vision_cfg = {
             "image_size": IMAGE_SIZE,
