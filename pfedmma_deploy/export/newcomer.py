@@ -81,11 +81,12 @@ def read_newcomer(folder: Path, name: str | None, opened: Bundle) -> Newcomer:
             _require_same(id, (_SETTING_NAMES.get(key, key), value, known.get(key)))
     _load_model(folder, config, method, model)
     named = [*config["seen"], *config.get("base", ()), *config.get("novel", ())]
-    for unknown in (one for one in named if one not in manifest.class_names):
-        raise ExportError(
-            f"Client {id!r} cannot join: its class list has {unknown!r}, which the "
-            f"bundle's {len(manifest.class_names)} classes lack. Export both from one run."
-        )
+    for one in named:
+        if one not in manifest.class_names:
+            raise ExportError(
+                f"Client {id!r} cannot join: its class list has {one!r}, which the "
+                f"bundle's {len(manifest.class_names)} classes lack. Export both from one run."
+            )
     if any(info.id == id for info in manifest.clients):
         raise ExportError(
             f"Client {id!r} is in the bundle already: remove it first with `pfedmma bundle "
@@ -144,9 +145,14 @@ def _shared_of_run(
 def _require_same(id: str, *pairs: tuple[str, Any, Any]) -> None:
     for what, found, expected in pairs:
         if found != expected:
+            sides = []
+            for value in (found, expected):
+                # Of a fingerprint twelve digits are enough to tell it from another.
+                text = str(value)
+                sides.append(text[:12] if len(text) == 64 else repr(value))
             raise ExportError(
-                f"Client {id!r} cannot join: its {what} is {_short(found)}, the bundle's "
-                f"is {_short(expected)}. Export it from its own run instead."
+                f"Client {id!r} cannot join: its {what} is {sides[0]}, the bundle's "
+                f"is {sides[1]}. Export it from its own run instead."
             )
 
 
@@ -163,12 +169,6 @@ def _require_banks(id: str, rows: Mapping[str, Array], model: onnx.ModelProto) -
             )
         if not np.isfinite(rows[name]).all():
             raise ExportError(f"Client {id!r} cannot join: {name} is not finite.")
-
-
-def _short(value: Any) -> str:
-    """A fingerprint by its first twelve digits, anything else as it is."""
-    text = str(value)
-    return text[:12] if len(text) == 64 else repr(value)
 
 
 def row_error(
