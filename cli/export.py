@@ -92,7 +92,7 @@ def export(
             "clients join and leave a finished bundle with `pfedmma bundle add CLIENT_DIR --to "
             "BUNDLE [--as ID]` and `pfedmma bundle remove ID --from BUNDLE`"
         )
-    export_config = ExportConfig(
+    config = ExportConfig(
         flavour or default_flavour(precision), precision, weights, max_accuracy_drop
     )
     with open_output(as_json=as_json, quiet=quiet) as output:
@@ -116,7 +116,7 @@ def export(
             folder,
             clients=split_names(client),
             classifier=classifier,
-            form=export_config,
+            config=config,
             progress=output.progress,
         ).to_dict()
         print_report(output, values)

@@ -97,15 +97,7 @@ def _add_compare(model: DemoModel, first: str) -> None:
         if image is None:
             raise gr.Error("Give an image file.", print_exception=False)
         with _sentences():
-            found = compare(
-                model,
-                Path(image),
-                client,
-                class_set=class_set,
-                typed=typed,
-                other=other or None,
-                truth=truth or None,
-            )
+            found = compare(model, Path(image), client, class_set, typed, other, truth)
         return found.to_dict()
 
     ids = client_choices(model)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pfedmma_deploy.errors import UsageError
+
 if TYPE_CHECKING:
     import gradio as gr
 
@@ -33,8 +35,6 @@ def default_bundle() -> Path | None:
 
 def require_mcp() -> None:
     """Raises `UsageError` with the command that installs what `--mcp` needs."""
-    from pfedmma_deploy.errors import UsageError
-
     if importlib.util.find_spec("mcp") is None:
         raise UsageError(
             "--mcp needs the package mcp, which is not installed. Install it with\n"
@@ -130,8 +130,6 @@ def launch(
 
 def free_port(port: int | None) -> int:
     """`port`, or the first free one from 7860. Raises `UsageError` where it is taken."""
-    from pfedmma_deploy.errors import UsageError
-
     for candidate in PORTS if port is None else [port]:
         # Listened on for a moment: some systems let two programs bind the same port.
         with contextlib.suppress(OSError), socket.create_server((HOST, candidate)):

@@ -11,11 +11,11 @@ from typing import Any
 
 from PIL import Image
 
+from pfedmma_deploy.data.class_names import class_key
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.runtime import ClassScore
-from pfedmma_deploy.runtime.manifest import ClientInfo
 
-from .model import ClassSet, DemoModel, Kind, class_key
+from .model import ClassSet, DemoModel, Kind
 from .uploads import read_image, remarks
 
 SHOWN = 5
@@ -80,7 +80,6 @@ def compare(
     model: DemoModel,
     source: Path | bytes | Image.Image,
     client: str,
-    *,
     class_set: ClassSet = "all",
     typed: str = "",
     other: str | None = None,
@@ -95,15 +94,15 @@ def compare(
         class_set: the names to choose from.
         typed: with `class_set="typed"`, the names, separated by commas; each model encodes them
             with its own text tower.
-        other: id of one more client to ask.
-        truth: name of the image's true class, where it is known.
+        other: id of one more client to ask; empty for none.
+        truth: name of the image's true class; empty where it is not known.
 
     Raises:
         UsageError: an unknown client, class set or class, or typed names that cannot be used.
         ImageError: the image cannot be read.
     """
     clients = [model.client(client)]
-    if other is not None and other != client:
+    if other and other != client:
         clients.append(model.client(other))
     names = model.names(class_set, clients[0], typed)
     truth = require_truth(model, truth, names)
@@ -120,7 +119,12 @@ def compare(
     answers = []
     # Zero-shot's classes are seen or not with the eyes of the client beside it.
     for one, viewer in zip(found, [clients[0], *clients], strict=True):
-        answers.append(_answers(model, one.client, among(one.top, names), viewer, truth))
+        top = []
+        for score in among(one.top, names)[:SHOWN]:
+            top.append(Answer(score.name, score.probability, model.kind(score.name, viewer)))
+        # A model cannot be wrong about a class that it was not allowed to name.
+        is_right = top[0].name == truth if truth in names else None
+        answers.append(ModelAnswers(one.client, tuple(top), is_right))
     return Comparison(
         models=tuple(answers),
         truth=truth,
@@ -162,18 +166,3 @@ def require_truth(model: DemoModel, truth: str | None, names: Collection[str]) -
         f"The true class {truth!r} is none of the model's classes ({', '.join(model.class_names)})"
         " and none of the names typed."
     )
-
-
-def _answers(
-    model: DemoModel,
-    client: str,
-    scores: Sequence[ClassScore],
-    viewer: ClientInfo,
-    truth: str | None,
-) -> ModelAnswers:
-    top = []
-    for score in scores[:SHOWN]:
-        top.append(Answer(score.name, score.probability, model.kind(score.name, viewer)))
-    # A model cannot be wrong about a class that it was not allowed to name.
-    judged = truth in {score.name for score in scores}
-    return ModelAnswers(client, tuple(top), top[0].name == truth if judged else None)

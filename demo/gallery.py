@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,17 +60,6 @@ RULES: tuple[tuple[str, Kind | None, Outcome], ...] = (
     ("Both are wrong", None, "wrong"),
 )
 """What the examples show, in the order in which they stand: right answers and wrong ones alike."""
-
-COLUMNS = (
-    "image",
-    "true_class",
-    "to_this_client",
-    "zero_shot",
-    "zero_shot_probability",
-    "personalized",
-    "personalized_probability",
-    "agree",
-)
 
 
 @dataclass(frozen=True)
@@ -122,7 +111,7 @@ class Gallery:
 
     def choose(self, chosen: Filter) -> list[Judged]:
         """The images that a filter shows. Raises `UsageError` for an unknown filter."""
-        if chosen not in get_args(Filter):
+        if chosen not in FILTERS:
             raise UsageError(f"There is no filter {chosen!r}; there are {', '.join(FILTERS)}.")
         return [row for row in self.rows if row.passes(chosen)]
 
@@ -159,22 +148,24 @@ class Gallery:
 
     def csv(self) -> str:
         """One line per image, with a heading."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        lines = []
         for row in self.rows:
-            writer.writerow(
-                [
-                    _harmless(row.name),
-                    _harmless(row.truth or ""),
-                    row.kind or "",
-                    _harmless(row.zero_shot),
-                    f"{row.zero_shot_probability:.4f}",
-                    _harmless(row.personalized),
-                    f"{row.personalized_probability:.4f}",
-                    "yes" if row.zero_shot == row.personalized else "no",
-                ]
-            )
+            line = {
+                "image": row.name,
+                "true_class": row.truth or "",
+                "to_this_client": row.kind or "",
+                "zero_shot": row.zero_shot,
+                "zero_shot_probability": f"{row.zero_shot_probability:.4f}",
+                "personalized": row.personalized,
+                "personalized_probability": f"{row.personalized_probability:.4f}",
+                "agree": "yes" if row.zero_shot == row.personalized else "no",
+            }
+            lines.append({column: _harmless(text) for column, text in line.items()})
+        stream = io.StringIO()
+        # `judge` never gives a gallery without images.
+        writer = csv.DictWriter(stream, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
         return stream.getvalue()
 
     def to_dict(self, chosen: Filter = "all") -> dict[str, Any]:
@@ -224,7 +215,7 @@ def judge(
         UsageError: an unknown client or set of names.
         DataError: not one image can be read.
     """
-    if names not in get_args(GalleryNames):
+    if names not in NAME_SETS:
         raise UsageError(f"There is no set of names {names!r}; there are {', '.join(NAME_SETS)}.")
     info = model.client(client)
     started = time.perf_counter()
@@ -267,11 +258,9 @@ def _judge_chunk(
         pixels, [0, client.index] * len(read), top_k=len(model.class_names), batch_size=2 * BATCH
     )
     for row, (item, _, picture) in enumerate(read):
+        # Known names are scored once; a set of them is a selection of these scores.
         offered = model.names(_class_set(model, item, names), client)
-        plain, own = (
-            among(found[2 * row].top, offered)[0],
-            among(found[2 * row + 1].top, offered)[0],
-        )
+        plain, own = (among(one.top, offered)[0] for one in found[2 * row : 2 * row + 2])
         truth = None if item.label is None else model.class_names[item.label]
         yield Judged(
             name=item.name,

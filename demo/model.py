@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pfedmma_deploy.data.class_names import class_key
 from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.data.pixels import resize_crop
 from pfedmma_deploy.data.samples import SAMPLE_NAMES
@@ -117,7 +118,7 @@ class DemoModel:
         Raises:
             UsageError: an unknown or empty set, or typed names that cannot be used.
         """
-        if class_set not in get_args(ClassSet):
+        if class_set not in CLASS_SETS:
             sets = ", ".join(CLASS_SETS)
             raise UsageError(f"There is no class set {class_set!r}; the class sets are {sets}.")
         if class_set == "typed":
@@ -176,11 +177,6 @@ class DemoModel:
     @cached_property
     def _labels(self) -> dict[str, int]:
         return {class_key(name): label for label, name in enumerate(self.class_names)}
-
-
-def class_key(name: str) -> str:
-    """What spellings of one class name have in common."""
-    return name.replace("_", " ").strip().casefold()
 
 
 @dataclass(frozen=True)

@@ -38,16 +38,16 @@ class CompareTab:
         self.examples = lru_cache(maxsize=128)(self._find_examples)
         start = next(iter(self.examples(first)), None)
         self._lay_out_fields(first, start)
-        answer = views.hint(self.EMPTY) if start is None else self._answer(start, first)
+        answer = views.render("hint", self.EMPTY) if start is None else self._answer(start, first)
         self.result = gr.HTML(answer, elem_id="compare-result")
         under = "chosen by rule from the test images, for the client above"
         gr.HTML(
-            views.section("Examples", under),
+            views.render("section", "Examples", under),
             elem_id="compare-examples-title",
             visible=model.sample is not None,
         )
         self.shelf = gr.HTML(
-            views.examples(self.examples(first)),
+            views.render("examples", self.examples(first)),
             elem_id="compare-examples",
             js_on_load=asset("examples.js"),
         )
@@ -102,7 +102,10 @@ class CompareTab:
         self.image.input(self.take, values[:-1], [result, truth], **latest)
         # The answers first: finding a client's examples takes longer.
         self.client.input(self.switch, values, [result, self.card], **latest).then(
-            lambda client: views.examples(self.examples(client)), self.client, self.shelf, **latest
+            lambda client: views.render("examples", self.examples(client)),
+            self.client,
+            self.shelf,
+            **latest,
         )
         self.class_set.input(self.choose_names, values, [result, self.typed], **latest)
         others = [self.typed.submit, self.typed.blur, self.other.input, truth.input]
@@ -130,19 +133,11 @@ class CompareTab:
     ) -> str:
         """The answers as HTML, or what is missing, or what is wrong."""
         if image is None:
-            return views.hint(self.EMPTY)
+            return views.render("hint", self.EMPTY)
         try:
-            found = compare(
-                self.model,
-                Path(image),
-                client,
-                class_set=class_set,
-                typed=typed,
-                other=other or None,
-                truth=truth or None,
-            )
+            found = compare(self.model, Path(image), client, class_set, typed, other, truth)
         except PfedmmaError as error:
-            return views.problem(str(error))
+            return views.render("problem", str(error))
         return views.comparison(found)
 
     def take(
@@ -167,10 +162,7 @@ class CompareTab:
 
     def _answer(self, one: Example, client: str, other: str = "") -> str:
         """What the models say about an example."""
-        names, truth = one.class_set, one.truth
-        found = compare(
-            self.model, one.image, client, class_set=names, other=other or None, truth=truth
-        )
+        found = compare(self.model, one.image, client, one.class_set, "", other, one.truth)
         return views.comparison(found)
 
 
@@ -201,7 +193,7 @@ class GalleryTab:
                 self.button = gr.Button(
                     "Judge these images", variant="primary", elem_id="gallery-run"
                 )
-        self.figures = gr.HTML(views.hint(self.EMPTY), elem_id="gallery-figures")
+        self.figures = gr.HTML(views.render("hint", self.EMPTY), elem_id="gallery-figures")
         with gr.Column(visible=False, elem_id="gallery-results") as self.results:
             self._lay_out_results()
         self._connect()
@@ -250,7 +242,7 @@ class GalleryTab:
                 "Download all answers as CSV", size="md", elem_id="gallery-csv"
             )
         gr.HTML(
-            views.section("Confusion", "rows: true class, columns: answer"),
+            views.render("section", "Confusion", "rows: true class, columns: answer"),
             elem_id="gallery-confusion-title",
         )
         self.confusion = gr.HTML(elem_id="gallery-confusion")
@@ -299,7 +291,7 @@ class GalleryTab:
         nothing = (None, self.PAGE, gr.update(visible=False), "", gr.update(), "", gr.update())
         given = [*map(Upload.plain, files or []), *folder]
         if source == self.OWN and not given:
-            return views.hint(self.NO_FILES), *nothing
+            return views.render("hint", self.NO_FILES), *nothing
         try:
             gallery = judge_source(
                 self.model,
@@ -310,7 +302,7 @@ class GalleryTab:
                 lambda done, total: progress((done, total), unit="images"),
             )
         except PfedmmaError as error:
-            return views.problem(str(error)), *nothing
+            return views.render("problem", str(error)), *nothing
         html, has_more = views.grid(gallery, chosen, self.PAGE)
         return (
             views.figures(gallery),
@@ -328,7 +320,7 @@ class GalleryTab:
     ) -> tuple[str, dict[str, Any], int]:
         """The first images that a filter shows, whether there are more, and how many these are."""
         if gallery is None:
-            return views.hint(self.EMPTY), gr.update(visible=False), self.PAGE
+            return views.render("hint", self.EMPTY), gr.update(visible=False), self.PAGE
         html, has_more = views.grid(gallery, chosen, limit)
         return html, gr.update(visible=has_more), limit
 
@@ -343,10 +335,10 @@ def clients_tab(model: DemoModel) -> None:
     """Lay out what every client has and reaches."""
     gr.HTML(views.traffic(model), elem_id="clients-traffic")
     under = "zero-shot beside personalized, client by client"
-    gr.HTML(views.section("Accuracy", under), elem_id="clients-accuracy-title")
+    gr.HTML(views.render("section", "Accuracy", under), elem_id="clients-accuracy-title")
     gr.HTML(views.accuracies(model), elem_id="clients-accuracy")
     gr.HTML(
-        views.section("Who has which classes", "training images of every client"),
+        views.render("section", "Who has which classes", "training images of every client"),
         elem_id="clients-classes-title",
     )
     gr.HTML(views.classes(model), elem_id="clients-classes")

@@ -36,7 +36,10 @@ def read_image(source: Path | bytes) -> Image.Image:
     Raises:
         ImageError: it cannot be read; the message is a sentence for the page.
     """
-    size = len(source) if isinstance(source, bytes) else _size(source)
+    try:
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    except OSError as error:
+        raise ImageError(f"This file cannot be opened: {error.strerror}.") from error
     if size > MOST_BYTES:
         raise ImageError(
             f"This file is too large: {size / 1e6:.0f} MB, {MOST_BYTES / 1e6:.0f} MB are allowed. "
@@ -76,13 +79,6 @@ def thumbnail(image: Image.Image, side: int = 112) -> bytes:
         small.thumbnail((side, side))
         small.save(buffer, "JPEG", quality=82)
     return buffer.getvalue()
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise ImageError(f"This file cannot be opened: {error.strerror}.") from error
 
 
 def _is_turned(image: Image.Image) -> bool:
@@ -157,8 +153,7 @@ def open_images(
     with ExitStack() as stack:
         for file in files:
             if file.name.lower().endswith(".zip"):
-                archive = stack.enter_context(_open_zip(file))
-                found, strangers = _zip_items(model, archive, file.name)
+                found, strangers = _zip_items(model, file, stack)
                 items += found
                 others += strangers
             else:
@@ -185,19 +180,19 @@ def _remarks_on_all(items: Sequence[Item], most: int, others: int) -> list[str]:
     return said
 
 
-def _open_zip(file: Upload) -> zipfile.ZipFile:
+def _zip_items(model: DemoModel, file: Upload, stack: ExitStack) -> tuple[list[Item], int]:
+    """The images of a zip in the order of their names, and how many files were none.
+
+    `stack` keeps the zip open, because a member is read when its turn comes.
+    """
     try:
-        return zipfile.ZipFile(file.path)
+        archive = stack.enter_context(zipfile.ZipFile(file.path))
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise DataError(f"{file.name} is not a zip that I can read: {error}.") from error
-
-
-def _zip_items(model: DemoModel, archive: zipfile.ZipFile, name: str) -> tuple[list[Item], int]:
-    """The images of one zip in the order of their names, and how many files were none."""
     members = [info for info in archive.infolist() if not info.is_dir()]
     if len(members) > MOST_MEMBERS:
         raise DataError(
-            f"{name} holds {len(members):,} files; {MOST_MEMBERS:,} are allowed. Split it."
+            f"{file.name} holds {len(members):,} files; {MOST_MEMBERS:,} are allowed. Split it."
         )
     items = []
     for info in sorted(members, key=lambda info: info.filename):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from pfedmma_deploy.runtime.manifest import Figures
 from pfedmma_deploy.templates import environment, render_markdown
 
 from .compare import Comparison
-from .gallery import FILTERS, Example, Filter, Gallery
+from .gallery import FILTERS, Filter, Gallery
 from .model import CLASS_SETS, KINDS, ClientRow, DemoModel, client_rows, image_counts
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def _macros() -> Any:
     return found.get_template("views.html").module
 
 
-def _render(name: str, *values: Any) -> str:
+def render(name: str, *values: Any) -> str:
+    """One of the macros of `views.html` with these values, escaped."""
     return str(getattr(_macros(), name)(*values))
 
 
@@ -77,27 +78,12 @@ def _data_url(data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def hint(text: str) -> str:
-    """What stands where there is nothing to see yet."""
-    return _render("hint", text)
-
-
-def problem(text: str) -> str:
-    """A sentence about what went wrong."""
-    return _render("problem", text)
-
-
-def section(title: str, under: str) -> str:
-    """A heading between two parts of a tab."""
-    return _render("section", title, under)
-
-
 def heading(model: DemoModel) -> str:
     """The head of the page, with what it runs on."""
     count = len(model.clients)
     clients = "1 client" if count == 1 else f"{count} clients"
     backbone = model.manifest.backbone["name"]
-    return _render(
+    return render(
         "heading", f"{model.title}: {backbone}, {clients}, {len(model.class_names)} classes"
     )
 
@@ -118,23 +104,18 @@ def about(model: DemoModel) -> str:
 def comparison(found: Comparison) -> str:
     """Verdict, one column per model, and the badge."""
     device = {"cpu": "CPU", "cuda": "GPU"}.get(found.device, found.device)
-    return _render("comparison", found, device)
+    return render("comparison", found, device)
 
 
 def client_card(model: DemoModel, client: str) -> str:
     """What a client has seen, and what its model reaches."""
     place = model.clients.index(model.client(client))
-    return _render("client_card", client_rows(model)[place], MOST_TAGS)
-
-
-def examples(found: Sequence[Example]) -> str:
-    """Pictures to click."""
-    return _render("examples", found)
+    return render("client_card", client_rows(model)[place], MOST_TAGS)
 
 
 def figures(gallery: Gallery) -> str:
     """Accuracy of both models by group, and what should be said about the images."""
-    return _render("figures", gallery, GROUPS, len(gallery.choose("differ")), MOST_SKIPPED)
+    return render("figures", gallery, GROUPS, len(gallery.choose("differ")), MOST_SKIPPED)
 
 
 def grid(gallery: Gallery, chosen: Filter, most: int) -> tuple[str, bool]:
@@ -142,20 +123,21 @@ def grid(gallery: Gallery, chosen: Filter, most: int) -> tuple[str, bool]:
     rows = gallery.choose(chosen)
     said = f"“{FILTERS[chosen]}”: {len(rows):,} of {len(gallery.rows):,} images"
     if not rows:
-        return hint(f"{said}. Nothing to see here: choose another filter."), False
-    return _render("grid", said, rows, most), len(rows) > most
+        return render("hint", f"{said}. Nothing to see here: choose another filter."), False
+    return render("grid", said, rows, most), len(rows) > most
 
 
 def confusions(gallery: Gallery) -> str:
     """Both confusion matrices as pictures, side by side where there is room."""
     if not gallery.figures():
-        return hint(
+        return render(
+            "hint",
             "A confusion matrix needs images whose true class is known: a zip with one folder per "
-            "class, or the sample."
+            "class, or the sample.",
         )
     plain = confusion_picture(*gallery.confusion("zero_shot"), _client_title("zero-shot"))
     own = confusion_picture(*gallery.confusion("personalized"), _client_title(gallery.client))
-    return _render("pictures", (plain, own))
+    return render("pictures", (plain, own))
 
 
 def traffic(model: DemoModel) -> str:
@@ -169,19 +151,20 @@ def traffic(model: DemoModel) -> str:
     for unit, factor in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
         if history.bytes_total >= factor:
             size = f"{history.bytes_total / factor:.3g}", unit
-    return _render("traffic", len(model.clients), history, share, size)
+    return render("traffic", len(model.clients), history, share, size)
 
 
 def accuracies(model: DemoModel) -> str:
     """Local, base and novel accuracy of every client, zero-shot beside personalized."""
     rows = [row for row in client_rows(model) if row.zero_shot and row.personalized]
     if not rows:
-        return hint(
+        return render(
+            "hint",
             "This bundle does not say how accurate its clients are. Export it from a finished run "
-            "with `pfedmma export`, or measure them with `pfedmma evaluate`."
+            "with `pfedmma export`, or measure them with `pfedmma evaluate`.",
         )
     means = _mean(rows, "zero_shot"), _mean(rows, "personalized")
-    return _render("accuracies", rows, means, FIGURES, MOST_CLIENTS)
+    return render("accuracies", rows, means, FIGURES, MOST_CLIENTS)
 
 
 def _mean(rows: Sequence[ClientRow], side: str) -> Figures:
@@ -199,7 +182,7 @@ def classes(model: DemoModel) -> str:
     rows = [f"Client {info.id}" for info in model.clients[:MOST_CLIENTS]]
     drawn = counts_picture(counts[:MOST_CLIENTS], rows, model.class_names, model.manifest.novel)
     base, novel = _listed(model, model.manifest.base), _listed(model, model.manifest.novel)
-    return _render("classes", known, base, novel, drawn)
+    return render("classes", known, base, novel, drawn)
 
 
 def _listed(model: DemoModel, labels: Sequence[int], most: int = 30) -> str:
@@ -238,11 +221,6 @@ LIGHT = _Look(text="#1f2937", back="#ffffff", low="#f1f5f9", high="#0f766e")
 DARK = _Look(text="#e5e7eb", back="#1f2937", low="#273549", high="#2dd4bf")
 
 
-def picture(drawn: Picture) -> str:
-    """A picture that follows the page from light to dark."""
-    return _render("picture", drawn)
-
-
 def confusion_picture(counts: NDArray[Any], names: Sequence[str], title: str) -> Picture:
     """A confusion matrix: counts [C, C] of true class (row) and answer (column).
 
@@ -250,14 +228,8 @@ def confusion_picture(counts: NDArray[Any], names: Sequence[str], title: str) ->
     """
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     right = int(np.trace(counts))
-
-    def label(axes: Axes, look: _Look) -> None:
-        axes.set_title(title, color=look.text, fontsize=11, loc="left", pad=10)
-        axes.set_ylabel("true class", color=look.text, fontsize=9)
-        axes.set_xlabel("answer", color=look.text, fontsize=9)
-
     description = f"{title}: {right} of {int(counts.sum())} right, {len(names)} classes"
-    return _draw(counts, shares, names, names, label, description)
+    return _draw(counts, shares, names, names, description, title=title)
 
 
 def counts_picture(
@@ -270,15 +242,8 @@ def counts_picture(
     for row, name in enumerate(rows[:MOST_NUMBERS]):
         own = [f"{names[c]} {counts[row, c]}" for c in np.flatnonzero(counts[row]).tolist()]
         said.append(f"{name}: {', '.join(own)}")
-
-    def label(axes: Axes, look: _Look) -> None:
-        texts = axes.get_xticklabels()
-        for number in novel:
-            if number < len(texts):
-                texts[number].set_fontstyle("italic")
-
     description = f"Training images of {len(rows)} clients by class: {'; '.join(said)}"
-    return _draw(counts, shares, rows, names, label, description)
+    return _draw(counts, shares, rows, names, description, italic=novel)
 
 
 def _draw(
@@ -286,16 +251,31 @@ def _draw(
     shares: NDArray[Any],
     rows: Sequence[str],
     columns: Sequence[str],
-    label: Callable[[Axes, _Look], None],
     description: str,
+    *,
+    title: str = "",
+    italic: Collection[int] = (),
 ) -> Picture:
-    """Counts in cells coloured by `shares`, 0 to 1, for both kinds of page."""
+    """Counts in cells coloured by `shares`, 0 to 1, for both kinds of page.
+
+    With a title it is a confusion matrix, whose axes have names too.
+    """
     drawn = []
     for look in (LIGHT, DARK):
         figure, axes = _grid(shares, look, rows, columns)
-        label(axes, look)
-        if max(counts.shape) <= MOST_NUMBERS:
-            _write_numbers(axes, counts, shares, look)
+        if title:
+            axes.set_title(title, color=look.text, fontsize=11, loc="left", pad=10)
+            axes.set_ylabel("true class", color=look.text, fontsize=9)
+            axes.set_xlabel("answer", color=look.text, fontsize=9)
+        for column, text in enumerate(axes.get_xticklabels()):
+            if column in italic:
+                text.set_fontstyle("italic")
+        numbered = counts if max(counts.shape) <= MOST_NUMBERS else counts[:0]
+        for row, column in np.argwhere(numbered):
+            # Dark on bright and bright on dark.
+            colour = look.back if shares[row, column] > 0.5 else look.text
+            text = axes.text(column, row, f"{counts[row, column]}", color=colour, fontsize=8.5)
+            text.set(ha="center", va="center")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=160)  # sharp on phones, whose pixels are small
         drawn.append(buffer.getvalue())
@@ -342,11 +322,3 @@ def _short(names: Sequence[str]) -> list[str]:
         # A dollar sign would start a formula.
         found.append(_words(short).replace("$", r"\$"))
     return found
-
-
-def _write_numbers(axes: Axes, counts: NDArray[Any], shares: NDArray[Any], look: _Look) -> None:
-    for (row, column), count in np.ndenumerate(counts):
-        if count:
-            # Dark on bright and bright on dark.
-            colour = look.back if shares[row, column] > 0.5 else look.text
-            axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8.5, color=colour)

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.export import ExportClient, export_bundle
-from pfedmma_deploy.export.banks import client_banks, replace_banks
+from pfedmma_deploy.export.banks import ExportClient, client_banks, replace_banks
+from pfedmma_deploy.export.bundle import export_bundle
 from pfedmma_deploy.export.export_config import ExportConfig, Flavour
 from pfedmma_deploy.export.models import reduced_model
 from pfedmma_deploy.export.onnx_file import LARGEST, to_bytes
@@ -47,7 +47,7 @@ class RandomBundles:
         self.folder = folder
         self.bottleneck_dim = bottleneck_dim
 
-    def make(self, clients: int, form: ExportConfig) -> Path:
+    def make(self, clients: int, config: ExportConfig) -> Path:
         """A bundle that serves zero-shot and `clients` random clients.
 
         Raises:
@@ -57,12 +57,12 @@ class RandomBundles:
         """
         import onnx
 
-        out = self.folder / f"{form.flavour}-{form.precision}-{form.weights}-{clients}"
+        out = self.folder / f"{config.flavour}-{config.precision}-{config.weights}-{clients}"
         if out.exists():
             return out
         # Exported once per flavour and widened here: torch's exporter is the slowest step by far.
-        source = self._export(form.flavour)
-        model = reduced_model(onnx.load(source.path / names.VISION_MODEL), form)
+        source = self._export(config.flavour)
+        model = reduced_model(onnx.load(source.path / names.VISION_MODEL), config)
         # Known before anything is allocated: a thousand adapters on ViT-L are several GB.
         size, banks = model.ByteSize(), set(client_banks(model))
         for entry in model.graph.initializer:
@@ -84,8 +84,8 @@ class RandomBundles:
         manifest = replace(
             source.manifest,
             clients=(ClientInfo(0, ZERO_SHOT, ()), *rows),
-            precision=form.precision,
-            weights="fp16" if form.precision == "fp16" else form.weights,
+            precision=config.precision,
+            weights="fp16" if config.precision == "fp16" else config.weights,
         )
         seal(out, out.name, manifest, source.manifest.parity)
         return out
@@ -109,7 +109,7 @@ class RandomBundles:
                 method=method.name,
                 parity_images=rng.integers(0, 256, (2, size, size, 3), dtype=np.uint8),
                 provenance={"run": "benchmark: random adapters"},
-                form=ExportConfig(flavour),
+                config=ExportConfig(flavour),
             )
         return names.Bundle.open(folder)
 

@@ -8,34 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from pfedmma_deploy.adapters.base import Adapter, ExportBanks
+from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.runtime.bundle import CLASSIFIER_MODEL, TEXT_MODEL, VISION_MODEL
 from pfedmma_deploy.runtime.manifest import ZERO_SHOT
 from pfedmma_deploy.types import TOWERS, Tower
-
-if TYPE_CHECKING:
-    import onnx
-
-    from pfedmma_deploy.backbone.clip import Backbone
-
-__all__ = [
-    "CLASSIFIER_TEXT",
-    "TOWER_OF",
-    "ExportClient",
-    "client_banks",
-    "client_rows",
-    "replace_banks",
-    "require_names",
-    "stack_banks",
-]
 
 Array = NDArray[Any]
 CLIENT_INPUT = "client"
@@ -78,54 +65,46 @@ def stack_banks(
     Raises:
         ExportError: clients that do not have the same tensors, or a tensor that is not finite.
     """
-    each = [_by_place(client, backbone) for client in clients]
-    for client, own in zip(clients, each, strict=True):
-        for tower, place in sorted(own.keys() - each[0].keys()):
+    each = []
+    for client in clients:
+        banks = client.adapter.export_banks(backbone)
+        each.append({(one.tower, one.place): one for one in banks})
+        for tower, place in sorted(each[-1].keys() - each[0].keys()):
             raise ExportError(
                 f"The adapter of client {client.id!r} alone has {place} in the {tower} tower: all "
                 "clients of a bundle need the same layers, on the same backbone."
             )
     found: dict[Tower, dict[str, nn.Module]] = {tower: {} for tower in TOWERS}
     for (tower, place), first in each[0].items():
-        banks = {}
+        stacked = {}
         for name in first.rows:
-            rows = [
-                _row(client, own, (tower, place), name)
-                for client, own in zip(clients, each, strict=True)
-            ]
-            for client, row in zip(clients, rows, strict=True):
-                if row.shape != rows[0].shape:
+            rows: list[Tensor] = []
+            for client, own in zip(clients, each, strict=True):
+                rows.append(_row(client, own.get((tower, place)), f"{place}.{name}", tower))
+                if rows[-1].shape != rows[0].shape:
                     raise ExportError(
                         f"The adapter of client {client.id!r} has {place}.{name} of shape "
-                        f"{list(row.shape)}, others {list(rows[0].shape)}: export clients of one "
-                        "run."
+                        f"{list(rows[-1].shape)}, others {list(rows[0].shape)}: export clients of "
+                        "one run."
                     )
-            banks[name] = torch.stack([torch.zeros_like(rows[0]), *rows])
-        found[tower][place] = first.build(banks)
+            # Row 0: what changes nothing.
+            stacked[name] = torch.stack([torch.zeros_like(rows[0]), *rows])
+        found[tower][place] = first.build(stacked)
     return found
 
 
-def _by_place(client: ExportClient, backbone: Backbone) -> dict[tuple[Tower, str], ExportBanks]:
-    banks = client.adapter.export_banks(backbone)
-    return {(one.tower, one.place): one for one in banks}
-
-
-def _row(
-    client: ExportClient,
-    own: Mapping[tuple[Tower, str], ExportBanks],
-    where: tuple[Tower, str],
-    name: str,
-) -> Tensor:
-    """A client's row of a bank, fp32 in main memory. Raises `ExportError`."""
-    if where not in own or name not in own[where].rows:
+def _row(client: ExportClient, banks: ExportBanks | None, name: str, tower: Tower) -> Tensor:
+    """A client's row of the bank `name`, fp32 in main memory. Raises `ExportError`."""
+    key = name.rpartition(".")[2]
+    if banks is None or key not in banks.rows:
         raise ExportError(
-            f"The adapter of client {client.id!r} lacks {where[1]}.{name} in the {where[0]} tower: "
+            f"The adapter of client {client.id!r} lacks {name} in the {tower} tower: "
             "all clients of a bundle need the same layers, on the same backbone."
         )
-    row = own[where].rows[name].detach().to("cpu", torch.float32)
+    row = banks.rows[key].detach().to("cpu", torch.float32)
     if not bool(torch.isfinite(row).all()):
         raise ExportError(
-            f"The adapter of client {client.id!r} has NaN or infinity in {where[1]}.{name}: "
+            f"The adapter of client {client.id!r} has NaN or infinity in {name}: "
             "train the client again, with a lower learning rate."
         )
     return row
@@ -134,6 +113,7 @@ def _row(
 def client_rows(adapter: Adapter, backbone: Backbone) -> dict[Tower, dict[str, Array]]:
     """One client's row of every bank, fp32, by tower and the bank's name in that tower's model."""
     found: dict[Tower, dict[str, Array]] = {tower: {} for tower in TOWERS}
+    # The names that the exporter gives to the buffers of `ExportBanks.build`.
     for banks in adapter.export_banks(backbone):
         for name, row in banks.rows.items():
             found[banks.tower][f"{banks.place}.{name}"] = row.float().contiguous().numpy()
@@ -150,18 +130,15 @@ def client_banks(model: onnx.ModelProto) -> list[str]:
             name = made_by[name].input[0]
         return name == CLIENT_INPUT
 
-    gathered = {
-        node.input[0]
-        for node in model.graph.node
-        if node.op_type == "Gather" and is_client(node.input[1])
-    }
+    gathered = set()
+    for node in model.graph.node:
+        if node.op_type == "Gather" and is_client(node.input[1]):
+            gathered.add(node.input[0])
     return [entry.name for entry in model.graph.initializer if entry.name in gathered]
 
 
 def replace_banks(model: onnx.ModelProto, change: Callable[[str, Array], Array]) -> None:
     """Put `change(name, values)` in the place of every bank of a finished model."""
-    from onnx import numpy_helper
-
     banks = set(client_banks(model))
     for entry in model.graph.initializer:
         if entry.name in banks:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import describe
 from pfedmma_deploy.export.banks import ExportClient, require_names
@@ -27,20 +27,14 @@ from pfedmma_deploy.export.models import (
     write_fp32,
     write_reduced,
 )
-from pfedmma_deploy.export.parity import Parity
-from pfedmma_deploy.export.publish import require_replaceable, seal, staged
+from pfedmma_deploy.export.parity import Parity, Trained, trained_side, verify_models
+from pfedmma_deploy.export.publish import require_replaceable, seal, staged, write_text_embeds
 from pfedmma_deploy.export.quality import Evaluation, Quality, measure_quality
 from pfedmma_deploy.export.tokenizer import require_clip_tokenizer, write_tokenizer
-from pfedmma_deploy.export.verify import Trained, trained_side, verify_models
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.runtime import bundle as names
 from pfedmma_deploy.runtime.manifest import History, Manifest
 from pfedmma_deploy.store.files import write_bytes
-
-if TYPE_CHECKING:
-    from pfedmma_deploy.backbone.clip import Backbone
-
-__all__ = ["ExportReport", "export_bundle"]
 
 
 @dataclass(frozen=True)
@@ -59,14 +53,9 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The stable keys of `pfedmma export --json`."""
-        return {
-            "bundle": str(self.bundle),
-            "clients": list(self.clients),
-            "files": dict(self.files),
-            "parity": self.parity.to_dict(),
-            "quality": None if self.quality is None else self.quality.to_dict(),
-            "seconds": self.seconds,
-        }
+        quality = None if self.quality is None else self.quality.to_dict()
+        plain = {"bundle": str(self.bundle), "clients": list(self.clients), "quality": quality}
+        return {**asdict(self), **plain}
 
 
 def export_bundle(
@@ -83,7 +72,7 @@ def export_bundle(
     provenance: Mapping[str, Any],
     logit_scale: float | None = None,
     classifier: bool = False,
-    form: ExportConfig | None = None,
+    config: ExportConfig | None = None,
     evaluation: Evaluation | None = None,
     history: History | None = None,
     progress: Progress | None = None,
@@ -104,27 +93,28 @@ def export_bundle(
         provenance: where the adapters come from; JSON-able, stored as it is.
         logit_scale: factor on the similarities; None takes the backbone's own.
         classifier: also write `classifier.onnx`, pixels to class scores in one file.
-        form: operators, precision and storage; default fused for ONNX Runtime, fp32.
+        config: operators, precision and storage; default fused for ONNX Runtime, fp32.
         evaluation: labelled images on which reduced precision is judged; it needs them.
         history: what the bundle shall remember of its training.
         progress: is told what is being done.
 
     Raises:
         ExportError: wrong input, a backbone that cannot be exported, `out` is something else than
-            a bundle, the exported model differs from the trained one, or the form asked for costs
+            a bundle, the exported model differs from the trained one, or reduced precision costs
             more accuracy than it may. Nothing is left behind.
     """
+    # What can be wrong with the arguments is said first: exporting takes minutes.
     started, report = time.perf_counter(), progress or Silent()
-    form, factor = form or ExportConfig(), logit_scale or backbone.logit_scale
+    config, factor = config or ExportConfig(), logit_scale or backbone.logit_scale
     _require_inputs(backbone, class_names, prompt, parity_images)
-    if evaluation is None and not form.is_exact:
+    if evaluation is None and not config.is_exact:
         raise ExportError(
             "Models in reduced precision are judged on labelled images before they are written: "
             "give `evaluation`, or export in fp32."
         )
     require_replaceable(out)
     require_names(clients)
-    require_flavour(form, method, clients, backbone)
+    require_flavour(config, method, clients, backbone)
     graphs = build_graphs(clients, backbone)
     adapter = {"method": method, **clients[0].adapter.export_settings()}
     trained = trained_side(backbone, clients, adapter, class_names, prompt, parity_images)
@@ -143,7 +133,7 @@ def export_bundle(
         provenance=provenance,
         history=history,
         logit_scale=factor,
-        config=form,
+        config=config,
         adapter=adapter,
     )
     quality = None
@@ -151,26 +141,31 @@ def export_bundle(
         for name, graph in report.track(graphs.items(), "models", len(graphs)):
             model = portable_model(name, graph, tokens, parity_images)
             write_fp32(folder, model, name, backbone, manifest)
+        # Reduced precision is judged against these files, so they are proved exact first.
         parity = verify_models(folder, trained, manifest)
-        if evaluation is not None and not form.is_exact:
-            parity, quality = _reduce(folder, form, manifest, trained, evaluation)
+        if evaluation is not None and not config.is_exact:
+            parity, quality = _reduce(folder, config, manifest, trained, evaluation)
         manifest = replace(manifest, quality={} if quality is None else quality.to_dict())
-        sizes = _write_rest(folder, Path(out).name, backbone, manifest, text, parity)
+        write_text_embeds(folder, text)
+        write_tokenizer(folder / names.TOKENIZER, manifest.context_length)
+        require_clip_tokenizer(backbone, folder / names.TOKENIZER)
+        write_bytes(folder / names.LABELS, "".join(f"{n}\n" for n in class_names).encode())
+        sizes = seal(folder, Path(out).name, manifest, asdict(parity))
     ids = tuple(client.id for client in manifest.clients)
     return ExportReport(Path(out), ids, sizes, parity, time.perf_counter() - started, quality)
 
 
 def _reduce(
-    folder: Path, form: ExportConfig, manifest: Manifest, trained: Trained, evaluation: Evaluation
+    folder: Path, config: ExportConfig, manifest: Manifest, trained: Trained, evaluation: Evaluation
 ) -> tuple[Parity, Quality]:
     """Bring the verified fp32 models of `folder` into reduced precision that is good enough."""
     with tempfile.TemporaryDirectory(dir=folder) as inner:
         reduced = Path(inner)
-        write_reduced(folder, reduced, form, manifest)
+        write_reduced(folder, reduced, config, manifest)
         parity = verify_models(reduced, trained, manifest, is_exact=False)
         tokens = [own.cpu().numpy() for own in trained.tokens]
         quality = measure_quality(folder, reduced, manifest, tokens, evaluation)
-        quality.require(form.max_accuracy_drop)
+        quality.require(config.max_accuracy_drop)
         for file in reduced.iterdir():
             shutil.move(file, folder / file.name)
     return parity, quality
@@ -189,21 +184,3 @@ def _require_inputs(
             f"The images to check the export on should be uint8 [N, {size}, {size}, 3], found "
             f"{images.dtype} {list(images.shape)}."
         )
-
-
-def _write_rest(
-    folder: Path,
-    title: str,
-    backbone: Backbone,
-    manifest: Manifest,
-    text_embeds: NDArray[np.float32],
-    parity: Parity,
-) -> dict[str, int]:
-    """Everything that is not a model; the manifest last. Returns the size of every file."""
-    buffer = io.BytesIO()
-    np.save(buffer, text_embeds)
-    write_bytes(folder / names.TEXT_EMBEDS, buffer.getvalue())
-    write_tokenizer(folder / names.TOKENIZER, manifest.context_length)
-    require_clip_tokenizer(backbone, folder / names.TOKENIZER)
-    write_bytes(folder / names.LABELS, "".join(f"{n}\n" for n in manifest.class_names).encode())
-    return seal(folder, title, manifest, parity.to_dict())

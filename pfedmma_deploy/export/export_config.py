@@ -7,8 +7,6 @@ from typing import Literal, get_args
 
 from pfedmma_deploy.errors import UsageError
 
-__all__ = ["ExportConfig", "Flavour", "Precision", "Storage", "default_flavour"]
-
 Flavour = Literal["ort", "portable"]
 Precision = Literal["fp32", "fp16", "int8"]
 Storage = Literal["fp32", "fp16"]

@@ -8,21 +8,17 @@ pattern no longer fits.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
+from onnx import helper, numpy_helper
 
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export.banks import client_banks
-
-if TYPE_CHECKING:
-    import onnx
-
-__all__ = ["TowerShape", "fuse", "fused_counts", "require_fused"]
+from pfedmma_deploy.export.onnx_file import quiet_libraries
 
 MASK = "mask"
 """Initializer that the text tower's causal mask has in the portable graph."""
@@ -72,14 +68,10 @@ def fuse(model: onnx.ModelProto, shape: TowerShape) -> onnx.ModelProto:
     producer = model.producer_name, model.producer_version
     inputs = list(model.graph.input)
     model.producer_name = ""  # it warns of any producer but torch's older exporter
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
+    with quiet_libraries():
         fused: onnx.ModelProto = optimize_by_fusion(
             model, "clip", shape.heads, shape.width, FusionOptions("clip")
         ).model
-    finally:
-        logging.disable(disabled)
     fused.producer_name, fused.producer_version = producer
     # It drops `client` from a tower in which clients change nothing.
     del fused.graph.input[:]
@@ -89,7 +81,10 @@ def fuse(model: onnx.ModelProto, shape: TowerShape) -> onnx.ModelProto:
     if shape.is_causal:
         for node in fused.graph.node:
             if node.op_type == "Attention":
-                _set_unidirectional(node)
+                # In place of the mask that was taken out; whether the attribute is there or not.
+                kept = [entry for entry in node.attribute if entry.name != "unidirectional"]
+                del node.attribute[:]
+                node.attribute.extend([*kept, helper.make_attribute("unidirectional", 1)])
     require_fused(fused_counts(fused), shape)
     return fused
 
@@ -113,8 +108,6 @@ def require_fused(found: Mapping[str, int], shape: TowerShape) -> None:
 
 def _drop_causal_mask(graph: onnx.GraphProto, depth: int) -> None:
     """Take the additions of the causal mask out. The graph alone is wrong without it."""
-    from onnx import numpy_helper
-
     masks = [entry for entry in graph.initializer if entry.name == MASK]
     adds = [node for node in graph.node if node.op_type == "Add" and MASK in node.input]
     if len(masks) != 1 or len(adds) != depth:
@@ -133,11 +126,3 @@ def _drop_causal_mask(graph: onnx.GraphProto, depth: int) -> None:
             if name in unmasked:
                 node.input[position] = unmasked[name]
     graph.initializer.remove(masks[0])
-
-
-def _set_unidirectional(node: onnx.NodeProto) -> None:
-    from onnx import helper
-
-    kept = [entry for entry in node.attribute if entry.name != "unidirectional"]
-    del node.attribute[:]
-    node.attribute.extend([*kept, helper.make_attribute("unidirectional", 1)])

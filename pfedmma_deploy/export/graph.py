@@ -11,19 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
+from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import ExportError
-
-if TYPE_CHECKING:
-    from open_clip.transformer import ResidualAttentionBlock
-
-    from pfedmma_deploy.backbone.clip import Backbone
-
-__all__ = ["ClassifierGraph", "ImageGraph", "TextGraph", "is_quick_gelu"]
 
 Places = Mapping[str, nn.Module]
 """The clients' modules in one tower, by place."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -16,7 +17,9 @@ from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.backbone.clip import Backbone, ClassTexts, class_texts
 from pfedmma_deploy.backbone.loading import CONFIG_FILE, MODEL_NAME
 from pfedmma_deploy.errors import ExportError
-from pfedmma_deploy.export.run import chosen_clients, parity_examples
+from pfedmma_deploy.export.bundle import ExportReport
+from pfedmma_deploy.export.parity import Parity
+from pfedmma_deploy.export.run import parity_examples
 from pfedmma_deploy.federated.session import Session, open_run_session
 from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.progress import Progress, Silent
@@ -24,35 +27,11 @@ from pfedmma_deploy.store.files import json_bytes, tensor_bytes, write_bytes
 from pfedmma_deploy.store.run import Run, StoredClient
 from pfedmma_deploy.types import TOWERS, Tower
 
-__all__ = ["MergeReport", "export_open_clip", "merge", "refuse_open_clip"]
-
 BLOCKS: Final[Mapping[Tower, str]] = {
     "image": "visual.transformer.resblocks",
     "text": "transformer.resblocks",
 }
 """Where open_clip keeps the blocks of a tower."""
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """The files that were written; each was loaded back by open_clip and compared."""
-
-    bundle: str
-    """Their folder."""
-    clients: tuple[str, ...]
-    files: dict[str, int]
-    """Bytes by name."""
-    max_abs_error: float
-    """Largest difference of a feature between the trained client and the file: 0."""
-    images: int
-    """Images that it was looked for on."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `pfedmma export --json` prints them."""
-        values = asdict(self)
-        error, images = values.pop("max_abs_error"), values.pop("images")
-        parity = {"max_abs_error": error, "top1_agreement": 100.0, "images": images}
-        return {**values, "clients": list(self.clients), "parity": parity}
 
 
 def refuse_open_clip(method: type[Method[Any, Any]]) -> NoReturn:
@@ -97,7 +76,7 @@ def export_open_clip(
     clients: Sequence[str] | None = None,
     session: Session | None = None,
     progress: Progress | None = None,
-) -> MergeReport:
+) -> ExportReport:
     """Write `<client>.safetensors` and `<client>.json` for every client of a finished run.
 
     A client that knows several tasks has one pair per task, `<client>-<task>`. Every file is loaded
@@ -115,8 +94,11 @@ def export_open_clip(
         UsageError: an unknown client.
         ExportError: the method does not merge, or a file does not give the same features.
     """
+    started = time.perf_counter()
     run.require_complete()
-    ids = chosen_clients(run, clients)
+    ids = run.client_ids if clients is None else clients
+    # Before anything is written: an id may be mistyped.
+    chosen = [run.load_client(client) for client in ids]
     session = (session or open_run_session(run)).full_precision()
     if not session.method.merges:
         refuse_open_clip(type(session.method))
@@ -125,11 +107,12 @@ def export_open_clip(
     texts = class_texts(session.backbone, known, session.config.prompt)
     pixels = session.pixels.load(parity_examples(session))
     files: dict[str, int] = {}
-    for client in (progress or Silent()).track(ids, "clients merged", len(ids)):
-        stored = run.load_client(client)
+    for stored in (progress or Silent()).track(chosen, "clients merged", len(chosen)):
         session.client_model(stored, shared, adapter)
-        for name, task in _named_tasks(client, adapter):
+        tasks = adapter.tasks or ("classify",)
+        for task in tasks:
             adapter.task = task
+            name = stored.id if len(tasks) == 1 else f"{stored.id}-{task}"
             path = out / f"{name}.safetensors"
             write_bytes(path, tensor_bytes(merge(session.backbone, adapter)))
             _require_equal(session.backbone, adapter, path, pixels, texts)
@@ -141,14 +124,9 @@ def export_open_clip(
         config = CONFIG_FILE.read_bytes()
         write_bytes(out / CONFIG_FILE.name, config)
         files[CONFIG_FILE.name] = len(config)
-    return MergeReport(str(out), tuple(ids), files, 0.0, len(pixels))
-
-
-def _named_tasks(client: str, adapter: Adapter) -> Iterator[tuple[str, str]]:
-    """Name of the file and task, for each task that the client knows."""
-    tasks = adapter.tasks or ("classify",)
-    for task in tasks:
-        yield (client if len(tasks) == 1 else f"{client}-{task}"), task
+    # Bit-identical features choose the same classes.
+    parity = Parity(0.0, 100.0, len(pixels))
+    return ExportReport(out, tuple(ids), files, parity, time.perf_counter() - started)
 
 
 def load_open_clip(backbone: Backbone, path: Path) -> Backbone:

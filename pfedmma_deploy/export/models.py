@@ -1,22 +1,29 @@
-"""The ONNX models of a bundle: exported from torch once, then brought into the form asked for."""
+"""The ONNX models of a bundle: exported from torch once, then fused or made smaller."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from pfedmma_deploy.adapters.base import BankModule
+from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import describe
-from pfedmma_deploy.export.banks import TOWER_OF, ExportClient, client_banks, stack_banks
+from pfedmma_deploy.export.banks import (
+    CLIENT_INPUT,
+    TOWER_OF,
+    ExportClient,
+    client_banks,
+    stack_banks,
+)
 from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.fusion import TowerShape, fuse
 from pfedmma_deploy.export.graph import ImageGraph, TextGraph
@@ -26,26 +33,12 @@ from pfedmma_deploy.runtime import bundle as names
 from pfedmma_deploy.runtime.manifest import Manifest
 from pfedmma_deploy.store.files import write_bytes
 
-if TYPE_CHECKING:
-    import onnx
-
-    from pfedmma_deploy.backbone.clip import Backbone
-
-__all__ = [
-    "build_graphs",
-    "portable_model",
-    "reduced_model",
-    "require_flavour",
-    "write_fp32",
-    "write_reduced",
-]
-
 
 def require_flavour(
-    form: ExportConfig, method: str, clients: Sequence[ExportClient], backbone: Backbone
+    config: ExportConfig, method: str, clients: Sequence[ExportClient], backbone: Backbone
 ) -> None:
     """Raises `ExportError` where the clients' changes keep attention from being fused."""
-    banks = clients[0].adapter.export_banks(backbone) if form.flavour == "ort" else ()
+    banks = clients[0].adapter.export_banks(backbone) if config.flavour == "ort" else ()
     if any(one.place.endswith(".low_rank") for one in banks):
         raise ExportError(
             "--flavour ort fuses queries, keys and values into one operator, and clients of "
@@ -77,45 +70,32 @@ def portable_model(
         graph = copy.deepcopy(graph).cpu()
     signature = describe.SIGNATURES[name]
     items = tokens[:1] if name == names.TEXT_MODEL else torch.from_numpy(images[:1])
-    example = dict(
-        zip(
-            signature.inputs,
-            (items.cpu().repeat_interleave(2, 0), torch.tensor([0, 1])),
-            strict=True,
-        )
-    )
-    banks = {
-        f"{path}.{key}": value
-        for path, module in graph.named_modules()
-        if isinstance(module, BankModule)
-        for key, value in module.named_buffers()
+    # Two items, because torch would take a first dimension of one for a constant.
+    example = {
+        signature.items: items.cpu().repeat_interleave(2, 0),
+        CLIENT_INPUT: torch.tensor([0, 1]),
     }
-    with _told_apart(banks.values()):
+    banks = {}
+    for path, module in graph.named_modules():
+        if isinstance(module, BankModule):
+            for key, value in module.named_buffers():
+                banks[f"{path}.{key}"] = value
+    # The exporter merges weights that happen to be equal, as biases are that were never trained;
+    # but a bank without a name of its own cannot take a client. So each is filled with a number.
+    kept = [bank.clone() for bank in banks.values()]
+    for number, bank in enumerate(banks.values(), start=1):
+        bank.fill_(number)
+    try:
         model = to_onnx(graph.eval(), example, signature.output, signature.axis)
+    finally:
+        for bank, values in zip(banks.values(), kept, strict=True):
+            bank.copy_(values)
     _fill_banks(model, banks)
     return model
 
 
-@contextmanager
-def _told_apart(banks: Iterable[Tensor]) -> Iterator[None]:
-    """Give every bank values of its own: the exporter merges weights that happen to be equal.
-
-    Biases that were never trained are, and a bank without a name of its own cannot take a client.
-    """
-    kept = [(bank, bank.clone()) for bank in banks]
-    for number, (bank, _) in enumerate(kept, start=1):
-        bank.fill_(number)
-    try:
-        yield
-    finally:
-        for bank, values in kept:
-            bank.copy_(values)
-
-
 def _fill_banks(model: onnx.ModelProto, banks: Mapping[str, Tensor]) -> None:
     """Put the true values of the banks into the model, by name."""
-    from onnx import numpy_helper
-
     entries = {entry.name: entry for entry in model.graph.initializer}
     for name, values in banks.items():
         if name not in entries or list(entries[name].dims) != list(values.shape):
@@ -131,38 +111,33 @@ def write_fp32(
 ) -> None:
     """Write a portable model under `name`, fused first where the manifest says so."""
     if manifest.flavour == "ort":
-        model = fuse(model, _shape(backbone, name, len(client_banks(model))))
+        tower = TOWER_OF[name]
+        blocks = backbone.blocks(tower)
+        shape = TowerShape(
+            depth=len(blocks),
+            width=backbone.width(tower),
+            heads=int(blocks[0].attn.num_heads),
+            quick_gelu=backbone.activation == "quick_gelu",
+            is_causal=tower == "text",
+            banks=len(client_banks(model)),
+        )
+        model = fuse(model, shape)
     data = to_bytes(model, describe.metadata(manifest, name))
     write_bytes(folder / name, data)
 
 
-def write_reduced(source: Path, out: Path, form: ExportConfig, manifest: Manifest) -> None:
+def write_reduced(source: Path, out: Path, config: ExportConfig, manifest: Manifest) -> None:
     """Write the models of folder `source` to folder `out`, in reduced precision."""
-    import onnx
-
     for file in sorted(source.glob("*.onnx")):
-        model = reduced_model(onnx.load(file), form)
+        model = reduced_model(onnx.load(file), config)
         data = to_bytes(model, describe.metadata(manifest, file.name))
         write_bytes(out / file.name, data)
 
 
-def reduced_model(model: onnx.ModelProto, form: ExportConfig) -> onnx.ModelProto:
-    """An fp32 model in the form's precision and storage."""
-    if form.precision == "fp16":
+def reduced_model(model: onnx.ModelProto, config: ExportConfig) -> onnx.ModelProto:
+    """An fp32 model in the precision and storage asked for."""
+    if config.precision == "fp16":
         return to_half(model)
-    if form.precision == "int8":
+    if config.precision == "int8":
         model = to_int8(model)
-    return halve_weights(model) if form.weights == "fp16" else model
-
-
-def _shape(backbone: Backbone, name: str, banks: int) -> TowerShape:
-    tower = TOWER_OF[name]
-    blocks = backbone.blocks(tower)
-    return TowerShape(
-        depth=len(blocks),
-        width=backbone.width(tower),
-        heads=int(blocks[0].attn.num_heads),
-        quick_gelu=backbone.activation == "quick_gelu",
-        is_causal=tower == "text",
-        banks=banks,
-    )
+    return halve_weights(model) if config.weights == "fp16" else model

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
+import onnx
 import torch
+from onnx import helper
 from torch import Tensor, nn
 
 from pfedmma_deploy.errors import ExportError
-
-if TYPE_CHECKING:
-    import onnx
-
-__all__ = ["OPSET", "to_bytes", "to_onnx"]
 
 OPSET = 18
 """What torch's exporter writes without a conversion, and what runtimes of early 2023 read: 20 has
@@ -49,25 +47,18 @@ def to_onnx(
             "export fewer clients, or use a smaller backbone."
         )
     length = torch.export.Dim(axis, min=1, max=LARGEST_BATCH)
-    with warnings.catch_warnings(), torch.no_grad():
-        # Remarks about the exporter's own internals, different with every release.
-        warnings.simplefilter("ignore")
-        disabled = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            program = torch.onnx.export(
-                module,
-                tuple(example.values()),
-                dynamo=True,
-                external_data=False,
-                opset_version=OPSET,
-                input_names=list(example),
-                output_names=[output],
-                dynamic_shapes={name: {0: length} for name in example},
-                verbose=False,
-            )
-        finally:
-            logging.disable(disabled)
+    with quiet_libraries(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            tuple(example.values()),
+            dynamo=True,
+            external_data=False,
+            opset_version=OPSET,
+            input_names=list(example),
+            output_names=[output],
+            dynamic_shapes={name: {0: length} for name in example},
+            verbose=False,
+        )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     _clean(model)
@@ -84,21 +75,24 @@ def to_bytes(model: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
 
 def _clean(model: onnx.ModelProto) -> None:
     """Drop the exporter's notes: source paths of this machine, and a third of a small file."""
-    from onnx import helper
-
     graph = model.graph
-    holders: Sequence[Sequence[object]] = (
-        graph.node,
-        graph.input,
-        graph.output,
-        graph.value_info,
-        graph.initializer,
-        [graph, model],
-    )
-    for holder in holders:
-        for entry in holder:
-            entry.ClearField("metadata_props")  # type: ignore[attr-defined]
-            entry.ClearField("doc_string")  # type: ignore[attr-defined]
+    entries: list[Any] = [model, graph, *graph.node, *graph.input, *graph.output]
+    for entry in (*entries, *graph.value_info, *graph.initializer):
+        entry.ClearField("metadata_props")
+        entry.ClearField("doc_string")
     del model.functions[:]
     # The exporter writes the newest file version that it knows; older runtimes refuse that.
     model.ir_version = helper.find_min_ir_version_for(list(model.opset_import))
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Without remarks about the libraries' own internals, different with every release."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -6,31 +6,29 @@ every client and for a batch that mixes all of them; and whether both choose the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from pfedmma_deploy.adapters.base import Adapter, Frozen
+from pfedmma_deploy.backbone.clip import Backbone, class_texts
+from pfedmma_deploy.data.class_names import build_prompts
 from pfedmma_deploy.errors import ExportError
+from pfedmma_deploy.export.banks import CLIENT_INPUT, ExportClient
+from pfedmma_deploy.export.describe import SIGNATURES
+from pfedmma_deploy.runtime.bundle import CLASSIFIER_MODEL, TEXT_MODEL, VISION_MODEL
+from pfedmma_deploy.runtime.manifest import Manifest
 
-if TYPE_CHECKING:
-    import onnxruntime
-
-__all__ = [
-    "TOLERANCE",
-    "Parity",
-    "Signature",
-    "check_model",
-    "compare",
-    "cosines",
-    "largest_difference",
-    "run_clients",
-    "sampled",
-]
-
+Features = NDArray[np.float32]
 TOLERANCE = 1e-4
 """Largest accepted difference of one number of an L2-normalised fp32 feature."""
 LEAST_AGREEMENT = 99.0
@@ -52,10 +50,6 @@ class Parity:
     images: int
     """(image, client) pairs compared, the mixed batch included."""
 
-    def to_dict(self) -> dict[str, float | int]:
-        """JSON-ready."""
-        return asdict(self)
-
 
 def check_model(file: Path, inputs: Signature, output: Signature) -> onnxruntime.InferenceSession:
     """Structure and signature of an ONNX file; returns a CPU session for it.
@@ -63,18 +57,13 @@ def check_model(file: Path, inputs: Signature, output: Signature) -> onnxruntime
     Raises:
         ExportError: the file is no valid model, or its inputs or output are not as documented.
     """
-    import onnx
-    import onnxruntime
-
     try:
         onnx.checker.check_model(str(file), full_check=True)
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     except Exception as error:  # neither library has a common base for its exceptions
         raise ExportError(f"{file.name} is not a valid ONNX model: {error}") from error
-    for what, nodes, expected in (
-        ("inputs", session.get_inputs(), inputs),
-        ("output", session.get_outputs(), output),
-    ):
+    sides = ("inputs", session.get_inputs(), inputs), ("output", session.get_outputs(), output)
+    for what, nodes, expected in sides:
         found = {node.name: (node.type, list(node.shape)) for node in nodes}
         wanted = {name: (kind, list(shape)) for name, (kind, shape) in expected.items()}
         if found != wanted:
@@ -156,3 +145,116 @@ def compare(
 def largest_difference(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
     """Of two arrays of one shape; NaN where either has one."""
     return float(np.abs(left.astype(np.float64) - right).max())
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The trained side, which an export is compared with."""
+
+    backbone: Backbone
+    models: Sequence[Adapter]
+    """Its adapters by client index; the first adds nothing."""
+    tokens: Sequence[Tensor]
+    """Token ids of the class prompts by client index, [C, context] each."""
+    text: Features
+    """Its text features, [clients, C, D]."""
+    images: NDArray[np.uint8]
+    """What to compare on, uint8 [N, H, W, 3]."""
+
+
+@torch.inference_mode()
+def trained_side(
+    backbone: Backbone,
+    clients: Sequence[ExportClient],
+    adapter: Mapping[str, Any],
+    class_names: Sequence[str],
+    prompt: str,
+    images: NDArray[np.uint8],
+) -> Trained:
+    """The trained side: every client's own encoders, prompts and text features."""
+    models = [Frozen(), *(client.adapter for client in clients)]
+    texts = class_texts(backbone, class_names, prompt)
+    own = backbone.tokenize(build_prompts(class_names, adapter.get("prompt", prompt)))
+    features = [model.encode_text(backbone, texts).float().cpu().numpy() for model in models]
+    tokens = [texts.prompts, *[own] * len(clients)]
+    return Trained(backbone, models, tokens, np.stack(features), images)
+
+
+def verify_models(
+    folder: Path, trained: Trained, manifest: Manifest, *, is_exact: bool = True
+) -> Parity:
+    """Check every model in `folder`: structure, signature, values for every client, mixed batch.
+
+    Args:
+        folder: where the ONNX files are.
+        trained: what they must compute.
+        manifest: what the bundle claims.
+        is_exact: whether values must agree; without it they are measured, and must be finite.
+
+    Raises:
+        ExportError: a model is invalid or differs from the trained one; with the figures.
+    """
+    images, models, text = trained.images, trained.models, trained.text
+    share = sampled(len(images), len(models))
+    vision = _open(folder / VISION_MODEL, manifest)
+    each, exported = [], []
+    for index, (model, own) in enumerate(zip(models, share, strict=True)):
+        each.append(_encode_images(trained.backbone, images[own], model))
+        exported.append(run_clients(vision, images[own], np.full(len(own), index)))
+    # Then all clients interleaved in every batch: they must not influence each other.
+    mixed = np.tile(np.arange(len(models)), share.shape[1])
+    exported.append(run_clients(vision, images[share.T.ravel()], mixed))
+    wanted = np.concatenate([*each, np.stack(each, axis=1).reshape(-1, manifest.embed_dim)])
+    clients = np.concatenate([np.repeat(np.arange(len(models)), share.shape[1]), mixed])
+    text_error = _text_error(folder, manifest, trained.tokens, text)
+    limits = {} if is_exact else {"tolerance": math.inf, "least_agreement": 0.0}
+    parity = compare(np.concatenate(exported), wanted, text, clients, text_error, **limits)
+    if (folder / CLASSIFIER_MODEL).exists():
+        session = _open(folder / CLASSIFIER_MODEL, manifest)
+        rows = np.concatenate([share.ravel(), share.T.ravel()])
+        scores = run_clients(session, images[rows], clients) / manifest.logit_scale
+        error = largest_difference(scores, cosines(wanted, text, clients))
+        # Written so that NaN does not pass, here as in `compare`.
+        if not error <= (tolerance := TOLERANCE if is_exact else math.inf):
+            raise ExportError(
+                f"{CLASSIFIER_MODEL} differs from the trained model by {error:.2e} in a cosine "
+                f"(accepted {tolerance:.0e}). Nothing was written; please report this with the "
+                "name of the backbone."
+            )
+    return parity
+
+
+def _text_error(
+    folder: Path, manifest: Manifest, tokens: Sequence[Tensor], text: Features
+) -> float:
+    """Largest difference between the text towers, for every client, all clients in every batch."""
+    share = sampled(text.shape[1], len(text))
+    prompts = share.T.ravel()
+    owners = np.tile(np.arange(len(text)), share.shape[1])
+    read = torch.stack([tokens[own][row] for own, row in zip(owners, prompts, strict=True)])
+    found = run_clients(_open(folder / TEXT_MODEL, manifest), read.cpu().numpy(), owners)
+    return largest_difference(found, text[owners, prompts])
+
+
+@torch.inference_mode()
+def _encode_images(backbone: Backbone, images: NDArray[np.uint8], model: Adapter) -> Features:
+    features = []
+    for chunk in torch.split(torch.from_numpy(images), BATCH):
+        features.append(model.encode_image(backbone, chunk).float().cpu().numpy())
+    return np.concatenate(features)
+
+
+def _open(file: Path, manifest: Manifest) -> onnxruntime.InferenceSession:
+    """A session for one of the models, its structure and signature found right."""
+    signature = SIGNATURES[file.name]
+    axis, size = signature.axis, manifest.preprocessing.image_size
+    items: tuple[str, list[int | str]] = "tensor(uint8)", [axis, size, size, 3]
+    if file.name == TEXT_MODEL:
+        items = "tensor(int64)", [axis, manifest.context_length]
+    classifies = file.name == CLASSIFIER_MODEL
+    width = len(manifest.class_names) if classifies else manifest.embed_dim
+    return check_model(
+        file,
+        {signature.items: items, CLIENT_INPUT: ("tensor(int64)", [axis])},
+        {signature.output: ("tensor(float)", [axis, width])},
+    )

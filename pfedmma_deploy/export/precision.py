@@ -6,21 +6,16 @@ exact as fp32: `pfedmma_deploy.export.quality` decides whether it is good enough
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from pfedmma_deploy.errors import ExportError
-
-if TYPE_CHECKING:
-    import onnx
-
-__all__ = ["halve_weights", "to_half", "to_int8"]
+from pfedmma_deploy.export.onnx_file import quiet_libraries
 
 HEADS = frozenset({"projection", "image.projection"})
 """Initializer that maps a tower's last token to the joint space (the second is the classifier's);
@@ -35,14 +30,15 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     Pixels are normalised in fp32 (a pixel's deviation would lose a third of its digits), and so
     are the features (their squares may leave fp16's range) and the class scores.
     """
-    from onnx import TensorProto, helper, numpy_helper
-
     graph = model.graph
+    _name_nodes(graph)
     exact = [*_before_patches(graph), *_after_head(graph)]
     # The classifier's text features are gathered by client right before the last product.
     read = {name for node in exact for name in node.input}
     exact += [n for n in graph.node if n.op_type == "Gather" and n.output[0] in read]
     kept = {node.name for node in exact}
+    # What both sides read is there twice: these keep the full one.
+    read = {name for node in exact for name in node.input}
     nodes: list[onnx.NodeProto] = []
     halved: set[str] = set()
     floats = {e.name for e in graph.initializer if e.data_type == TensorProto.FLOAT}
@@ -59,7 +55,7 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
         for position, name in enumerate(node.input):
             if name in floats:
                 halved.add(name)
-                node.input[position] = f"{name}.fp16" if _is_read_by(name, graph, kept) else name
+                node.input[position] = f"{name}.fp16" if name in read else name
         nodes.append(node)
         if HEADS & set(node.input):
             full, half = node.output[0], f"{node.output[0]}.fp16"
@@ -67,7 +63,7 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
             nodes.append(helper.make_node("Cast", [half], [full], to=TensorProto.FLOAT))
     for entry in [e for e in graph.initializer if e.name in halved]:
         values = numpy_helper.to_array(entry).astype(np.float16)
-        if _is_read_by(entry.name, graph, kept):
+        if entry.name in read:
             graph.initializer.append(numpy_helper.from_array(values, f"{entry.name}.fp16"))
         else:
             entry.CopyFrom(numpy_helper.from_array(values, entry.name))
@@ -96,8 +92,6 @@ def to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
             weight_type=QuantType.QInt8,
             nodes_to_exclude=head,
         )
-        import onnx
-
         quantized = onnx.load(out)
     if not any(node.op_type in {"MatMulInteger", "QAttention"} for node in quantized.graph.node):
         raise ExportError("Nothing was quantized: export with --precision fp32.")
@@ -110,8 +104,6 @@ def halve_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     ONNX Runtime converts matrices once, when it loads the file. Tables that a Gather reads (the
     token embedding, the adapter banks) stay fp16 in memory: only the rows read are converted.
     """
-    from onnx import TensorProto, helper, numpy_helper
-
     graph = model.graph
     halved = set()
     for entry in graph.initializer:
@@ -142,16 +134,10 @@ def halve_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _with_nodes(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
     """The model with other nodes. What was noted of its inner types holds no longer."""
-    kept = list(nodes)
     del model.graph.node[:]
     del model.graph.value_info[:]
-    model.graph.node.extend(kept)
+    model.graph.node.extend(nodes)
     return model
-
-
-def _is_read_by(name: str, graph: onnx.GraphProto, kept: Collection[str]) -> bool:
-    """Whether a node that stays in fp32 reads the initializer too."""
-    return any(node.name in kept and name in node.input for node in graph.node)
 
 
 def _before_patches(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -159,7 +145,6 @@ def _before_patches(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     found: list[onnx.NodeProto] = []
     for node in graph.node:
         if node.op_type == "Conv":
-            _name_nodes(graph)
             return found
         found.append(node)
     return []
@@ -167,7 +152,6 @@ def _before_patches(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 def _after_head(graph: onnx.GraphProto, *, with_head: bool = False) -> list[onnx.NodeProto]:
     """Nodes that follow the projection into the joint space."""
-    _name_nodes(graph)
     reached, found = set(HEADS), []
     for node in graph.node:
         if reached & set(node.input):
@@ -183,18 +167,3 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
     """Every node gets a name of its own, by which the libraries are told to leave it alone."""
     for number, node in enumerate(graph.node):
         node.name = node.name or f"node_{number}"
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Without the libraries' advice, which is about models of another kind."""
-    import warnings
-
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

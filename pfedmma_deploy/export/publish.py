@@ -7,6 +7,7 @@ a class or a client can become markup), and the manifest with the hashes of all 
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import shutil
@@ -18,13 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pfedmma_deploy.errors import ExportError
-from pfedmma_deploy.runtime.bundle import MANIFEST, MODEL_CARD, Bundle, file_sha256
-from pfedmma_deploy.runtime.manifest import FORMAT, FileInfo, Manifest
-from pfedmma_deploy.store.files import write_bytes
-from pfedmma_deploy.templates import render_markdown
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["model_card", "require_replaceable", "seal", "staged"]
+from pfedmma_deploy.errors import ExportError
+from pfedmma_deploy.runtime.bundle import MANIFEST, MODEL_CARD, TEXT_EMBEDS, Bundle, file_sha256
+from pfedmma_deploy.runtime.manifest import FORMAT, FileInfo, Manifest
+from pfedmma_deploy.store.files import flush_folder, json_bytes, write_bytes
+from pfedmma_deploy.templates import render_markdown
 
 MOST_ROWS = 50
 """Clients that the model card lists."""
@@ -63,14 +65,21 @@ def staged(out: Path) -> Iterator[Path]:
     try:
         folder.chmod(0o755)  # mkdtemp's is for its owner alone
         yield folder
-        _flush(folder)
+        flush_folder(folder)
         # Again: an export takes minutes, in which somebody may have put something else there.
         require_replaceable(out)
         _take_name(folder, out)
-        _flush(out.parent)
+        flush_folder(out.parent)
     finally:
         # Holds the older bundle after an exchange, unfinished files after an error.
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_text_embeds(folder: Path, features: NDArray[np.float32]) -> None:
+    """Write the text features of the known classes, [clients, C, D]."""
+    buffer = io.BytesIO()
+    np.save(buffer, features)
+    write_bytes(folder / TEXT_EMBEDS, buffer.getvalue())
 
 
 def seal(folder: Path, title: str, manifest: Manifest, parity: Mapping[str, Any]) -> dict[str, int]:
@@ -82,8 +91,7 @@ def seal(folder: Path, title: str, manifest: Manifest, parity: Mapping[str, Any]
     manifest = _with_files(manifest, folder, parity)
     write_bytes(folder / MODEL_CARD, model_card(title, manifest).encode())
     manifest = _with_files(manifest, folder, parity)
-    text = json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False)
-    write_bytes(folder / MANIFEST, f"{text}\n".encode())
+    write_bytes(folder / MANIFEST, json_bytes(manifest.to_dict()))
     # As any reader will: what was written must be what can be read.
     Bundle.open(folder).verify()
     return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
@@ -91,11 +99,10 @@ def seal(folder: Path, title: str, manifest: Manifest, parity: Mapping[str, Any]
 
 def _with_files(manifest: Manifest, folder: Path, parity: Mapping[str, Any]) -> Manifest:
     """The manifest with the parity report, and sizes and hashes of what is in the folder."""
-    files = {
-        path.name: FileInfo(path.stat().st_size, file_sha256(path))
-        for path in sorted(folder.iterdir())
-        if path.name != MANIFEST
-    }
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != MANIFEST:
+            files[path.name] = FileInfo(path.stat().st_size, file_sha256(path))
     return replace(manifest, files=files, parity=parity)
 
 
@@ -144,13 +151,3 @@ def _exchange(left: Path, right: Path) -> bool:
         _AT_FDCWD, os.fsencode(left), _AT_FDCWD, os.fsencode(right), ctypes.c_uint(_RENAME_EXCHANGE)
     )
     return int(code) == 0
-
-
-def _flush(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

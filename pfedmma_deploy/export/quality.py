@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 from pfedmma_deploy.errors import DeviceError, ExportError
@@ -22,13 +23,10 @@ from pfedmma_deploy.runtime.bundle import TEXT_MODEL, VISION_MODEL
 from pfedmma_deploy.runtime.manifest import ClientInfo, Manifest
 from pfedmma_deploy.runtime.providers import open_session, resolve_device
 
-if TYPE_CHECKING:
-    import onnxruntime
-
-__all__ = ["Evaluation", "Quality", "measure_quality"]
-
 Rows = NDArray[np.int64]
 Features = NDArray[np.float32]
+Towers = tuple[onnxruntime.InferenceSession, onnxruntime.InferenceSession]
+FIGURES = ("zero_shot_base", "zero_shot_novel", "local", "base", "novel")
 BUDGET = 1024
 """Images of each kind (base, novel, local) for zero-shot, and as many for all clients together,
 each having its share of them."""
@@ -68,7 +66,7 @@ class Quality:
     """Percent of the pairs for which the same of all class names is chosen."""
     before: Mapping[str, float | None]
     after: Mapping[str, float | None]
-    """`zero_shot_base`, `zero_shot_novel`, and means over clients: `local`, `base`, `novel`."""
+    """By `FIGURES`; those that are not zero-shot's are means over clients."""
 
     @property
     def accuracy_drop(self) -> float:
@@ -119,25 +117,61 @@ def measure_quality(
         tokens: token ids of the class prompts by client index, [C, context] each.
         images: what to judge on.
     """
-    before = _Towers(exact, "cpu")
-    after = _Towers(reduced, "auto")
-    tally = _Tally()
+    before, _ = _open_towers(exact, "cpu")
+    after, device = _open_towers(reduced, "auto")
+    cosines, text_cosines, agree, differences = [], [], [], []
+    accuracy: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in FIGURES}
     for client in manifest.clients:
         kinds = _rows_of(images, client, len(manifest.clients))
         rows = np.unique(np.concatenate(list(kinds.values())))
         own = tokens[client.index]
-        old = before.features(images.pixels[rows], own, client.index)
-        new = after.features(images.pixels[rows], own, client.index)
-        tally.add_features(old, new, manifest.logit_scale)
+        old = _features(before, images.pixels[rows], own, client.index)
+        new = _features(after, images.pixels[rows], own, client.index)
+        cosines.append((old[0] * new[0]).sum(1))
+        text_cosines.append((old[1] * new[1]).sum(1))
+        left, right = old[0] @ old[1].T, new[0] @ new[1].T
+        agree.append(left.argmax(1) == right.argmax(1))
+        differences.append(manifest.logit_scale * np.abs(left - right).max())
         for name, chosen in kinds.items():
             of = np.searchsorted(rows, chosen)
             known = np.array(manifest.novel if name == "novel" else manifest.base)
             figure = name if client.index else f"zero_shot_{name}"
-            for side, (image, text) in enumerate((old, new)):
-                answers = known[(image[of] @ text[known].T).argmax(1)]
+            for side, scores in enumerate((left, right)):
+                answers = known[scores[np.ix_(of, known)].argmax(1)]
                 hits = float((answers == images.labels[chosen]).mean() * 100)
-                tally.accuracy.setdefault(figure, ([], []))[side].append(hits)
-    return tally.quality(after.device)
+                accuracy[figure][side].append(hits)
+    all_cosines = np.concatenate(cosines)
+    return Quality(
+        device=device,
+        images=len(all_cosines),
+        mean_cosine=float(all_cosines.mean()),
+        least_cosine=float(all_cosines.min()),
+        least_text_cosine=float(np.concatenate(text_cosines).min()),
+        # numpy's max, because Python's may drop a NaN.
+        max_logit_difference=float(np.max(differences)),
+        top1_agreement=float(np.concatenate(agree).mean() * 100),
+        before={k: float(np.mean(v[0])) if v[0] else None for k, v in accuracy.items()},
+        after={k: float(np.mean(v[1])) if v[1] else None for k, v in accuracy.items()},
+    )
+
+
+def _open_towers(folder: Path, device: str) -> tuple[Towers, str]:
+    """Both towers of a folder, that of images first, and where they run."""
+    where, _ = resolve_device(device)
+    try:
+        vision = open_session(folder / VISION_MODEL, where)
+    except DeviceError:
+        where = "cpu"
+        vision = open_session(folder / VISION_MODEL, where)
+    return (vision, open_session(folder / TEXT_MODEL, where)), where
+
+
+def _features(
+    towers: Towers, pixels: NDArray[np.uint8], tokens: NDArray[np.int64], client: int
+) -> tuple[Features, Features]:
+    """Features of images [N, D] and of texts [C, D] by one client's model."""
+    image = run_clients(towers[0], pixels, np.full(len(pixels), client))
+    return image, run_clients(towers[1], tokens, np.full(len(tokens), client))
 
 
 def _rows_of(images: Evaluation, client: ClientInfo, count: int) -> dict[str, Rows]:
@@ -153,64 +187,3 @@ def _rows_of(images: Evaluation, client: ClientInfo, count: int) -> dict[str, Ro
             mixed = np.random.default_rng(0).permutation(rows)
             found[name] = mixed[sampled(len(rows), sharing, BUDGET)[place]]
     return found
-
-
-class _Towers:
-    """Both towers of a folder, on one device."""
-
-    def __init__(self, folder: Path, device: str) -> None:
-        where, _ = resolve_device(device)
-        try:
-            self.vision = open_session(folder / VISION_MODEL, where)
-        except DeviceError:
-            where = "cpu"
-            self.vision = open_session(folder / VISION_MODEL, where)
-        self.text: onnxruntime.InferenceSession = open_session(folder / TEXT_MODEL, where)
-        self.device: str = where
-
-    def features(
-        self, pixels: NDArray[np.uint8], tokens: NDArray[np.int64], client: int
-    ) -> tuple[Features, Features]:
-        """Features of images [N, D] and of texts [C, D] by one client's model."""
-        image = run_clients(self.vision, pixels, np.full(len(pixels), client))
-        return image, run_clients(self.text, tokens, np.full(len(tokens), client))
-
-
-class _Tally:
-    """Figures gathered client by client."""
-
-    def __init__(self) -> None:
-        self.cosines: list[Features] = []
-        self.text_cosines: list[Features] = []
-        self.logit_difference = 0.0
-        self.agree: list[NDArray[np.bool_]] = []
-        self.accuracy: dict[str, tuple[list[float], list[float]]] = {}
-
-    def add_features(
-        self, old: tuple[Features, Features], new: tuple[Features, Features], scale: float
-    ) -> None:
-        self.cosines.append((old[0] * new[0]).sum(1))
-        self.text_cosines.append((old[1] * new[1]).sum(1))
-        left, right = old[0] @ old[1].T, new[0] @ new[1].T
-        self.agree.append(left.argmax(1) == right.argmax(1))
-        difference = scale * np.abs(left - right).max()
-        self.logit_difference = float(np.max([self.logit_difference, difference]))
-
-    def quality(self, device: str) -> Quality:
-        cosines = np.concatenate(self.cosines)
-        names = ("zero_shot_base", "zero_shot_novel", "local", "base", "novel")
-        sides: list[dict[str, float | None]] = []
-        for side in (0, 1):
-            means = {k: float(np.mean(v[side])) for k, v in self.accuracy.items()}
-            sides.append({name: means.get(name) for name in names})
-        return Quality(
-            device=device,
-            images=len(cosines),
-            mean_cosine=float(cosines.mean()),
-            least_cosine=float(cosines.min()),
-            least_text_cosine=float(np.concatenate(self.text_cosines).min()),
-            max_logit_difference=self.logit_difference,
-            top1_agreement=float(np.concatenate(self.agree).mean() * 100),
-            before=sides[0],
-            after=sides[1],
-        )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -10,21 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfedmma_deploy.data.class_names import class_key
-from pfedmma_deploy.errors import ExportError, UsageError, nearest
+from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.evaluation.accuracy import unique
 from pfedmma_deploy.export.banks import ExportClient
 from pfedmma_deploy.export.bundle import ExportReport, export_bundle
-from pfedmma_deploy.export.describe import measure, run_history
 from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.quality import Evaluation
-from pfedmma_deploy.federated.evaluate import RunEvaluation
+from pfedmma_deploy.federated.evaluate import RunEvaluation, evaluate_run
 from pfedmma_deploy.federated.session import Session, open_run_session
 from pfedmma_deploy.progress import Progress, Silent
+from pfedmma_deploy.runtime.manifest import ClientHistory, Figures, History
 from pfedmma_deploy.store.run import Run
-from pfedmma_deploy.types import Example
+from pfedmma_deploy.types import Example, Federation
 
 PARITY_IMAGES = 64
 """Test images, spread over the classes, on which a bundle is compared with torch."""
+MOST_IMAGES = 30_000
+"""Images through a tower beyond which an export does not measure accuracies by itself."""
 
 
 def export_run(
@@ -33,7 +36,7 @@ def export_run(
     *,
     clients: Sequence[str] | None = None,
     classifier: bool = False,
-    form: ExportConfig | None = None,
+    config: ExportConfig | None = None,
     measured: RunEvaluation | None = None,
     session: Session | None = None,
     progress: Progress | None = None,
@@ -46,7 +49,7 @@ def export_run(
         clients: ids in the order of their index from 1; None takes all, also those that joined
             with images of their own, whose new class names follow the run's.
         classifier: add `classifier.onnx`.
-        form: operators, precision and storage; reduced precision is judged on the run's
+        config: operators, precision and storage; reduced precision is judged on the run's
             test images first.
         measured: accuracies of the clients for the bundle's history, where they are known already;
             else they are measured.
@@ -59,7 +62,9 @@ def export_run(
             model, or reduced precision loses too much.
     """
     run.require_complete()
-    chosen = chosen_clients(run, clients)
+    chosen = run.client_ids if clients is None else clients
+    # Before anything that takes long: an id may be mistyped.
+    stored = [run.load_client(client) for client in chosen]
     session = (session or open_run_session(run)).full_precision()
     if session.method.export_blocker:
         raise ExportError(
@@ -67,7 +72,6 @@ def export_run(
             f"{session.method.export_blocker}."
         )
     shared = run.load_shared()
-    stored = [run.load_client(client) for client in chosen]
     names: list[str] = list(run.manifest["class_names"])
     # Two newcomers may write the same class as "Lighthouse" and "lighthouse".
     label_of = {class_key(name): i for i, name in enumerate(names)}
@@ -78,7 +82,7 @@ def export_run(
     for one in stored:
         seen = [label_of[class_key(name)] for name in one.config["seen"]]
         taken.append(ExportClient(one.id, session.client_model(one, shared).eval(), seen))
-    config, form = run.config, form or ExportConfig()
+    config, training = config or ExportConfig(), run.config
     novel = [names.index(name) for name in run.manifest["novel"]]
     # Where a domain was left out, novel may be the classes that were trained on, looking otherwise.
     unseen = set(run.manifest["novel"]) - set(run.manifest["base"])
@@ -88,7 +92,7 @@ def export_run(
         taken,
         out,
         class_names=names,
-        prompt=config.prompt,
+        prompt=training.prompt,
         base=[label for label, name in enumerate(names) if name not in unseen],
         novel=novel,
         method=session.method.name,
@@ -96,27 +100,17 @@ def export_run(
         parity_images=session.pixels.load(parity_examples(session)),
         provenance={
             "run": run.folder.resolve().name,
-            "data": Path(config.data).name,
-            "config": {**config.to_options(), "data": Path(config.data).name},
-            "rounds": config.rounds,
+            "data": Path(training.data).name,
+            "config": {**training.to_options(), "data": Path(training.data).name},
+            "rounds": training.rounds,
             "personalized": [c.id for c in stored if c.config["personalized"] is not None],
         },
         classifier=classifier,
-        form=form,
-        evaluation=None if form.is_exact else _evaluation(session),
+        config=config,
+        evaluation=None if config.is_exact else _evaluation(session),
         history=run_history(run, session.federation, chosen, len(names), measured),
         progress=progress,
     )
-
-
-def chosen_clients(run: Run, clients: Sequence[str] | None) -> list[str]:
-    """These clients, or all. Raises `UsageError` where the run has no such client."""
-    chosen = list(run.client_ids if clients is None else clients)
-    for client in chosen:
-        if client not in run.client_ids:
-            hint = nearest(client, run.client_ids) or "."
-            raise UsageError(f"The run {run.folder} has no client {client!r}{hint}")
-    return chosen
 
 
 def _evaluation(session: Session) -> Evaluation:
@@ -145,3 +139,64 @@ def parity_examples(session: Session) -> list[Example]:
     rows = np.linspace(0, len(tests) - 1, min(PARITY_IMAGES, len(tests))).round().astype(int)
     ordered = sorted(tests, key=lambda example: example.label)
     return [ordered[row] for row in rows]
+
+
+def measure(
+    run: Run, session: Session, clients: Collection[str], progress: Progress
+) -> RunEvaluation | None:
+    """Accuracies of these clients; None, which is said, where there are too many test images."""
+    federation = session.federation
+    tests = len(federation.base_test) + len(federation.novel_test)
+    count = tests * (1 + sum(client.id in clients for client in federation.clients))
+    if count > MOST_IMAGES:
+        progress.note(
+            f"The bundle will not say how accurate its clients are: that takes {count:,} images "
+            f"through the model, more than {MOST_IMAGES:,}; `pfedmma evaluate` measures it."
+        )
+        return None
+    return evaluate_run(run, clients=clients, session=session, progress=progress)
+
+
+def run_history(
+    run: Run,
+    federation: Federation,
+    clients: Sequence[str],
+    class_count: int,
+    measured: RunEvaluation | None,
+) -> History:
+    """Rounds, traffic, and for each of `clients` its images per class and its accuracies.
+
+    Args:
+        run: a finished run.
+        federation: the run's.
+        clients: ids of the bundle's clients.
+        class_count: of the bundle; its first classes are the run's.
+        measured: accuracies of the run's clients; None leaves them out.
+    """
+    sent = 0.0
+    for entry in run.rounds:
+        both_ways = entry["bytes_up_per_client"] + entry["bytes_down_per_client"]
+        sent += len(entry["clients"]) * both_ways
+    data = {client.id: client.train for client in federation.clients}
+    sides = (measured.zero_shot, measured.personalized) if measured else ({}, {})
+    histories = {}
+    for client in clients:
+        counts: tuple[int, ...] = ()
+        # A client that joined with images of its own has none in the federation.
+        if client in data:
+            found = Counter(example.label for example in data[client])
+            counts = tuple(found[label] for label in range(class_count))
+        figures: list[Figures | None] = []
+        for side in sides:
+            one = side.get(client)
+            figures.append(None if one is None else Figures(one.local, one.base, one.novel))
+        histories[client] = ClientHistory(counts, *figures)
+    traffic = run.manifest["bytes_per_round"]
+    return History(
+        rounds=len(run.rounds),
+        bytes_up_per_client_round=traffic["up"],
+        bytes_down_per_client_round=traffic["down"],
+        bytes_total=round(sent),
+        parameters=dict(run.manifest["parameters"]),
+        clients=histories,
+    )

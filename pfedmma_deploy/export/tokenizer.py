@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from open_clip.tokenizer import SimpleTokenizer
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
-from tokenizers import Tokenizer as _Tokenizer
+from tokenizers import Tokenizer as BpeTokenizer
 
+from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import ExportError
-
-if TYPE_CHECKING:
-    from pfedmma_deploy.backbone.clip import Backbone
-
-__all__ = ["require_clip_tokenizer", "write_tokenizer"]
+from pfedmma_deploy.runtime.text_tower import Tokenizer
 
 START, END = "<start_of_text>", "<end_of_text>"
 
@@ -38,7 +34,7 @@ def write_tokenizer(path: Path, context_length: int) -> None:
     included), so that other programs can use it as it is.
     """
     source = SimpleTokenizer()
-    tokenizer = _Tokenizer(
+    tokenizer = BpeTokenizer(
         models.BPE(
             vocab=source.encoder,
             merges=list(source.bpe_ranks),
@@ -76,8 +72,6 @@ def require_clip_tokenizer(backbone: Backbone, file: Path) -> None:
     Raises:
         ExportError: the backbone reads its prompts with another tokenizer.
     """
-    from pfedmma_deploy.runtime.text_tower import Tokenizer
-
     ours = Tokenizer(file, backbone.context_length)(PROBES)
     theirs = backbone.tokenize(list(PROBES)).numpy()
     for text, left, right in zip(PROBES, ours, theirs, strict=True):

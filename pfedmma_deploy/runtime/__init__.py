@@ -19,18 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Bundle", "ClassScore", "Classifier", "Prediction"]
 
-_MODULES = {
-    "Bundle": "bundle",
-    "ClassScore": "classifier",
-    "Classifier": "classifier",
-    "Prediction": "classifier",
-}
-
 
 def __getattr__(name: str) -> Any:
     """Import on first use: `import pfedmma_deploy.runtime` alone loads nothing heavy."""
-    import importlib
+    from importlib import import_module
 
-    if name not in _MODULES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    module = "bundle" if name == "Bundle" else "classifier"
+    return getattr(import_module(f"{__name__}.{module}"), name)

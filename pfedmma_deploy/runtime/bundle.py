@@ -18,19 +18,6 @@ from numpy.typing import NDArray
 from pfedmma_deploy.errors import BundleError, UsageError, nearest
 from pfedmma_deploy.runtime.manifest import Manifest
 
-__all__ = [
-    "CLASSIFIER_MODEL",
-    "LABELS",
-    "MANIFEST",
-    "MODEL_CARD",
-    "TEXT_EMBEDS",
-    "TEXT_MODEL",
-    "TOKENIZER",
-    "VISION_MODEL",
-    "Bundle",
-    "file_sha256",
-]
-
 VISION_MODEL = "vision_model.onnx"
 TEXT_MODEL = "text_model.onnx"
 CLASSIFIER_MODEL = "classifier.onnx"
@@ -139,9 +126,11 @@ class Bundle:
                 if info.id == client:
                     return info.index
             ids = [info.id for info in clients]
+            listed = ", ".join(ids[:12])
+            if len(ids) > 12:
+                listed += f" and {len(ids) - 12} more"
             raise UsageError(
-                f"{self.path} has no client {client!r}{nearest(client, ids)} "
-                f"(clients: {_listed(ids)})."
+                f"{self.path} has no client {client!r}{nearest(client, ids)} (clients: {listed})."
             )
         # True would be client 1 to Python.
         if isinstance(client, bool) or not 0 <= int(client) < len(clients):
@@ -156,8 +145,3 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _listed(names: list[str], most: int = 12) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

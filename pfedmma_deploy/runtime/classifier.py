@@ -14,11 +14,8 @@ from numpy.typing import NDArray
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.runtime.bundle import Bundle
 from pfedmma_deploy.runtime.image_tower import ImageTower, OnSkip, Request
-from pfedmma_deploy.runtime.manifest import ClientInfo, Manifest
 from pfedmma_deploy.runtime.sources import Images, is_one, iter_sources, paired
 from pfedmma_deploy.runtime.text_tower import TextTower, checked_classes
-
-__all__ = ["ClassScore", "Classifier", "Client", "Prediction"]
 
 Client = str | int
 """A client by id (text), or by index (a number; 0 is zero-shot)."""
@@ -56,10 +53,16 @@ class Classifier:
     def __init__(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> None:
         """Open the image tower of `bundle`; the text tower waits until a text is typed."""
         _require_positive(threads=threads)
-        self.bundle = bundle
+        self.bundle, self.manifest = bundle, bundle.manifest
+        self.clients = bundle.manifest.clients
+        """All clients, zero-shot first."""
+        self.class_names = bundle.manifest.class_names
+        """The classes that `predict` chooses from unless it is told others."""
         self._images = ImageTower(bundle, device, threads)
         self.device, self.fallback_reason = self._images.device, self._images.fallback_reason
         """`cpu`, `cuda` or `tensorrt`, the device really in use; why `auto` did not take CUDA."""
+        self.provider = self._images.provider
+        """The execution provider really in use, by ONNX Runtime's name."""
         self._texts = TextTower(bundle, self.device, threads)
 
     @classmethod
@@ -78,26 +81,6 @@ class Classifier:
             UsageError: `threads` is below 1, or there is no such device.
         """
         return cls(Bundle.open(path), device, threads)
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the bundle says about itself."""
-        return self.bundle.manifest
-
-    @property
-    def clients(self) -> tuple[ClientInfo, ...]:
-        """All clients, zero-shot first."""
-        return self.manifest.clients
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The classes that `predict` chooses from unless it is told others."""
-        return self.manifest.class_names
-
-    @property
-    def provider(self) -> str:
-        """The execution provider really in use, by ONNX Runtime's name."""
-        return self._images.provider
 
     def predict(
         self,

@@ -10,14 +10,16 @@ Both GPU paths are written from ONNX Runtime's documentation; neither has run on
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 from pfedmma_deploy.caches import cache_folder
@@ -33,11 +35,6 @@ from pfedmma_deploy.runtime.providers import (
 )
 from pfedmma_deploy.runtime.sources import ImageSource, load_pixels
 from pfedmma_deploy.types import Skipped
-
-if TYPE_CHECKING:
-    import onnxruntime
-
-__all__ = ["GpuModel", "ImageTower", "OnSkip", "Request", "run_on_cpu", "tensorrt_options"]
 
 Pixels = NDArray[np.uint8]
 Indices = NDArray[np.int64]
@@ -69,8 +66,11 @@ class ImageTower:
             self.device, self.fallback_reason = "cpu", str(error)
             self._session = self._open()
         self.provider = str(self._session.get_providers()[0])
-        """The execution provider really in use."""
-        self._gpu = None if self.device == "cpu" else GpuModel(self._session)
+        self._run: Callable[[Sequence[Pixels], Indices], Features]
+        if self.device == "cpu":
+            self._run = partial(run_on_cpu, self._session)
+        else:
+            self._run = GpuModel(self._session)
         self._readers = ThreadPoolExecutor(self._threads, thread_name_prefix="pfedmma-read")
 
     def _open(self) -> onnxruntime.InferenceSession:
@@ -108,17 +108,15 @@ class ImageTower:
                 # Answers go out in the order of the requests, what was skipped in between.
                 rows = iter(self._run(pixels, np.asarray(clients, np.int64)) if pixels else ())
                 for request, image in batch:
-                    error = image.exception()
+                    error, name = image.exception(), request[0]
                     if error is None:
                         yield request, list(islice(rows, len(request[2])))
+                    elif not isinstance(error, ImageError):
+                        raise error
+                    elif on_skip is None:
+                        raise ImageError(f"{name}: {error}") from error
                     else:
-                        _skip(request[0], error, on_skip)
-
-    def _run(self, pixels: Sequence[Pixels], clients: Indices) -> Features:
-        """Features [N, D] of N images uint8 [S, S, 3], N >= 1."""
-        if self._gpu is not None:
-            return self._gpu(pixels, clients)
-        return run_on_cpu(self._session, pixels, clients)
+                        on_skip(Skipped(name, str(error)))
 
 
 def run_on_cpu(
@@ -194,10 +192,6 @@ def tensorrt_options(manifest: Manifest) -> dict[str, str]:
 
 def _engine_folder(sha256: str) -> Path:
     """Folder for the engines of one model, made where it is not there."""
-    import tempfile
-
-    import onnxruntime
-
     # Without caches an engine is built in a place of its own every time.
     base = cache_folder("tensorrt") or Path(tempfile.mkdtemp(prefix="pfedmma-tensorrt-"))
     name = f"{sha256[:16]}-ort{onnxruntime.__version__}-trt{tensorrt_version()}"
@@ -211,12 +205,3 @@ def _engine_folder(sha256: str) -> Path:
             "set PFEDMMA_CACHE to a folder that can be written."
         ) from error
     return folder
-
-
-def _skip(name: str, error: BaseException, on_skip: OnSkip | None) -> None:
-    """Report an image that cannot be read, or raise what kept it from being read."""
-    if not isinstance(error, ImageError):
-        raise error
-    if on_skip is None:
-        raise ImageError(f"{name}: {error}") from error
-    on_skip(Skipped(name, str(error)))

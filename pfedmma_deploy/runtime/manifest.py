@@ -15,19 +15,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pfedmma_deploy.errors import BundleError
 
-__all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
-    "ZERO_SHOT",
-    "ClientHistory",
-    "ClientInfo",
-    "Figures",
-    "FileInfo",
-    "History",
-    "Manifest",
-    "Preprocessing",
-]
-
 FORMAT = "pfedmma-bundle"
 FORMAT_VERSION = 1
 ZERO_SHOT = "zero-shot"
@@ -117,17 +104,14 @@ class History:
                     f"for client {name!r}, expected {class_count}: export the bundle again."
                 )
             for side in ("zero_shot", "personalized"):
-                _require_percentages(getattr(client, side), f"history.clients.{name}.{side}")
-
-
-def _require_percentages(figures: Figures | None, key: str) -> None:
-    for name, value in (asdict(figures) if figures else {}).items():
-        # Written so that NaN, which Python's JSON reads, does not pass.
-        if value is not None and not 0 <= value <= 100:
-            raise BundleError(
-                f"The manifest's {key}.{name} should be a percentage, found {value:g}: "
-                "the bundle is damaged, export it again."
-            )
+                figures = getattr(client, side)
+                for figure, value in (asdict(figures) if figures else {}).items():
+                    # Written so that NaN, which Python's JSON reads, does not pass.
+                    if value is not None and not 0 <= value <= 100:
+                        raise BundleError(
+                            f"The manifest's history.clients.{name}.{side}.{figure} should be a "
+                            f"percentage, found {value:g}: the bundle is damaged, export it again."
+                        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,10 +189,15 @@ def _read(kind: Any, value: Any, key: str) -> Any:
     if origin is tuple:
         return _read_list(inner, _plain(list, value, key), key)
     if origin is Mapping:
-        return _read_mapping(inner[1], _plain(dict, value, key), key)
+        found = {}
+        for name, entry in _plain(dict, value, key).items():
+            # What is no object has none of the keys, and the first that is missing gets named.
+            empty = is_dataclass(inner[1]) and not isinstance(entry, dict)
+            found[name] = _read(inner[1], {} if empty else entry, f"{key}.{name}")
+        return found
     if is_dataclass(kind):
         return _read_fields(kind, _plain(dict, value, key), key)
-    return _plain(kind, value, key)
+    return value if kind is Any else _plain(kind, value, key)
 
 
 def _read_list(inner: tuple[Any, ...], values: list[Any], key: str) -> tuple[Any, ...]:
@@ -223,17 +212,6 @@ def _read_list(inner: tuple[Any, ...], values: list[Any], key: str) -> tuple[Any
             "export the bundle again."
         )
     return tuple(_read(inner[0], value, f"{key}.{n}") for n, value in enumerate(values))
-
-
-def _read_mapping(inner: Any, values: dict[str, Any], key: str) -> dict[str, Any]:
-    if inner is Any:
-        return values
-    found = {}
-    for name, value in values.items():
-        # What is no object has none of the keys, and the first that is missing gets named.
-        empty = is_dataclass(inner) and not isinstance(value, dict)
-        found[name] = _read(inner, {} if empty else value, f"{key}.{name}")
-    return found
 
 
 def _read_fields(kind: Any, values: Mapping[str, Any], key: str) -> Any:

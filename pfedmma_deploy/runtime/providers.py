@@ -25,18 +25,6 @@ from pfedmma_deploy.errors import BundleError, DeviceError, UsageError
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = [
-    "DEVICES",
-    "Device",
-    "RealDevice",
-    "cuda_problem",
-    "open_session",
-    "resolve_device",
-    "tensorrt_problem",
-    "tensorrt_version",
-    "usable_cores",
-]
-
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 RealDevice = Literal["cpu", "cuda", "tensorrt"]
 DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda", "tensorrt")
@@ -157,13 +145,17 @@ def open_session(
         # torch, which would otherwise have loaded CUDA's libraries, is not there.
         with contextlib.redirect_stdout(remarks):
             onnxruntime.preload_dlls()
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads or usable_cores()
+    # Spinning would take the cores from the threads that decode the next images.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     first, *others = _PROVIDERS[device]
     try:
         # Not `session.disable_cpu_ep_fallback`: it also refuses the shape arithmetic that ONNX
         # Runtime keeps on the CPU on purpose.
         session = onnxruntime.InferenceSession(
             str(file),
-            _settings(threads or usable_cores()),
+            settings,
             providers=[(first, dict(options)) if options else first, *others],
             enable_fallback=0,
         )
@@ -186,16 +178,6 @@ def open_session(
             f"Run `{_INSTALL}`, or choose --device cpu."
         )
     return session
-
-
-def _settings(threads: int) -> onnxruntime.SessionOptions:
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    # Spinning would take the cores from the threads that decode the next images.
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return settings
 
 
 def usable_cores() -> int:

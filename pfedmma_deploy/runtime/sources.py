@@ -18,16 +18,6 @@ from pfedmma_deploy.data.pixels import resize_crop
 from pfedmma_deploy.errors import DataError, ImageError, UsageError
 from pfedmma_deploy.runtime.manifest import Preprocessing
 
-__all__ = [
-    "ImageSource",
-    "Images",
-    "find_images",
-    "is_one",
-    "iter_sources",
-    "load_pixels",
-    "paired",
-]
-
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 """One image: a path, the bytes of a file, a PIL image, or pixels uint8 [H, W], [H, W, 3 or 4]."""
 Images = ImageSource | Iterable[ImageSource]

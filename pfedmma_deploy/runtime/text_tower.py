@@ -16,20 +16,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 from pfedmma_deploy.data.class_names import build_prompts
 from pfedmma_deploy.errors import BundleError, UsageError
 from pfedmma_deploy.runtime.bundle import TEXT_MODEL, TOKENIZER, Bundle
 from pfedmma_deploy.runtime.providers import RealDevice, open_session
-
-if TYPE_CHECKING:
-    import onnxruntime
-
-__all__ = ["TextTower", "Tokenizer", "checked_classes", "clean_text"]
 
 Features = NDArray[np.float32]
 

@@ -26,14 +26,19 @@ def write_bytes(path: Path, data: bytes) -> str:
         handle.flush()
         os.fsync(handle.fileno())
     partial.replace(path)
-    if os.name == "posix":
-        # The rename itself is durable only once the folder is flushed as well.
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    # The rename itself is durable only once the folder is flushed as well.
+    flush_folder(path.parent)
     return hashlib.sha256(data).hexdigest()
+
+
+def flush_folder(folder: Path) -> None:
+    """Make the names in a folder durable; other systems than POSIX cannot be asked to."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def json_bytes(value: object) -> bytes:

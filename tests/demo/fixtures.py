@@ -27,7 +27,7 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         base=tuple(range(5)),
         novel=tuple(range(5, 10)),
         provenance={"data": "cifar10-sample"},
-        form=ExportConfig(flavour="portable"),
+        config=ExportConfig(flavour="portable"),
     )
     return out
 

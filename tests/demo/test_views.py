@@ -49,7 +49,7 @@ def test_names_are_never_html() -> None:
     )
     html = views.comparison(found)
     assert "<img" not in html and "&lt;img src=x onerror=alert(1)&gt;" in html
-    assert "<script" not in views.problem("<script>") + views.hint("<script>")
+    assert "<script" not in views.render("problem", "<script>") + views.render("hint", "<script>")
 
 
 def test_client_card() -> None:
@@ -62,9 +62,9 @@ def test_client_card() -> None:
 
 def test_examples_or_a_hint() -> None:
     model = with_sample(fake_model(), [(CAT, image(DOG, CAT))])
-    shelf = views.examples(find_examples(model, "north"))
+    shelf = views.render("examples", find_examples(model, "north"))
     assert 'data-example="0"' in shelf and "Seen class: only personalized is right" in shelf
-    assert "drop a picture of your own" in views.examples([])
+    assert "drop a picture of your own" in views.render("examples", [])
 
 
 def test_clients() -> None:
@@ -109,7 +109,7 @@ def test_pictures_for_light_and_dark_pages() -> None:
             assert opened.width > 500
             corners.append(opened.convert("RGB").getpixel((1, 1)))
         assert corners[-1] == tuple(bytes.fromhex(back[1:]))
-    html = views.picture(drawn)
+    html = views.render("picture", drawn)
     assert html.count("data:image/png;base64,") == 2 and "5 of 6 right" in html
 
 

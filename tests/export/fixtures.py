@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pfedmma_deploy.export import ExportReport
+    from pfedmma_deploy.export.bundle import ExportReport
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +19,7 @@ def portable(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
     from tests.export.sample import export_sample
 
     out = tmp_path_factory.mktemp("exports") / "portable"
-    return export_sample(out, classifier=True, form=ExportConfig(flavour="portable"))
+    return export_sample(out, classifier=True, config=ExportConfig(flavour="portable"))
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +48,7 @@ def exported(
     out = tmp_path_factory.mktemp("exports") / "sample"
     with pytest.MonkeyPatch.context() as patch:
         reuse(patch)
-        return export_sample(out, classifier=True, form=ExportConfig(flavour="ort"))
+        return export_sample(out, classifier=True, config=ExportConfig(flavour="ort"))
 
 
 @pytest.fixture(scope="session")

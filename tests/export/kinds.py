@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from pfedmma_deploy.export import ExportClient, ExportReport, export_bundle
+from pfedmma_deploy.export.banks import ExportClient
+from pfedmma_deploy.export.bundle import ExportReport, export_bundle
 from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.methods.registry import METHODS, get_method
 from pfedmma_deploy.methods.tap import ComponentAdapter
@@ -35,7 +36,7 @@ def clients_of(name: str, **parameters: Any) -> list[ExportClient]:
 
 
 def export_kind(
-    out: Path, name: str, form: ExportConfig | None = None, **changes: Any
+    out: Path, name: str, config: ExportConfig | None = None, **changes: Any
 ) -> ExportReport:
     """The bundle of those clients."""
     clients = clients_of(name)
@@ -47,7 +48,7 @@ def export_kind(
         "method": name,
         "parity_images": inputs.pixels().numpy(),
         "provenance": {"run": "test"},
-        "form": form or ExportConfig(flavour="portable"),
+        "config": config or ExportConfig(flavour="portable"),
         **changes,
     }
     return export_bundle(tiny_backbone(), clients, out, **arguments)

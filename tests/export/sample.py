@@ -17,7 +17,8 @@ from open_clip.model import CLIP
 from pfedmma_deploy.adapters.multimodal import MultiModalAdapter
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.backbone.loading import fingerprint
-from pfedmma_deploy.export import ExportClient, ExportReport, export_bundle
+from pfedmma_deploy.export.banks import ExportClient
+from pfedmma_deploy.export.bundle import ExportReport, export_bundle
 from pfedmma_deploy.types import Tower
 
 IMAGE_SIZE = 16
@@ -30,7 +31,8 @@ WIDTHS: dict[Tower, int] = {"image": 64, "text": 48}
 
 def tiny_backbone(*, layers: int = 3, quick_gelu: bool = False, **vision: Any) -> Backbone:
     """Random weights; text features spread out, so that classes differ."""
-    with torch.random.fork_rng(devices=[]):
+    # Tests share the first one made, some of them in inference mode and some to train.
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
         torch.manual_seed(7)
         vision_cfg = {
             "image_size": IMAGE_SIZE,

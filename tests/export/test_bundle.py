@@ -17,8 +17,9 @@ import torch
 
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import ExportError
-from pfedmma_deploy.export import ExportReport, publish
+from pfedmma_deploy.export import publish
 from pfedmma_deploy.export.banks import ExportClient
+from pfedmma_deploy.export.bundle import ExportReport
 from pfedmma_deploy.runtime.bundle import Bundle
 from pfedmma_deploy.runtime.manifest import Manifest
 from tests.export.sample import (

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pfedmma_deploy.errors import ExportError, UsageError
-from pfedmma_deploy.export import ExportReport
+from pfedmma_deploy.export.bundle import ExportReport
 from pfedmma_deploy.export.export_config import ExportConfig, default_flavour
 from pfedmma_deploy.export.fusion import TowerShape, fuse, fused_counts, require_fused
 from tests.export.sample import export_sample, images, random_client, tiny_backbone
@@ -111,7 +111,7 @@ def test_another_mask_is_refused(portable: ExportReport) -> None:
 def test_other_backbones_fuse_too(tmp_path: Path, options: dict[str, Any]) -> None:
     backbone = tiny_backbone(layers=2, **options)
     clients = [random_client("a", 3, layers=2)]
-    report = export_sample(tmp_path / "out", backbone, clients=clients, form=ExportConfig("ort"))
+    report = export_sample(tmp_path / "out", backbone, clients=clients, config=ExportConfig("ort"))
     assert report.parity.max_abs_error < 1e-5
     counts = fused_counts(onnx.load(report.bundle / "vision_model.onnx"))
     assert counts["Attention"] == 1 and counts["banks"] == 2 * 6

@@ -123,7 +123,7 @@ def test_a_bundle_of_every_exportable_method(name: str, tmp_path: Path) -> None:
     remove_client(report.bundle, "b")
     folder = write_client(tmp_path / "b", name, seed=1)
     added = add_client(report.bundle, folder)
-    assert added.clients == ("zero-shot", "a", "b")
+    assert [client.id for client in added.manifest.clients] == ["zero-shot", "a", "b"]
     for file, old in before.items():
         was, now = onnx.load_from_string(old), onnx.load(report.bundle / file)
         assert client_banks(was) == client_banks(now)
@@ -173,20 +173,20 @@ FORMS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "form"), FORMS)
-def test_reduced_precision(name: str, form: ExportConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "config"), FORMS)
+def test_reduced_precision(name: str, config: ExportConfig, tmp_path: Path) -> None:
     """They are valid, keep every bank, and hardly turn a feature; a client joins them, too."""
     pixels = inputs.pixels().numpy()
     labels, rows = np.array([0, 1, 2, 1, 0]), np.arange(5)
     shown = Evaluation(pixels, labels, rows[labels < 2], rows[labels == 2], {})
-    report = export_kind(tmp_path / "site", name, form, classifier=True, evaluation=shown)
+    report = export_kind(tmp_path / "site", name, config, classifier=True, evaluation=shown)
     assert report.quality is not None
     assert report.quality.least_cosine > 0.98
     assert report.quality.least_text_cosine > 0.98
     remove_client(report.bundle, "a")
     added = add_client(report.bundle, write_client(tmp_path / "a", name, seed=0))
-    assert added.clients == ("zero-shot", "b", "a")
-    assert added.parity["added"]["a"]["max_relative_error"] < 2e-2
+    assert [client.id for client in added.manifest.clients] == ["zero-shot", "b", "a"]
+    assert added.manifest.parity["added"]["a"]["max_relative_error"] < 2e-2
 
 
 def test_low_rank_changes_are_not_fused(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_every_task_of_tap_merges_to_the_bit() -> None:
 def test_open_clip_alone_gives_the_clients_features(run: Run, tmp_path: Path) -> None:
     """With open_clip's own forward pass and nothing of this package."""
     report = export_open_clip(run, tmp_path / "out", clients=["clinic"])
-    assert report.max_abs_error == 0
+    assert report.parity.max_abs_error == 0
     assert set(report.files) == {"clinic.safetensors", "clinic.json"}
     assert {p.name: p.stat().st_size for p in (tmp_path / "out").iterdir()} == report.files
     card = json.loads((tmp_path / "out" / "clinic.json").read_text())
@@ -130,7 +130,7 @@ def test_trained_in_half_precision_and_exported_in_full(
 ) -> None:
     config = replace(options("plora", sites), autocast="bf16")
     half = train(config, tmp_path / "run").run
-    assert export_open_clip(half, tmp_path / "weights").max_abs_error == 0
+    assert export_open_clip(half, tmp_path / "weights").parity.max_abs_error == 0
     assert export_run(half, tmp_path / "bundle").parity.max_abs_error < 1e-5
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pfedmma_deploy.data.class_names import build_prompts
 from pfedmma_deploy.data.samples import load_sample
-from pfedmma_deploy.export import ExportReport
+from pfedmma_deploy.export.bundle import ExportReport
 from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.models import reduced_model
 from pfedmma_deploy.runtime.text_tower import Tokenizer

@@ -13,7 +13,8 @@ import onnxruntime
 import pytest
 
 from pfedmma_deploy.errors import ExportError
-from pfedmma_deploy.export import ExportReport, models
+from pfedmma_deploy.export import models
+from pfedmma_deploy.export.bundle import ExportReport
 from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.models import reduced_model
 from pfedmma_deploy.export.quality import Evaluation, Quality, _rows_of
@@ -40,7 +41,7 @@ def reduced(
     request: pytest.FixtureRequest, reuse: Reuse, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, ExportReport]:
     """The sample in reduced precision, whatever it loses."""
-    form = {
+    config = {
         "fp16": ExportConfig("ort", precision="fp16", max_accuracy_drop=100),
         "int8": ExportConfig("ort", precision="int8", weights="fp16", max_accuracy_drop=100),
         "stored": ExportConfig("ort", weights="fp16", max_accuracy_drop=100),
@@ -50,7 +51,7 @@ def reduced(
         report = export_sample(
             tmp_path_factory.mktemp("exports") / request.param,
             classifier=True,
-            form=form,
+            config=config,
             evaluation=evaluation(),
         )
     return request.param, report
@@ -129,7 +130,7 @@ def test_exact_text_features_stay(reduced: tuple[str, ExportReport], bundle: Pat
 
 def test_it_needs_images_to_judge_on(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="judged on labelled images before they are written"):
-        export_sample(tmp_path / "out", form=ExportConfig(precision="int8"))
+        export_sample(tmp_path / "out", config=ExportConfig(precision="int8"))
 
 
 def test_a_worse_model_is_refused_with_the_figures(
@@ -137,12 +138,12 @@ def test_a_worse_model_is_refused_with_the_figures(
 ) -> None:
     reuse(monkeypatch)
 
-    def ruined(model: onnx.ModelProto, form: ExportConfig) -> onnx.ModelProto:
+    def ruined(model: onnx.ModelProto, config: ExportConfig) -> onnx.ModelProto:
         for entry in model.graph.initializer:
             if entry.name == "patches.weight":
                 values = np.random.default_rng(2).normal(size=list(entry.dims))
                 entry.CopyFrom(onnx.numpy_helper.from_array(values.astype("f4"), entry.name))
-        return reduced_model(model, form)
+        return reduced_model(model, config)
 
     monkeypatch.setattr(models, "reduced_model", ruined)
     data = evaluation()
@@ -153,7 +154,7 @@ def test_a_worse_model_is_refused_with_the_figures(
     ):
         export_sample(
             tmp_path / "out",
-            form=ExportConfig(weights="fp16"),
+            config=ExportConfig(weights="fp16"),
             evaluation=_answered(data, tmp_path),
         )
     assert not (tmp_path / "out").exists()

@@ -15,7 +15,7 @@ from pfedmma_deploy.runtime.providers import tensorrt_problem
 from tests.export.sample import images
 
 if TYPE_CHECKING:
-    from pfedmma_deploy.export import ExportReport
+    from pfedmma_deploy.export.bundle import ExportReport
 
 pytest_plugins = ["tests.export.fixtures"]
 pytestmark = pytest.mark.gpu

@@ -10,8 +10,9 @@ from typing import Any, cast
 import pytest
 
 from pfedmma_deploy.evaluation.accuracy import Accuracy
-from pfedmma_deploy.export import describe as module
-from pfedmma_deploy.export.describe import measure, run_history, without_client
+from pfedmma_deploy.export import run as module
+from pfedmma_deploy.export.bundle_clients import without_client
+from pfedmma_deploy.export.run import measure, run_history
 from pfedmma_deploy.federated.evaluate import RunEvaluation
 from pfedmma_deploy.progress import Silent
 from pfedmma_deploy.runtime.manifest import Figures
