@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pfedmma_deploy.config import read_changes, read_options
-from pfedmma_deploy.errors import UsageError
 
 from .options import (
     NO_PARTITION,
@@ -23,6 +22,7 @@ from .options import (
     Rounds,
     Verbose,
     split_names,
+    split_numbers,
     with_partition,
 )
 from .output import Output, Row, open_output
@@ -97,7 +97,9 @@ def compare(
             output.note(f"warning: {warning}")
 
         try:
-            _compare(names, _seeds(seeds), configure, out, tune, jobs, output)
+            _compare(
+                names, split_numbers("--seeds", seeds, "0,1,2"), configure, out, tune, jobs, output
+            )
         except KeyboardInterrupt:
             output.note("Stopped. Repeat the command to go on; what is finished is kept.")
             raise typer.Exit(130) from None
@@ -144,10 +146,3 @@ def _print(output: Output, values: dict[str, Any]) -> None:
     for theirs in values["published"]:
         figures = ", ".join(f"{key} {theirs[key]}" for key in ("local", "base", "novel", "hm3"))
         output.say(f"Published (theirs): {theirs['method']}: {figures} ({theirs['source']})")
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise UsageError(f"--seeds takes whole numbers such as 0,1,2, not {text!r}") from None

@@ -183,6 +183,14 @@ def split_names(text: str | None) -> list[str] | None:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def split_numbers(flag: str, text: str, example: str) -> list[int]:
+    """Comma-separated whole numbers. Raises `UsageError`, which names the flag and an example."""
+    try:
+        return [int(name) for name in split_names(text) or ()]
+    except ValueError:
+        raise UsageError(f"{flag} takes whole numbers such as {example}, not {text!r}") from None
+
+
 def free_folder(data: str) -> Path:
     """`runs/<data>`, with a number behind it where that is taken."""
     name = Path(data).resolve().name

@@ -14,7 +14,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from pfedmma_deploy.backbone.linear import Linear
 from pfedmma_deploy.backbone.loading import RANDOM, backbone_shapes
-from pfedmma_deploy.benchmark.report import Section, number
+from pfedmma_deploy.benchmark.report import Columns, Row, Section, make_section
 from pfedmma_deploy.caches import VARIABLE
 from pfedmma_deploy.config import PartitionConfig, TrainConfig
 from pfedmma_deploy.federated.evaluate import open_scorer
@@ -106,26 +106,20 @@ class TrainingSeconds:
     shared: dict[str, NDArray[np.float32]]
     """The server's state at the end."""
 
-    @property
-    def round(self) -> float:
-        """Training and evaluation of all participants."""
-        return self.train + self.evaluate
 
-
-def measure_training(
-    backbones: Sequence[str], threads: int, progress: Progress
-) -> Iterator[dict[str, Any]]:
-    """JSON-ready rows: a round with few and with many classes on each backbone, in every way."""
+def measure_training(backbones: Sequence[str], threads: int, progress: Progress) -> list[Row]:
+    """A round with few and with many classes on each backbone, in every way."""
+    rows = []
     for backbone in backbones:
         for task in round_tasks(backbone):
-            yield from training_rows(task, time_ways(task, default_ways(), threads, progress))
+            rows += training_rows(task, time_ways(task, default_ways(), threads, progress))
+    return rows
 
 
 def round_tasks(backbone: str) -> list[TrainingTask]:
     """Rounds that are timed: of 10 clients, or of one of them where the ten take very long."""
-    few = TrainingTask(backbone)
     only = None if backbone == "pfedmma-tiny" else 1
-    return [few, TrainingTask(backbone, classes=100, of_clients=only)]
+    return [TrainingTask(backbone), TrainingTask(backbone, classes=100, of_clients=only)]
 
 
 def default_ways() -> list[Way]:
@@ -225,12 +219,12 @@ def _evaluate(run: Run, clients: Sequence[str], linear: Linear | None) -> tuple[
     return middle - began, time.perf_counter() - middle
 
 
-def training_rows(task: TrainingTask, found: Sequence[TrainingSeconds]) -> list[dict[str, Any]]:
-    """JSON-ready, one per way; `images_per_second` counts training images in training."""
+def training_rows(task: TrainingTask, found: Sequence[TrainingSeconds]) -> list[Row]:
+    """One per way; `images_per_second` counts training images in training."""
     naive = next((one for one in found if one.name == NAIVE.name), None)
     rows = []
     for one in found:
-        row: dict[str, Any] = {
+        row: Row = {
             "measure": "train",
             "backbone": task.backbone,
             "name": one.name,
@@ -239,7 +233,7 @@ def training_rows(task: TrainingTask, found: Sequence[TrainingSeconds]) -> list[
             "classes": task.classes,
             "shots": task.shots,
             "images_per_second": task.participants * task.images / one.train,
-            "seconds_per_round": one.round,
+            "seconds_per_round": one.train + one.evaluate,
             "seconds_training": one.train,
             "seconds_evaluation": one.evaluate,
             "seconds_per_step": one.train / task.steps,
@@ -251,38 +245,38 @@ def training_rows(task: TrainingTask, found: Sequence[TrainingSeconds]) -> list[
         }
         if naive is not None and one is not naive:
             moved = [np.abs(one.shared[name] - naive.shared[name]).max() for name in one.shared]
-            row |= {"peer": naive.name, "ratio": naive.round / one.round}
+            slower = naive.train + naive.evaluate
+            row |= {"peer": naive.name, "ratio": slower / row["seconds_per_round"]}
             row["weight_difference"] = float(max(moved))
         rows.append(row)
     return rows
 
 
-def round_section(rows: Sequence[dict[str, Any]]) -> Section:
+ROUND: Columns = {
+    "Backbone": ("backbone", 1),
+    "Classes": ("classes", 1),
+    "Shots": ("shots", 1),
+    "Clients": ("clients", 1),
+    "Take part": ("participants", 1),
+    "Way": ("name", 1),
+    "Round s": ("seconds_per_round", 1),
+    "Training s": ("seconds_training", 1),
+    "Evaluation s": ("seconds_evaluation", 1),
+    "Step ms": ("seconds_per_step", 1000),
+    "Caching s": ("seconds_prefixes", 1),
+    "Peak GB": ("peak_memory", 1e-9),
+    "x naive": ("ratio", 1),
+    "Difference": ("weight_difference", 1),
+}
+ROUND_NOTE = (
+    "A round is the training of all participants and the evaluation of each on all test images. "
+    "Naive baseline: client by client, everything recomputed, prompts at 77 tokens, matmuls by "
+    "torch's default library; the others use oneDNN where that is faster. Caching: seconds once, "
+    "before the first round. Difference: largest one of any shared weight after the rounds, from "
+    "the naive baseline."
+)
+
+
+def round_section(rows: Sequence[Row]) -> Section:
     """Rounds, side by side."""
-    patterns = {
-        "Backbone": ("backbone", "{}", 1),
-        "Classes": ("classes", "{}", 1),
-        "Shots": ("shots", "{}", 1),
-        "Clients": ("took_part", "{}", 1),
-        "Way": ("name", "{}", 1),
-        "Round s": ("seconds_per_round", "{:.1f}", 1),
-        "Training s": ("seconds_training", "{:.1f}", 1),
-        "Evaluation s": ("seconds_evaluation", "{:.1f}", 1),
-        "Step ms": ("seconds_per_step", "{:.0f}", 1000),
-        "Caching s": ("seconds_prefixes", "{:.1f}", 1),
-        "Peak GB": ("peak_memory", "{:.1f}", 1e-9),
-        "x naive": ("ratio", "{:.2f}", 1),
-        "Difference": ("weight_difference", "{:.0e}", 1),
-    }
-    note = (
-        "A round is the training of all participants and the evaluation of each on all test "
-        "images. Naive baseline: client by client, everything recomputed, prompts at 77 tokens, "
-        "matmuls by torch's default library; the others use oneDNN where that is faster. Caching: "
-        "seconds once, before the first round. Difference: largest one of any shared weight after "
-        "the rounds, from the naive baseline."
-    )
-    cells = []
-    for row in rows:
-        values = {**row, "took_part": f"{row['participants']} of {row['clients']}"}
-        cells.append([number(values[key], text, scale) for key, text, scale in patterns.values()])
-    return Section("One round", note, list(patterns), cells)
+    return make_section("One round", ROUND_NOTE, ROUND, rows)
