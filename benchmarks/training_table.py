@@ -2,7 +2,8 @@
 
     python benchmarks/training_table.py --backbone pfedmma-tiny,ViT-B-32,ViT-B-16
 
-Rounds beside the naive baseline with the bound that counted operations set; seconds until the quickstart's clients reach an accuracy; thousands of clients.
+Rounds beside the naive baseline with the bound that counted operations set; seconds until the
+quickstart's clients reach an accuracy; thousands of clients.
 """
 
 from __future__ import annotations
