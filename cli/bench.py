@@ -14,7 +14,7 @@ from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.export.export_config import Flavour, Precision, Storage
 from pfedmma_deploy.system import available_cores, describe_environment
 
-from .options import AsJson, Quiet, Verbose, split_names, split_numbers
+from .options import AsJson, Quiet, Verbose, flag, split_names, split_numbers, switch
 from .output import Output, open_output
 
 if TYPE_CHECKING:
@@ -26,50 +26,30 @@ OF_TRAINING = {"train", "backbone", "threads", "out", "as_json", "quiet", "verbo
 
 def bench(
     context: typer.Context,
-    model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Bundle to measure, instead of backbones.")
-    ] = None,
+    model: Annotated[Path | None, flag("Bundle to measure, instead of backbones.", "DIR")] = None,
     backbone: Annotated[
-        str,
-        typer.Option(metavar="NAME[,NAME]", help="Backbones, with random weights and adapters."),
+        str, flag("Backbones, with random weights and adapters.", "NAME[,NAME]")
     ] = "pfedmma-tiny",
-    measure: Annotated[str, typer.Option(metavar="NAME[,NAME]", help="Which tables.")] = ",".join(
-        MEASURES
-    ),
-    batch_sizes: Annotated[str, typer.Option(metavar="N[,N]", help="Images per call.")] = "1,8,32",
-    clients: Annotated[
-        int, typer.Option(metavar="N", help="Clients in a file; batches mix them.")
-    ] = 100,
+    measure: Annotated[str, flag("Which tables.", "NAME[,NAME]")] = ",".join(MEASURES),
+    batch_sizes: Annotated[str, flag("Images per call.", "N[,N]")] = "1,8,32",
+    clients: Annotated[int, flag("Clients in a file; batches mix them.", "N")] = 100,
     scaling: Annotated[
-        str, typer.Option(metavar="N[,N]", help="Clients in a file, for the table `clients`.")
+        str, flag("Clients in a file, for the table `clients`.", "N[,N]")
     ] = "1,100,1000",
     precision: Annotated[
-        str | None,
-        typer.Option(metavar="NAME[,NAME]", help="[default: fp32,int8; fp32,fp16 on CUDA]"),
+        str | None, flag("[default: fp32,int8; fp32,fp16 on CUDA]", "NAME[,NAME]")
     ] = None,
     flavour: Annotated[
-        Flavour | None, typer.Option(help="As for export. [default: that of each precision]")
+        Flavour | None, flag("As for export. [default: that of each precision]")
     ] = None,
-    weights: Annotated[Storage, typer.Option(help="Storage of the weights.")] = "fp32",
-    bottleneck_dim: Annotated[
-        int, typer.Option(metavar="R", help="Rank of the random adapters.")
-    ] = 32,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="CPU threads. [default: all cores]")
-    ] = None,
-    seconds: Annotated[
-        float, typer.Option(metavar="S", help="Length of one window of measurement.")
-    ] = 0.5,
-    rounds: Annotated[int, typer.Option(metavar="N", help="Windows of every subject.")] = 5,
-    train: Annotated[
-        bool, typer.Option("--train", help="Measure rounds of training instead.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the tables there, .md and .json.")
-    ] = None,
+    weights: Annotated[Storage, flag("Storage of the weights.")] = "fp32",
+    bottleneck_dim: Annotated[int, flag("Rank of the random adapters.", "R")] = 32,
+    device: Annotated[str, flag("Where to compute.", "auto|cpu|cuda")] = "auto",
+    threads: Annotated[int | None, flag("CPU threads. [default: all cores]", "N")] = None,
+    seconds: Annotated[float, flag("Length of one window of measurement.", "S")] = 0.5,
+    rounds: Annotated[int, flag("Windows of every subject.", "N")] = 5,
+    train: Annotated[bool, switch("--train", "Measure rounds of training instead.")] = False,
+    out: Annotated[Path | None, flag("Write the tables there, .md and .json.", "DIR")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AsJson, Quiet, Verbose
+from .options import AsJson, Quiet, Verbose, flag
 from .output import Output, open_output
 
 if TYPE_CHECKING:
@@ -15,14 +15,10 @@ if TYPE_CHECKING:
 
 def methods(
     name: Annotated[
-        str | None,
-        typer.Argument(metavar="NAME", help="One method, with its hyper-parameters."),
+        str | None, typer.Argument(metavar="NAME", help="One method, with its hyper-parameters.")
     ] = None,
     backbone: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="open_clip model that sizes are counted for; not downloaded."
-        ),
+        str, flag("open_clip model that sizes are counted for; not downloaded.", "NAME")
     ] = "ViT-B-16",
     as_json: AsJson = False,
     quiet: Quiet = False,
