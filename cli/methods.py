@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -46,7 +47,7 @@ def methods(
             facts = method_facts(get_method(name), shapes)
             known = hyper_parameters(facts.method)
             _show(output, facts, known, backbone)
-            output.result({**facts.to_dict(), "hyper_parameters": _entries(known)})
+            output.result({**facts.to_dict(), "hyper_parameters": [asdict(p) for p in known]})
             return
         rows = [method_facts(method, shapes) for method in METHODS.values()]
         _list(output, rows, backbone)
@@ -102,10 +103,6 @@ def _show(output: Output, facts: MethodFacts, known: list[HyperParameter], backb
         f"Set them so: pfedmma train --method {method.name} "
         f"--set {first.name}={_written(first.default)}"
     )
-
-
-def _entries(known: list[HyperParameter]) -> list[dict[str, Any]]:
-    return [{"name": p.name, "default": p.default, "meaning": p.meaning} for p in known]
 
 
 def _written(value: str | float | bool) -> str:

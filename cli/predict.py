@@ -103,16 +103,7 @@ def predict(
             outcomes = output.progress.track(outcomes, "images", total)
         with destination(out, output.stdout) as stream:
             writer = _writer(output, stream, chosen_format, answers, compare)
-            found = skipped = 0
-            for outcome in outcomes:
-                if isinstance(outcome, tuple):
-                    writer.found(outcome)
-                    found += 1
-                else:
-                    output.note(f"skipped {printable(outcome.path)}: {outcome.reason}")
-                    writer.skipped(outcome)
-                    skipped += 1
-            writer.finish()
+            found, skipped = writer.write(outcomes, output)
         if skipped:
             output.note(f"{skipped} of {found + skipped} images could not be read")
         if out and not as_json:
@@ -169,6 +160,22 @@ def _outcomes(
 
 class Writer:
     """Takes what was found image by image; the last of `predictions` may be zero-shot's."""
+
+    def write(
+        self, outcomes: Iterable[tuple[Prediction, ...] | Skipped], output: Output
+    ) -> tuple[int, int]:
+        """All of them; how many images were read, and how many were not."""
+        found = skipped = 0
+        for outcome in outcomes:
+            if isinstance(outcome, tuple):
+                self.found(outcome)
+                found += 1
+            else:
+                output.note(f"skipped {printable(outcome.path)}: {outcome.reason}")
+                self.skipped(outcome)
+                skipped += 1
+        self.finish()
+        return found, skipped
 
     def found(self, predictions: Sequence[Prediction]) -> None:
         """One image's answers: the client's, and zero-shot's where they are compared."""

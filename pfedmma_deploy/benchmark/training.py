@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,6 @@ from pfedmma_deploy.federated.evaluate import open_scorer
 from pfedmma_deploy.federated.session import open_run_session
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.progress import Progress, Silent
-from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.system import peak_memory, process_pool, processor_features
 
 HOW = "The subjects run one after the other, each in a process of its own."
@@ -72,7 +70,6 @@ class TrainingTask:
     shots: int = 16
     """Training images per base class over all clients."""
     batch_size: int = 16
-    rounds: int = 1
     of_clients: int | None = None
     """Only so many of the clients take part, to shorten a measurement whose clients are alike."""
 
@@ -94,7 +91,7 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class TrainingSeconds:
-    """What one way took; seconds of a round are medians over the rounds."""
+    """What one way took for a round."""
 
     name: str
     train: float
@@ -172,51 +169,44 @@ def _time_alone(task: TrainingTask, way: Way, threads: int, folder: Path) -> Tra
 
 
 def time_way(task: TrainingTask, way: Way, images: Path, out: Path) -> TrainingSeconds:
-    """Train `task.rounds` rounds on the noise in `images`, and evaluate those who took part."""
+    """Train a round on the noise in `images`, and evaluate those who took part."""
     config = TrainConfig(
         data=str(images),
         backbone=task.backbone,
         pretrained=None if task.backbone == "pfedmma-tiny" else RANDOM,
         partition=PartitionConfig(clients=task.clients),
         clients_per_round=task.participants / task.clients,
-        rounds=task.rounds,
+        rounds=1,
         local_epochs=1,
         batch_size=task.batch_size,
         transform="none",
         **way.options,
     )
     run = train(config, out, linear=way.linear).run
-    trained, prefixes = [], 0.0
-    for record in run.rounds:
-        phases = record["seconds_by_phase"]
-        prefixes += phases["prefixes"]
-        # Clients validate after each round; the evaluation below is what is compared.
-        trained.append(record["seconds"] - phases["prefixes"] - phases["validate"])
-    kept, evaluated = _evaluate(run, run.rounds[-1]["clients"], way.linear)
-    return TrainingSeconds(
-        name=way.name,
-        train=median(trained),
-        evaluate=evaluated,
-        prefixes=prefixes + kept,
-        memory=peak_memory(),
-        shared={name: value.float().numpy() for name, value in run.load_shared().items()},
-    )
+    (record,) = run.rounds
+    phases = record["seconds_by_phase"]
 
-
-def _evaluate(run: Run, clients: Sequence[str], linear: Linear | None) -> tuple[float, float]:
-    """Seconds for caching what the clients' evaluations share, and for these themselves."""
-    session = open_run_session(run, linear=linear)
+    # Evaluated from what is stored, as `pfedmma evaluate` does it.
+    session = open_run_session(run, linear=way.linear)
     adapter, shared = session.build_adapter(), run.load_shared()
     tests = [*session.federation.base_test, *session.federation.novel_test]
     began = time.perf_counter()
     session.images.keep(tests, adapter.first_block(session.backbone, "image"))
-    middle = time.perf_counter()
+    kept = time.perf_counter()
     scorer = open_scorer(session)
     for client in session.federation.clients:
-        if client.id in clients:
+        if client.id in record["clients"]:
             session.client_model(run.load_client(client.id), shared, adapter)
             scorer.score(adapter, [client])
-    return middle - began, time.perf_counter() - middle
+    return TrainingSeconds(
+        name=way.name,
+        # Clients validate after each round; the evaluation is what is compared.
+        train=record["seconds"] - phases["prefixes"] - phases["validate"],
+        evaluate=time.perf_counter() - kept,
+        prefixes=phases["prefixes"] + kept - began,
+        memory=peak_memory(),
+        shared={name: value.float().numpy() for name, value in shared.items()},
+    )
 
 
 def training_rows(task: TrainingTask, found: Sequence[TrainingSeconds]) -> list[Row]:
