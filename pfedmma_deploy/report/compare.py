@@ -215,13 +215,12 @@ def _line(trial: Trial, result: Result) -> str:
         found = "diverged" if result.validation is None else f"validation {result.validation:.1f} %"
         return f"{name}, lr {result.lr:.3g}: {found}"
     assert result.accuracy is not None
-    figures = result.accuracy.to_dict()
-    shown = ", ".join(
-        f"{key} {figures[key]:.1f}"
-        for key in ("local", "base", "novel")
-        if figures[key] is not None
-    )
-    return f"{name}, lr {result.lr:.3g}: {shown} ({result.seconds:.0f} s of training)"
+    shown = []
+    for key, figure in result.accuracy.to_dict().items():
+        if key in ("local", "base", "novel") and figure is not None:
+            shown.append(f"{key} {figure:.1f}")
+    seconds = f"{result.seconds:.0f} s of training"
+    return f"{name}, lr {result.lr:.3g}: {', '.join(shown)} ({seconds})"
 
 
 def _require_lists(methods: Sequence[str], seeds: Sequence[int], jobs: int) -> None:

@@ -176,30 +176,36 @@ def to_dict(
 
 
 def _row(results: Sequence[Result]) -> dict[str, Any]:
+    first = results[0]
+    row: dict[str, Any] = {"method": first.method, "lr": first.lr}
     accuracies = [(one.accuracy or Accuracy(None, None, None)).to_dict() for one in results]
-    figures = {key: spread([one[key] for one in accuracies]) for key in ACCURACIES}
-    figures["worst_local"] = spread([one.worst_local for one in results])
-    return {
-        "method": results[0].method,
-        "lr": results[0].lr,
-        **{key: None if found is None else asdict(found) for key, found in figures.items()},
-        "parameters_trained": results[0].trained,
-        "parameters_shared": results[0].shared,
-        "bytes_up_per_client_round": results[0].bytes_up,
-        "bytes_down_per_client_round": results[0].bytes_down,
+    for key in ACCURACIES:
+        row[key] = spread([one[key] for one in accuracies])
+    row["worst_local"] = spread([one.worst_local for one in results])
+    for key, found in row.items():
+        if isinstance(found, Spread):
+            row[key] = asdict(found)
+    return row | {
+        "parameters_trained": first.trained,
+        "parameters_shared": first.shared,
+        "bytes_up_per_client_round": first.bytes_up,
+        "bytes_down_per_client_round": first.bytes_down,
         "seconds": statistics.fmean(one.seconds for one in results),
     }
 
 
 def markdown(values: dict[str, Any]) -> str:
     """The tables as Markdown."""
-    known = {name: value for name, value in values["options"].items() if value is not None}
+    options = []
+    for name, value in values["options"].items():
+        if value is not None:
+            options.append(f"{name.replace('_', ' ')} {value}")
     environment = Environment(autoescape=False, keep_trailing_newline=True)  # no HTML in it
     environment.filters["spread"] = _cell
     return environment.from_string(_MARKDOWN).render(
         {
             **values,
-            "options": ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in known.items()),
+            "options": ", ".join(options),
             "accuracies": ACCURACIES,
             "counts": (
                 "parameters_trained",
