@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +19,10 @@ import torch
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.backbone.flops import image_flop
 from pfedmma_deploy.backbone.loading import backbone_shapes
-from pfedmma_deploy.benchmark.inference import bench_inference
+from pfedmma_deploy.benchmark.inference import HOW, bench_inference, sections
 from pfedmma_deploy.benchmark.options import InferenceOptions
-from pfedmma_deploy.benchmark.report import RATES, Row, Section, number, sections, write_report
+from pfedmma_deploy.benchmark.report import Columns, Report, Row, make_section
 from pfedmma_deploy.benchmark.subjects import DTYPES, Subject, plain_tower, run_torch
-from pfedmma_deploy.benchmark.timing import Contestant, run_rounds, spread
 from pfedmma_deploy.system import describe_environment
 
 SIZES = {"cpu": 2048, "cuda": 8192}
@@ -33,21 +30,22 @@ PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "fp16", "bf16")}
 """In which a share of the peak is taken. A CPU's fp16 and int8 matmuls differ too much between
 libraries to be anybody's peak."""
 NOTE = (
-    "Rate of a large matmul (2,048 squared on a CPU, 8,192 on a GPU) in the libraries "
-    "that are compared. Shares of the peak below refer to ONNX Runtime's on a CPU, to torch's "
-    "on a GPU, and count the operations that each model does, adapters left out."
+    "Rate of a large matmul (2,048 squared by ONNX Runtime on a CPU, 8,192 by torch on a GPU), in "
+    "turns with the models. Shares of this peak below count the operations that each model does, "
+    "adapters left out."
 )
+PEAK: Columns = {"matmul": ("name", 1), "GFLOP/s": ("flop_per_second", 1e-9)}
+SHARE: Columns = {"% of peak": ("share_of_peak", 100)}
 
 
-def torch_matmul(device: str, precision: str) -> Callable[[], object]:
-    """One large matmul by torch."""
-    n = SIZES[device]
-    left, right = (torch.randn(n, n, device=device).to(DTYPES[precision]) for _ in range(2))
+def torch_matmul(precision: str) -> Callable[[], object]:
+    """One large matmul on the GPU by torch."""
+    n = SIZES["cuda"]
+    left, right = (torch.randn(n, n, device="cuda").to(DTYPES[precision]) for _ in range(2))
 
     def call() -> None:
         torch.mm(left, right)
-        if device == "cuda":
-            torch.cuda.synchronize()
+        torch.cuda.synchronize()
 
     return call
 
@@ -90,56 +88,43 @@ def peers(backbone: Backbone, options: InferenceOptions) -> list[Subject]:
     except Exception as error:  # the compiler's exceptions have no common base
         print(f"torch.compile cannot compile here: {error}", file=sys.stderr)
     for name in PRECISIONS[device]:
-        on_gpu = device == "cuda"
-        call = torch_matmul(device, name) if on_gpu else onnx_matmul(options.threads)
-        found.append(Subject(f"matmul {name}", name, lambda _, call=call: call))  # type: ignore[misc]
+        call = torch_matmul(name) if device == "cuda" else onnx_matmul(options.threads)
+        about = {"name": f"matmul {name}", "precision": name}
+        found.append(Subject(about, lambda _, call=call: call))  # type: ignore[misc]
     return found
 
 
-def measure_peaks(options: InferenceOptions) -> list[dict[str, Any]]:
-    """Rows with the rate of the matmul in each library and precision."""
-    device = options.device
-    calls = {f"torch {name}": torch_matmul(device, name) for name in PRECISIONS[device]}
-    if device == "cpu":
-        calls["onnxruntime fp32"] = onnx_matmul(options.threads)
-    flop = 2.0 * SIZES[device] ** 3
-    contestants = [Contestant(name, call, flop) for name, call in calls.items()]
-    rows = []
-    for name, windows in run_rounds(contestants, options.rounds, options.seconds).items():
-        rate = spread(windows.rates)
-        row = {"measure": "peak", "name": name, "precision": name.split()[-1]}
-        quartiles = {"quartiles": [rate.low, rate.high]}
-        rows.append({**row, "flop_per_second": rate.median, **quartiles})
-    return rows
+def compare_with_peak(rows: Sequence[Row], device: str) -> tuple[list[Row], list[Row]]:
+    """The rows of models with their shares of the peak, 0 to 1; and the peaks, one row each.
 
-
-def share_of_peak(row: Row, device: str) -> float | None:
-    """Share of the matmul's rate, 0 to 1, by the median ratio within the rounds."""
-    matmul = (row.ratios or {}).get(f"matmul {row.precision}")
-    if row.measure != "rate" or matmul is None or row.batch_size is None:
-        return None
-    # An exported tower leaves out in its last block what cannot reach the class token.
-    flop = image_flop(backbone_shapes(row.backbone), token_shortcuts=row.clients is not None)
-    # A matmul was counted as one call on as many "images" as the batch has.
-    return matmul.median * row.batch_size * flop / (2.0 * SIZES[device] ** 3)
-
-
-def with_shares(section: Section, rows: Sequence[Row], device: str) -> Section:
-    """A table of the rates of these rows, with a last column of shares."""
-    cells = []
-    for line, row in zip(section.cells, rows, strict=True):
-        cells.append([*line, number(share_of_peak(row, device), "{:.0f}", 100)])
-    return replace(section, columns=[*section.columns, "% of peak"], cells=cells)
-
-
-def without_matmuls(rows: Sequence[Row]) -> list[Row]:
-    """The rows of models, and no ratio to a matmul."""
-    found = []
+    A share is the median ratio within the rounds. The matmuls do not appear among the models' rows
+    and ratios.
+    """
+    matmul_flop = 2.0 * SIZES[device] ** 3
+    models: list[Row] = []
+    peaks: dict[str, Row] = {}
     for row in rows:
-        ratios = {k: v for k, v in (row.ratios or {}).items() if not k.startswith("matmul")}
-        if not row.name.startswith("matmul"):
-            found.append(replace(row, ratios=ratios or None))
-    return found
+        name = row["name"]
+        if name.startswith("matmul"):
+            # A matmul was counted as one call on as many "images" as the batch has.
+            rate = row["images_per_second"] / row["batch_size"] * matmul_flop
+            peaks[name] = {"measure": "peak", "name": name, "precision": row["precision"]}
+            peaks[name]["flop_per_second"] = rate
+            continue
+        model, ratios = dict(row), dict(row.get("ratios", {}))
+        matmul = ratios.get(f"matmul {row['precision']}")
+        for other in row.get("ratios", {}):
+            if other.startswith("matmul"):
+                del ratios[other]
+        if ratios:
+            model["ratios"] = ratios
+        if matmul and row["measure"] == "rate":
+            # An exported tower leaves out in its last block what cannot reach the class token.
+            flop = image_flop(backbone_shapes(row["backbone"]), token_shortcuts="clients" in row)
+            share = matmul["median"] * row["batch_size"] * flop / matmul_flop
+            model["share_of_peak"] = share
+        models.append(model)
+    return models, list(peaks.values())
 
 
 def main() -> None:
@@ -159,26 +144,16 @@ def main() -> None:
     )
     gpu = torch.cuda.get_device_name(0) if given.device == "cuda" else None
     environment = describe_environment(options.threads, gpu=gpu)
-    values = measure_peaks(options)
-    cells = [[row["name"], number(row["flop_per_second"], "{:,.0f}", 1e-9)] for row in values]
-    tables = [Section("The machine's practical peak", NOTE, ["model", "GFLOP/s"], cells)]
     rows = []
     for row in bench_inference(options, peers=peers):
         print(row, flush=True)
         rows.append(row)
-    models = [row for row in rows if not row.name.startswith("matmul")]
-    for row, plain in zip(models, without_matmuls(rows), strict=True):
-        share = {"share_of_peak": share_of_peak(row, options.device)}
-        values.append({**plain.to_dict(), **share} if share["share_of_peak"] else plain.to_dict())
-    for section in sections(without_matmuls(rows)):
-        backbone, _, title = section.title.partition(": ")
-        if title == RATES:
-            own = [row for row in models if (row.measure, row.backbone) == ("rate", backbone)]
-            section = with_shares(section, own, options.device)
-        tables.append(section)
+    models, peaks = compare_with_peak(rows, options.device)
     command = f"python benchmarks/inference_table.py {' '.join(sys.argv[1:])}"
-    for path in write_report(given.out, "inference", command, environment, values, tables):
-        print(f"Written: {path}")
+    tables = [make_section("The machine's practical peak", NOTE, PEAK, peaks)]
+    tables += sections(models, SHARE)
+    report = Report("inference", command, HOW, environment, [*peaks, *models], tables)
+    print("Written:", *report.write(given.out))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/training_table.py --backbone pfedmma-tiny,ViT-B-32,ViT-B-16
 
-Rounds beside the naive baseline with the bound that counted operations set; what a round costs as a
-federation grows; seconds until the quickstart's clients reach an accuracy; thousands of clients.
+Rounds beside the naive baseline with the bound that counted operations set; seconds until the
+quickstart's clients reach an accuracy; thousands of clients.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,15 +27,16 @@ from pfedmma_deploy.backbone.clip import Backbone, class_texts
 from pfedmma_deploy.backbone.flops import image_tokens, tower_flop
 from pfedmma_deploy.backbone.linear import mkl_is_slow
 from pfedmma_deploy.backbone.loading import backbone_shapes
-from pfedmma_deploy.benchmark.report import Section, number, write_report
+from pfedmma_deploy.benchmark.report import Columns, Report, Row, make_section
 from pfedmma_deploy.benchmark.training import (
     HOW,
     NAIVE,
     OURS,
+    ROUND,
+    ROUND_NOTE,
     TrainingTask,
     Way,
     default_ways,
-    round_section,
     round_tasks,
     time_ways,
     training_rows,
@@ -49,8 +49,6 @@ from pfedmma_deploy.types import TOWERS
 
 SAME_MATMUL = Way("ours, fp32, torch's matmul", {}, linear=F.linear)
 """Ours by torch's default library, as the naive baseline: what leaving work out wins by itself."""
-GROWING = ((10, 10, 16), (10, 100, 16), (10, 10, 4), (2, 10, 16), (100, 100, 16))
-"""Clients, base classes and shots for which a round is counted."""
 TARGET = 80.0
 """Percent of validation accuracy that the small real run is timed to."""
 
@@ -97,7 +95,14 @@ def count_round(task: TrainingTask, backbone: Backbone) -> RoundFlop:
     return RoundFlop(*found)
 
 
-def measure_rounds(backbones: Sequence[str], threads: int) -> tuple[list[dict[str, Any]], Section]:
+BOUNDS: Columns = {**ROUND, "Bound": ("bound", 1), "% of bound": ("share_of_bound", 100)}
+BOUNDS_NOTE = (
+    f"{ROUND_NOTE} Bound: naive baseline over ours in counted operations of the frozen towers, the "
+    "most that leaving out can win with the same matmul."
+)
+
+
+def measure_rounds(backbones: Sequence[str], threads: int) -> list[Row]:
     """Rounds in every way, with the bound for those that use the same matmul."""
     slow = [SAME_MATMUL] if mkl_is_slow() else []
     bounded = SAME_MATMUL if slow else OURS
@@ -109,42 +114,30 @@ def measure_rounds(backbones: Sequence[str], threads: int) -> tuple[list[dict[st
             for row in training_rows(task, time_ways(task, [naive, *slow, *ours], threads)):
                 share = row["ratio"] / bound if row["name"] == bounded.name else None
                 rows.append({**row, "bound": bound, "share_of_bound": share})
-                print(row, flush=True)
-    section = round_section(rows)
-    cells = []
-    for row, line in zip(rows, section.cells, strict=True):
-        share = number(row["share_of_bound"], "{:.0%}")
-        cells.append([*line[:-1], number(row["bound"], "{:.2f}"), share, line[-1]])
-    columns = [*section.columns[:-1], "Bound", "Of bound", section.columns[-1]]
-    note = (
-        f"{section.note} Bound: naive baseline over ours in counted operations of the frozen "
-        "towers, the most that leaving out can win with the same matmul."
-    )
-    return rows, replace(section, note=note, columns=columns, cells=cells)
+                print(rows[-1], flush=True)
+    return rows
 
 
-def cost_section(backbones: Sequence[str]) -> Section:
-    """What a round costs as the federation grows, counted."""
-    cells = []
-    for backbone in backbones:
-        for clients, classes, shots in GROWING:
-            task = TrainingTask(backbone, clients=clients, classes=classes, shots=shots)
-            flop = count_round(task, backbone_shapes(backbone))
-            tera = [number(count, "{:.2f}", 1e-12) for count in (flop.naive, flop.ours)]
-            cells.append(
-                [backbone, *map(str, (clients, classes, shots)), *tera, f"{flop.bound:.2f}"]
-            )
-    columns = ["Backbone", "Clients", "Classes", "Shots", "Naive TFLOP", "Ours TFLOP", "Bound"]
-    note = "Counted operations of one round, evaluation included (not measured)."
-    return Section("Cost of a round", note, columns, cells)
+ACCURACY: Columns = {
+    "Way": ("name", 1),
+    "Target %": ("target", 1),
+    "Round": ("round", 1),
+    "s": ("seconds", 1),
+    "x naive": ("ratio", 1),
+}
+ACCURACY_NOTE = (
+    "The quickstart's federation (pfedmma-tiny, cifar10-sample): seconds of training, validation "
+    "and storing until the mean accuracy of the clients on their own validation images reaches the "
+    "target."
+)
 
 
-def time_to_accuracy() -> tuple[list[dict[str, Any]], Section]:
+def time_to_accuracy() -> list[Row]:
     """Seconds of training until the quickstart's clients are right on their validation images."""
     config = resolve_run(read_options({}, preset="quickstart"))
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for way in (NAIVE, OURS):
-        row: dict[str, Any] = {"measure": "accuracy", "name": way.name, "target": TARGET}
+        row: Row = {"measure": "accuracy", "name": way.name, "target": TARGET}
         row |= {"round": None, "seconds": None, "ratio": None}
         seconds = 0.0
         with tempfile.TemporaryDirectory() as folder:
@@ -155,43 +148,26 @@ def time_to_accuracy() -> tuple[list[dict[str, Any]], Section]:
         if rows and row["seconds"]:
             row["ratio"] = rows[0]["seconds"] / row["seconds"]
         rows.append(row)
-    cells = []
-    for row in rows:
-        reached = str(row["round"] or "not reached")
-        times = [number(row["seconds"], "{:.1f}"), number(row["ratio"], "{:.2f}")]
-        cells.append([row["name"], f"{TARGET:.0f} %", reached, *times])
-    note = (
-        "The quickstart's federation (pfedmma-tiny, cifar10-sample): seconds of training, "
-        "validation and storing until the mean accuracy of the clients on their own validation "
-        "images reaches the target."
-    )
-    columns = ["Way", "Target", "Round", "s", "x naive"]
-    return rows, Section("Time to an accuracy", note, columns, cells)
+    return rows
 
 
-def many_clients(counts: Sequence[int], threads: int) -> tuple[list[dict[str, Any]], Section]:
-    """Federations of thousands, each in a process of its own: memory, time and disk."""
-    rows, cells = [], []
-    for count in counts:
-        with process_pool(1) as pool:
-            row = pool.submit(time_clients, count, threads).result()
-        rows.append(row)
-        times = [f"{row[name]:.1f}" for name in ("around", "round", "train")]
-        sizes = [number(row["memory"], "{:.2f}", 1e-9), number(row["disk"], "{:.0f}", 1e-6)]
-        cells.append([f"{count:,}", str(row["participants"]), *times, *sizes])
-    columns = [
-        "Clients", "A round", "Around rounds s", "Round s", "Of it training s", "Peak GB",
-        "On disk MB",
-    ]  # fmt: skip
-    note = (
-        "`pfedmma train` on pfedmma-tiny with clients of two training images each; a hundredth of "
-        "them in a round. Around the rounds: reading and dividing the data before, writing every "
-        "client's folder after."
-    )
-    return rows, Section("Many clients", note, columns, cells)
+SCALE: Columns = {
+    "Clients": ("clients", 1),
+    "A round": ("participants", 1),
+    "Around rounds s": ("around", 1),
+    "Round s": ("round", 1),
+    "Of it training s": ("train", 1),
+    "Peak GB": ("memory", 1e-9),
+    "On disk MB": ("disk", 1e-6),
+}
+SCALE_NOTE = (
+    "`pfedmma train` on pfedmma-tiny with clients of two training images each; a hundredth of "
+    "them in a round. Around the rounds: reading and dividing the data before, writing every "
+    "client's folder after."
+)
 
 
-def time_clients(clients: int, threads: int) -> dict[str, Any]:
+def time_clients(clients: int, threads: int) -> Row:
     """Make images of noise, two to train and one to test a client, train, read the ledger."""
     torch.set_num_threads(threads)
     rng = np.random.default_rng(0)
@@ -244,15 +220,20 @@ def main() -> None:
     given = parser.parse_args()
     backbones, threads = given.backbone.split(","), available_cores()
     environment = describe_environment(threads)
-    rows, rounds = measure_rounds(backbones, threads)
-    tables = [rounds, cost_section(backbones)]
-    large = many_clients([int(count) for count in given.clients.split(",")], threads)
-    for more, section in (time_to_accuracy(), large):
-        rows += more
-        tables.append(section)
+    rounds, reached, large = measure_rounds(backbones, threads), time_to_accuracy(), []
+    for count in given.clients.split(","):
+        # Peak memory belongs to a whole process.
+        with process_pool(1) as pool:
+            large.append(pool.submit(time_clients, int(count), threads).result())
+    tables = [
+        make_section("One round", BOUNDS_NOTE, BOUNDS, rounds),
+        make_section("Time to an accuracy", ACCURACY_NOTE, ACCURACY, reached),
+        make_section("Many clients", SCALE_NOTE, SCALE, large),
+    ]
     command = f"python benchmarks/training_table.py {' '.join(sys.argv[1:])}"
-    for path in write_report(given.out, "training", command, environment, rows, tables, HOW):
-        print(f"Written: {path}")
+    rows = [*rounds, *reached, *large]
+    report = Report("training", command, HOW, environment, rows, tables)
+    print("Written:", *report.write(given.out))
 
 
 if __name__ == "__main__":

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from pfedmma_deploy.benchmark.options import MEASURES, InferenceOptions
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.export.export_config import Flavour, Storage
+from pfedmma_deploy.export.export_config import Flavour, Precision, Storage
 from pfedmma_deploy.system import available_cores, describe_environment
 
-from .options import AsJson, Quiet, Verbose, split_names
+from .options import AsJson, Quiet, Verbose, flag, split_names, split_numbers, switch
 from .output import Output, open_output
 
 if TYPE_CHECKING:
-    from pfedmma_deploy.benchmark.report import Section
-    from pfedmma_deploy.system import Environment
+    from pfedmma_deploy.benchmark.report import Report
 
 OF_TRAINING = {"train", "backbone", "threads", "out", "as_json", "quiet", "verbose"}
 """Options that count beside --train."""
@@ -26,50 +26,30 @@ OF_TRAINING = {"train", "backbone", "threads", "out", "as_json", "quiet", "verbo
 
 def bench(
     context: typer.Context,
-    model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Bundle to measure, instead of backbones.")
-    ] = None,
+    model: Annotated[Path | None, flag("Bundle to measure, instead of backbones.", "DIR")] = None,
     backbone: Annotated[
-        str,
-        typer.Option(metavar="NAME[,NAME]", help="Backbones, with random weights and adapters."),
+        str, flag("Backbones, with random weights and adapters.", "NAME[,NAME]")
     ] = "pfedmma-tiny",
-    measure: Annotated[str, typer.Option(metavar="NAME[,NAME]", help="Which tables.")] = ",".join(
-        MEASURES
-    ),
-    batch_sizes: Annotated[str, typer.Option(metavar="N[,N]", help="Images per call.")] = "1,8,32",
-    clients: Annotated[
-        int, typer.Option(metavar="N", help="Clients in a file; batches mix them.")
-    ] = 100,
+    measure: Annotated[str, flag("Which tables.", "NAME[,NAME]")] = ",".join(MEASURES),
+    batch_sizes: Annotated[str, flag("Images per call.", "N[,N]")] = "1,8,32",
+    clients: Annotated[int, flag("Clients in a file; batches mix them.", "N")] = 100,
     scaling: Annotated[
-        str, typer.Option(metavar="N[,N]", help="Clients in a file, for the table `clients`.")
+        str, flag("Clients in a file, for the table `clients`.", "N[,N]")
     ] = "1,100,1000",
     precision: Annotated[
-        str | None,
-        typer.Option(metavar="NAME[,NAME]", help="[default: fp32,int8; fp32,fp16 on CUDA]"),
+        str | None, flag("[default: fp32,int8; fp32,fp16 on CUDA]", "NAME[,NAME]")
     ] = None,
     flavour: Annotated[
-        Flavour | None, typer.Option(help="As for export. [default: that of each precision]")
+        Flavour | None, flag("As for export. [default: that of each precision]")
     ] = None,
-    weights: Annotated[Storage, typer.Option(help="Storage of the weights.")] = "fp32",
-    bottleneck_dim: Annotated[
-        int, typer.Option(metavar="R", help="Rank of the random adapters.")
-    ] = 32,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="CPU threads. [default: all cores]")
-    ] = None,
-    seconds: Annotated[
-        float, typer.Option(metavar="S", help="Length of one window of measurement.")
-    ] = 0.5,
-    rounds: Annotated[int, typer.Option(metavar="N", help="Windows of every subject.")] = 5,
-    train: Annotated[
-        bool, typer.Option("--train", help="Measure rounds of training instead.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the tables there, .md and .json.")
-    ] = None,
+    weights: Annotated[Storage, flag("Storage of the weights.")] = "fp32",
+    bottleneck_dim: Annotated[int, flag("Rank of the random adapters.", "R")] = 32,
+    device: Annotated[str, flag("Where to compute.", "auto|cpu|cuda")] = "auto",
+    threads: Annotated[int | None, flag("CPU threads. [default: all cores]", "N")] = None,
+    seconds: Annotated[float, flag("Length of one window of measurement.", "S")] = 0.5,
+    rounds: Annotated[int, flag("Windows of every subject.", "N")] = 5,
+    train: Annotated[bool, switch("--train", "Measure rounds of training instead.")] = False,
+    out: Annotated[Path | None, flag("Write the tables there, .md and .json.", "DIR")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -90,7 +70,7 @@ def bench(
       pfedmma bench --backbone ViT-B-16 --device cuda --batch-sizes 1,32,256 --precision fp16
       pfedmma bench --train --backbone pfedmma-tiny,ViT-B-16
     """
-    used = available_cores() if threads is None else threads
+    cores = available_cores() if threads is None else threads
     names = split_names(backbone) or []
     if train:
         for name in context.params.keys() - OF_TRAINING:
@@ -101,84 +81,64 @@ def bench(
                     "leave out one of them"
                 )
         with open_output(as_json=as_json, quiet=quiet) as output:
-            _measure_training(names, used, out, output)
+            _print(_measure_training(names, cores, output), out, output)
         return
     # Checked first: none of it needs a library that takes seconds to load.
-    options: dict[str, Any] = {
-        "backbones": tuple(names),
-        "model": model,
-        "measures": tuple(split_names(measure) or ()),
-        "batch_sizes": _numbers("--batch-sizes", batch_sizes),
-        "clients": clients,
-        "scaling": _numbers("--scaling", scaling),
-        "flavour": flavour,
-        "weights": weights,
-        "bottleneck_dim": bottleneck_dim,
-        "threads": used,
-        "seconds": seconds,
-        "rounds": rounds,
-        "precisions": tuple(split_names(precision) or ("fp32",)),
-    }
-    InferenceOptions(**options)
+    options = InferenceOptions(
+        backbones=tuple(names),
+        model=model,
+        measures=tuple(split_names(measure) or ()),
+        batch_sizes=tuple(split_numbers("--batch-sizes", batch_sizes, "1,8,32")),
+        clients=clients,
+        scaling=tuple(split_numbers("--scaling", scaling, "1,8,32")),
+        flavour=flavour,
+        weights=weights,
+        bottleneck_dim=bottleneck_dim,
+        threads=cores,
+        seconds=seconds,
+        rounds=rounds,
+        precisions=cast("tuple[Precision, ...]", tuple(split_names(precision) or ("fp32",))),
+    )
     with open_output(as_json=as_json, quiet=quiet) as output:
         from pfedmma_deploy.runtime.providers import resolve_device
 
-        options["device"], reason = resolve_device(device)
+        found, reason = resolve_device(device)
         if reason:
             output.note(f"note: measuring the CPU: {reason}")
+        options = replace(options, device="cuda" if found == "cuda" else "cpu")
         if precision is None:
-            options["precisions"] = ("fp32", "fp16" if options["device"] == "cuda" else "int8")
-        _measure(InferenceOptions(**options), out, output)
+            options = replace(options, precisions=("fp32", "fp16" if found == "cuda" else "int8"))
+        _print(_measure(options, output), out, output)
 
 
-def _measure(options: InferenceOptions, out: Path | None, output: Output) -> None:
+def _measure(options: InferenceOptions, output: Output) -> Report:
     import torch
 
-    from pfedmma_deploy.benchmark.inference import bench_inference
-    from pfedmma_deploy.benchmark.report import IN_TURNS, sections
+    from pfedmma_deploy.benchmark.inference import HOW, bench_inference, sections
+    from pfedmma_deploy.benchmark.report import Report
 
     gpu = torch.cuda.get_device_name(0) if options.device == "cuda" else None
     environment = describe_environment(options.threads, gpu=gpu)
     rows = list(bench_inference(options, output.progress))
-    values = [row.to_dict() for row in rows]
     command = f"pfedmma bench {options.to_command()}"
-    _report(output, out, "inference", command, environment, values, sections(rows), IN_TURNS)
+    return Report("inference", command, HOW, environment, rows, sections(rows))
 
 
-def _measure_training(
-    backbones: Sequence[str], threads: int, out: Path | None, output: Output
-) -> None:
+def _measure_training(backbones: Sequence[str], threads: int, output: Output) -> Report:
+    from pfedmma_deploy.benchmark.report import Report
     from pfedmma_deploy.benchmark.training import HOW, measure_training, round_section
 
     environment = describe_environment(threads)
-    rows = list(measure_training(backbones, threads, output.progress))
+    rows = measure_training(backbones, threads, output.progress)
     command = f"pfedmma bench --train --backbone {','.join(backbones)}"
-    _report(output, out, "training", command, environment, rows, [round_section(rows)], HOW)
+    return Report("training", command, HOW, environment, rows, [round_section(rows)])
 
 
-def _report(
-    output: Output,
-    out: Path | None,
-    kind: str,
-    command: str,
-    environment: Environment,
-    rows: Sequence[Mapping[str, Any]],
-    tables: Sequence[Section],
-    how: str,
-) -> None:
-    from pfedmma_deploy.benchmark.report import write_report
-
-    for section in tables:
+def _print(report: Report, out: Path | None, output: Output) -> None:
+    for section in report.tables:
         output.table(section.columns, section.cells, section.title)
         output.say("")
     if out is not None:
-        for path in write_report(out, kind, command, environment, rows, tables, how):
+        for path in report.write(out):
             output.note(f"Written: {path}")
-    output.result({"rows": rows, "environment": environment.to_dict()})
-
-
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise UsageError(f"{option} takes whole numbers such as 1,8,32, not {text!r}") from None
+    output.result(report.to_dict())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AsJson, Quiet, Verbose, find_bundle
+from .options import AsJson, Quiet, Verbose, find_bundle, flag
 from .output import Output, Row, open_output
 
 if TYPE_CHECKING:
@@ -24,10 +24,8 @@ def add(
     client: Annotated[
         Path, typer.Argument(metavar="CLIENT_DIR", help="Folder of a client: runs/NAME/clients/ID.")
     ],
-    to: Annotated[Path, typer.Option(metavar="BUNDLE", help="The bundle that it joins.")],
-    name: Annotated[
-        str | None, typer.Option("--as", metavar="ID", help="Id to serve it under. [default: its]")
-    ] = None,
+    to: Annotated[Path, flag("The bundle that it joins.", "BUNDLE")],
+    name: Annotated[str | None, flag("Id to serve it under. [default: its]", "ID", "--as")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -51,9 +49,7 @@ def add(
 @app.command()
 def remove(
     client: Annotated[str, typer.Argument(metavar="ID", help="Id of the client that leaves.")],
-    bundle: Annotated[
-        Path, typer.Option("--from", metavar="BUNDLE", help="The bundle that it leaves.")
-    ],
+    bundle: Annotated[Path, flag("The bundle that it leaves.", "BUNDLE", "--from")],
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

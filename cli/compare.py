@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pfedmma_deploy.config import read_changes, read_options
-from pfedmma_deploy.errors import UsageError
 
 from .options import (
     NO_PARTITION,
@@ -22,7 +21,10 @@ from .options import (
     Quiet,
     Rounds,
     Verbose,
+    flag,
     split_names,
+    split_numbers,
+    switch,
     with_partition,
 )
 from .output import Output, Row, open_output
@@ -33,12 +35,8 @@ if TYPE_CHECKING:
 
 @with_partition
 def compare(
-    methods: Annotated[
-        str, typer.Option(metavar="NAMES", help='Methods such as "pfedmma,promptfl", or "all".')
-    ] = "all",
-    seeds: Annotated[
-        str, typer.Option(metavar="LIST", help="Seeds, one repetition each.")
-    ] = "0,1,2",
+    methods: Annotated[str, flag('Methods such as "pfedmma,promptfl", or "all".', "NAMES")] = "all",
+    seeds: Annotated[str, flag("Seeds, one repetition each.", "LIST")] = "0,1,2",
     data: Data = None,
     backbone: BackboneName = None,
     pretrained: Pretrained = None,
@@ -46,21 +44,12 @@ def compare(
     rounds: Rounds = None,
     local_epochs: LocalEpochs = None,
     tune: Annotated[
-        bool,
-        typer.Option(
-            "--tune", help="Choose each method's learning rate on validation images first."
-        ),
+        bool, switch("--tune", "Choose each method's learning rate on validation images first.")
     ] = False,
-    jobs: Annotated[
-        int, typer.Option(metavar="N", help="Trials at the same time, a process each.")
-    ] = 1,
+    jobs: Annotated[int, flag("Trials at the same time, a process each.", "N")] = 1,
     preset: Preset = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="All other options of `train`.")
-    ] = None,
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where trials and tables are kept.")
-    ] = Path("comparison"),
+    config: Annotated[Path | None, flag("All other options of `train`.", "FILE.toml")] = None,
+    out: Annotated[Path, flag("Where trials and tables are kept.", "DIR")] = Path("comparison"),
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -86,6 +75,8 @@ def compare(
     }
     with open_output(as_json=as_json, quiet=quiet) as output:
         from pfedmma_deploy.methods.registry import METHODS, resolve_run
+        from pfedmma_deploy.report.compare import compare as run_comparison
+        from pfedmma_deploy.report.comparison_files import to_dict, write_comparison
 
         names = list(METHODS) if methods == "all" else split_names(methods) or []
 
@@ -95,34 +86,24 @@ def compare(
 
         for warning in read_changes(flags, config, preset).warnings:
             output.note(f"warning: {warning}")
-
         try:
-            _compare(names, _seeds(seeds), configure, out, tune, jobs, output)
+            found = run_comparison(
+                names,
+                split_numbers("--seeds", seeds, "0,1,2"),
+                configure,
+                out,
+                tune=tune,
+                jobs=jobs,
+                progress=output.progress,
+            )
         except KeyboardInterrupt:
             output.note("Stopped. Repeat the command to go on; what is finished is kept.")
             raise typer.Exit(130) from None
-
-
-def _compare(
-    names: list[str],
-    seeds: list[int],
-    configure: Any,
-    out: Path,
-    tune: bool,
-    jobs: int,
-    output: Output,
-) -> None:
-    from pfedmma_deploy.report.compare import compare as run_comparison
-    from pfedmma_deploy.report.comparison_files import to_dict, write_comparison
-
-    found = run_comparison(
-        names, seeds, configure, out, tune=tune, jobs=jobs, progress=output.progress
-    )
-    files = write_comparison(found)
-    values = to_dict(found)
-    _print(output, values)
-    output.note("Written: " + ", ".join(str(file) for file in files))
-    output.result({**values, "files": [str(file) for file in files]})
+        files = [str(file) for file in write_comparison(found)]
+        values = to_dict(found)
+        _print(output, values)
+        output.note("Written: " + ", ".join(files))
+        output.result({**values, "files": files})
 
 
 def _print(output: Output, values: dict[str, Any]) -> None:
@@ -144,10 +125,3 @@ def _print(output: Output, values: dict[str, Any]) -> None:
     for theirs in values["published"]:
         figures = ", ".join(f"{key} {theirs[key]}" for key in ("local", "base", "novel", "hm3"))
         output.say(f"Published (theirs): {theirs['method']}: {figures} ({theirs['source']})")
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise UsageError(f"--seeds takes whole numbers such as 0,1,2, not {text!r}") from None

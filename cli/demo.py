@@ -5,38 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from .options import AsJson, Quiet, Verbose, find_bundle
+from .options import AsJson, Quiet, Verbose, find_bundle, flag, switch
 from .output import open_output
 
 
 def demo(
     model: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Exported bundle. [default: exports/quickstart, else the newest in exports/]",
-        ),
+        flag("Exported bundle. [default: exports/quickstart, else the newest in exports/]", "DIR"),
     ] = None,
     port: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, max=65535, help="Port. [default: the first free one from 7860]"
-        ),
+        int | None, flag("Port. [default: the first free one from 7860]", "N", min=1, max=65535)
     ] = None,
     share: Annotated[
         bool,
-        typer.Option(
-            "--share", help="Also give it a public address for 72 hours, through Gradio's servers."
-        ),
+        switch("--share", "Also give it a public address for 72 hours, through Gradio's servers."),
     ] = False,
-    mcp: Annotated[
-        bool, typer.Option("--mcp", help="Also offer its functions as MCP tools.")
-    ] = False,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")
-    ] = "auto",
+    mcp: Annotated[bool, switch("--mcp", "Also offer its functions as MCP tools.")] = False,
+    device: Annotated[str, flag("Where to compute.", "auto|cpu|cuda")] = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

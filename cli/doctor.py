@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .options import EXPORTS, AsJson, Quiet, Verbose
+from .options import EXPORTS, AsJson, Quiet, Verbose, flag
 from .output import Output, open_output
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def doctor(
     device: Annotated[
         Literal["auto", "cpu", "cuda", "tensorrt"],
-        typer.Option(help="What is to work; auto takes CUDA, else the CPU."),
+        flag("What is to work; auto takes CUDA, else the CPU."),
     ] = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,

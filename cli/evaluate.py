@@ -6,11 +6,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pfedmma_deploy.errors import UsageError
 
-from .options import AsJson, Quiet, RunFolder, Verbose, open_run
+from .options import AsJson, Quiet, RunFolder, Verbose, flag, open_run
 from .output import Output, Row, open_output, print_accuracies, print_clients
 
 if TYPE_CHECKING:
@@ -20,17 +18,12 @@ if TYPE_CHECKING:
 def evaluate(
     run: RunFolder = None,
     data: Annotated[
-        str | None,
-        typer.Option(metavar="NAME_OR_DIR", help="Instead of a run: zero-shot on these images."),
+        str | None, flag("Instead of a run: zero-shot on these images.", "NAME_OR_DIR")
     ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The backbone to test with --data.")
-    ] = None,
-    pretrained: Annotated[
-        str | None, typer.Option(metavar="TAG_OR_FILE", help="open_clip tag or weights file.")
-    ] = None,
+    backbone: Annotated[str | None, flag("The backbone to test with --data.", "NAME")] = None,
+    pretrained: Annotated[str | None, flag("open_clip tag or weights file.", "TAG_OR_FILE")] = None,
     prompt: Annotated[
-        str, typer.Option(metavar="TEXT", help="Text around a class name, with --data.")
+        str, flag("Text around a class name, with --data.", "TEXT")
     ] = "a photo of a {}.",
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -16,7 +16,7 @@ from pfedmma_deploy.export.export_config import (
     default_flavour,
 )
 
-from .options import EXPORTS, AsJson, Quiet, RunFolder, Verbose, open_run, split_names
+from .options import EXPORTS, AsJson, Quiet, RunFolder, Verbose, flag, open_run, split_names, switch
 from .output import Output, open_output
 
 if TYPE_CHECKING:
@@ -28,41 +28,31 @@ FileFormat = Literal["onnx", "open_clip"]
 def export(
     run: RunFolder = None,
     client: Annotated[
-        str | None,
-        typer.Option(metavar="ID[,ID]", help="Only these clients. [default: all of them]"),
+        str | None, flag("Only these clients. [default: all of them]", "ID[,ID]")
     ] = None,
-    all_clients: Annotated[bool, typer.Option("--all", help="All clients in one file.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Bundle folder. [default: exports/RUN]")
-    ] = None,
+    all_clients: Annotated[bool, switch("--all", "All clients in one file.")] = False,
+    out: Annotated[Path | None, flag("Bundle folder. [default: exports/RUN]", "DIR")] = None,
     classifier: Annotated[
-        bool,
-        typer.Option("--classifier", help="Add classifier.onnx: pixels in, class scores out."),
+        bool, switch("--classifier", "Add classifier.onnx: pixels in, class scores out.")
     ] = False,
     flavour: Annotated[
         Flavour | None,
-        typer.Option(
-            help="ort: ONNX Runtime's fused operators; portable: standard operators. "
+        flag(
+            "ort: ONNX Runtime's fused operators; portable: standard operators. "
             "[default: portable; ort with fp16]"
         ),
     ] = None,
-    precision: Annotated[
-        Precision, typer.Option(help="Arithmetic: fp16 for GPUs, int8 for CPUs.")
-    ] = "fp32",
+    precision: Annotated[Precision, flag("Arithmetic: fp16 for GPUs, int8 for CPUs.")] = "fp32",
     weights: Annotated[
-        Storage, typer.Option(help="Storage of the weights; fp16 is half the file, run as fp32.")
+        Storage, flag("Storage of the weights; fp16 is half the file, run as fp32.")
     ] = "fp32",
-    max_accuracy_drop: Annotated[
-        float,
-        typer.Option(metavar="POINTS", help="What reduced precision may lose."),
-    ] = 0.5,
+    max_accuracy_drop: Annotated[float, flag("What reduced precision may lose.", "POINTS")] = 0.5,
     file_format: Annotated[
         FileFormat,
         typer.Option("--format", help="open_clip: a stock state dict, for methods that merge."),
     ] = "onnx",
     moved: Annotated[
-        str | None,
-        typer.Option("--add-client", "--remove-client", "--to", "--as", hidden=True),
+        str | None, typer.Option("--add-client", "--remove-client", "--to", "--as", hidden=True)
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,9 +62,13 @@ def _kind(folder: Path) -> str:
 
 def _run(run: Run) -> dict[str, Any]:
     manifest = run.manifest
-    clients = [
-        {"id": client, **_client(run.load_client(client).config)} for client in run.client_ids
-    ]
+    clients, files = [], {}
+    for client in run.client_ids:
+        config = run.load_client(client).config
+        entry = {"id": client, "classes": config["seen"], "images": config["num_examples"]}
+        clients.append({**entry, "personalized": config["personalized"] is not None})
+    for name, digest in manifest["files"].items():
+        files[name] = {"bytes": (run.folder / name).stat().st_size, "sha256": digest}
     return {
         "kind": "run",
         "folder": str(run.folder),
@@ -77,10 +82,7 @@ def _run(run: Run) -> dict[str, Any]:
         "parameters": manifest["parameters"],
         "bytes_per_round": manifest["bytes_per_round"],
         "cost": _cost(run),
-        "files": {
-            name: {"bytes": (run.folder / name).stat().st_size, "sha256": digest}
-            for name, digest in manifest["files"].items()
-        },
+        "files": files,
     }
 
 
@@ -88,25 +90,23 @@ def _cost(run: Run) -> dict[str, Any]:
     """What the rounds so far took together; bytes over all clients."""
     rounds = run.rounds
     phases: dict[str, float] = {}
+    seconds, flop, memory, up, down = 0.0, 0, 0, 0, 0
     for record in rounds:
-        for name, seconds in record["seconds_by_phase"].items():
-            phases[name] = phases.get(name, 0.0) + seconds
+        for name, part in record["seconds_by_phase"].items():
+            phases[name] = phases.get(name, 0.0) + part
+        seconds += record["seconds"]
+        flop += record["flop"]
+        memory = max(memory, record["peak_memory"])
+        up += record["bytes_up_per_client"] * len(record["clients"])
+        down += record["bytes_down_per_client"] * len(record["clients"])
     return {
         "rounds": len(rounds),
-        "seconds": sum(record["seconds"] for record in rounds),
-        "seconds_by_phase": {name: round(seconds, 3) for name, seconds in phases.items()},
-        "flop": sum(record["flop"] for record in rounds),
-        "peak_memory": max((record["peak_memory"] for record in rounds), default=0),
-        "bytes_up": sum(r["bytes_up_per_client"] * len(r["clients"]) for r in rounds),
-        "bytes_down": sum(r["bytes_down_per_client"] * len(r["clients"]) for r in rounds),
-    }
-
-
-def _client(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "classes": config["seen"],
-        "images": config["num_examples"],
-        "personalized": config["personalized"] is not None,
+        "seconds": seconds,
+        "seconds_by_phase": {name: round(part, 3) for name, part in phases.items()},
+        "flop": flop,
+        "peak_memory": memory,
+        "bytes_up": up,
+        "bytes_down": down,
     }
 
 
@@ -116,19 +116,22 @@ def _bundle(folder: Path) -> dict[str, Any]:
     bundle = Bundle.open(folder)
     bundle.verify()
     manifest = bundle.manifest.to_dict()
-    names = manifest["class_names"]
+
+    def named(labels: Sequence[int]) -> list[str]:
+        return [manifest["class_names"][label] for label in labels]
+
+    clients = []
+    for client in manifest["clients"]:
+        clients.append({"id": client["id"], "classes": named(client["seen"])})
     return {
         "kind": "bundle",
         "folder": str(folder),
         "method": manifest["adapter"].get("method"),
         "backbone": manifest["backbone"],
-        "classes": names,
-        "base": [names[label] for label in manifest["base"]],
-        "novel": [names[label] for label in manifest["novel"]],
-        "clients": [
-            {"id": c["id"], "classes": [names[label] for label in c["seen"]]}
-            for c in manifest["clients"]
-        ],
+        "classes": manifest["class_names"],
+        "base": named(manifest["base"]),
+        "novel": named(manifest["novel"]),
+        "clients": clients,
         "precision": manifest["precision"],
         "opset": manifest["opset"],
         "parity": manifest["parity"],

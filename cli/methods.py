@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import AsJson, Quiet, Verbose
+from .options import AsJson, Quiet, Verbose, flag
 from .output import Output, open_output
 
 if TYPE_CHECKING:
@@ -15,14 +16,10 @@ if TYPE_CHECKING:
 
 def methods(
     name: Annotated[
-        str | None,
-        typer.Argument(metavar="NAME", help="One method, with its hyper-parameters."),
+        str | None, typer.Argument(metavar="NAME", help="One method, with its hyper-parameters.")
     ] = None,
     backbone: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="open_clip model that sizes are counted for; not downloaded."
-        ),
+        str, flag("open_clip model that sizes are counted for; not downloaded.", "NAME")
     ] = "ViT-B-16",
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -50,7 +47,7 @@ def methods(
             facts = method_facts(get_method(name), shapes)
             known = hyper_parameters(facts.method)
             _show(output, facts, known, backbone)
-            output.result({**facts.to_dict(), "hyper_parameters": _entries(known)})
+            output.result({**facts.to_dict(), "hyper_parameters": [asdict(p) for p in known]})
             return
         rows = [method_facts(method, shapes) for method in METHODS.values()]
         _list(output, rows, backbone)
@@ -106,10 +103,6 @@ def _show(output: Output, facts: MethodFacts, known: list[HyperParameter], backb
         f"Set them so: pfedmma train --method {method.name} "
         f"--set {first.name}={_written(first.default)}"
     )
-
-
-def _entries(known: list[HyperParameter]) -> list[dict[str, Any]]:
-    return [{"name": p.name, "default": p.default, "meaning": p.meaning} for p in known]
 
 
 def _written(value: str | float | bool) -> str:

@@ -24,6 +24,16 @@ EXPORTS = Path("exports")
 """Where `pfedmma export` writes, below the current folder."""
 
 
+def flag(text: str, metavar: str | None = None, *names: str, **more: Any) -> Any:
+    """An option of one command: its help, what the help calls its value, names of its own."""
+    return typer.Option(*names, metavar=metavar, help=text, **more)
+
+
+def switch(name: str, text: str) -> Any:
+    """An option without a value."""
+    return typer.Option(name, help=text)
+
+
 def option(name: str, text: str, metavar: str) -> Any:
     """The flag of an option of `TrainConfig`; the help shows the default from there."""
     default = DEFAULTS[name]
@@ -181,6 +191,14 @@ def split_names(text: str | None) -> list[str] | None:
     if text is None:
         return None
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def split_numbers(flag: str, text: str, example: str) -> list[int]:
+    """Comma-separated whole numbers. Raises `UsageError`, which names the flag and an example."""
+    try:
+        return [int(name) for name in split_names(text) or ()]
+    except ValueError:
+        raise UsageError(f"{flag} takes whole numbers such as {example}, not {text!r}") from None
 
 
 def free_folder(data: str) -> Path:

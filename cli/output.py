@@ -135,8 +135,16 @@ def _cell(value: str | float | int | None) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def _is_number(text: str) -> bool:
-    return text == "-" or text.replace(".", "", 1).replace(",", "").lstrip("+-").isdigit()
+def _aligned_right(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[bool]:
+    """Which columns hold nothing but numbers; none does in a table without rows."""
+    found = []
+    for index in range(len(columns)):
+        is_numeric = bool(cells)
+        for row in cells:
+            digits = row[index].replace(".", "", 1).replace(",", "").lstrip("+-")
+            is_numeric = is_numeric and (row[index] == "-" or digits.isdigit())
+        found.append(is_numeric)
+    return found
 
 
 def _print_plain(
@@ -145,13 +153,12 @@ def _print_plain(
     if title:
         print(title, file=stdout)
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    right = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(columns))]
+    right = _aligned_right(columns, cells)
     for row in [columns, *cells]:
-        parts = [
-            text.rjust(width) if align else text.ljust(width)
-            for text, width, align in zip(row, widths, right, strict=True)
-        ]
-        print("  ".join(parts).rstrip(), file=stdout)
+        line = []
+        for text, width, is_right in zip(row, widths, right, strict=True):
+            line.append(text.rjust(width) if is_right else text.ljust(width))
+        print("  ".join(line).rstrip(), file=stdout)
 
 
 def _print_framed(
@@ -166,9 +173,8 @@ def _print_framed(
         # Not the table's own title, which would be folded to the width of a narrow table.
         console.print(Text(title, style="bold"))
     table = Table()
-    for index, name in enumerate(columns):
-        numbers = bool(cells) and all(_is_number(row[index]) for row in cells)
-        table.add_column(Text(name), justify="right" if numbers else "left")
+    for name, is_right in zip(columns, _aligned_right(columns, cells), strict=True):
+        table.add_column(Text(name), justify="right" if is_right else "left")
     for row in cells:
         table.add_row(*map(Text, row))
     console.print(table)

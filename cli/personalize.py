@@ -6,31 +6,20 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from .options import AsJson, Quiet, RunFolder, Verbose, open_run
+from .options import AsJson, Quiet, RunFolder, Verbose, flag, open_run, switch
 from .output import open_output, print_accuracies
 
 
 def personalize(
-    client: Annotated[
-        str,
-        typer.Option(metavar="ID", help="A client of the run, or a new name together with --data."),
-    ],
+    client: Annotated[str, flag("A client of the run, or a new name together with --data.", "ID")],
     run: RunFolder = None,
     data: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Images of a brand-new client, one folder per class."),
+        Path | None, flag("Images of a brand-new client, one folder per class.", "DIR")
     ] = None,
-    epochs: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Passes over the client's images.")
-    ] = 4,
-    lr: Annotated[
-        float | None, typer.Option(metavar="RATE", help="Learning rate. [default: the run's]")
-    ] = None,
+    epochs: Annotated[int, flag("Passes over the client's images.", "N", min=1)] = 4,
+    lr: Annotated[float | None, flag("Learning rate. [default: the run's]", "RATE")] = None,
     train_shared: Annotated[
-        bool,
-        typer.Option("--train-shared", help="Also train this client's copy of what is shared."),
+        bool, switch("--train-shared", "Also train this client's copy of what is shared.")
     ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -66,15 +55,8 @@ def personalize(
             "before": result.before.to_dict(),
             "after": result.after.to_dict(),
         }
-        print_accuracies(
-            output,
-            {
-                "zero-shot": states["zero_shot"],
-                "before": states["before"],
-                "after": states["after"],
-            },
-            f"Client {client} of {opened.folder}",
-        )
+        rows = {name.replace("_", "-"): accuracies for name, accuracies in states.items()}
+        print_accuracies(output, rows, f"Client {client} of {opened.folder}")
         output.note(f"Next: pfedmma export --client {client}")
         output.result(
             {

@@ -15,7 +15,7 @@ import typer
 
 from pfedmma_deploy.errors import UsageError
 
-from .options import AsJson, Quiet, Verbose, find_bundle, split_names
+from .options import AsJson, Quiet, Verbose, find_bundle, flag, split_names, switch
 from .output import Output, open_output
 
 if TYPE_CHECKING:
@@ -35,20 +35,17 @@ def predict(
         ),
     ],
     model: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Exported bundle. [default: the newest in exports/]"),
+        Path | None, flag("Exported bundle. [default: the newest in exports/]", "DIR")
     ] = None,
     client: Annotated[
-        str | None,
-        typer.Option(metavar="ID", help="Whose model. [default: the only one, else zero-shot]"),
+        str | None, flag("Whose model. [default: the only one, else zero-shot]", "ID")
     ] = None,
     classes: Annotated[
-        str | None,
-        typer.Option(metavar="NAMES", help='Other class names, such as "cat,dog". [default: all]'),
+        str | None, flag('Other class names, such as "cat,dog". [default: all]', "NAMES")
     ] = None,
-    top: Annotated[int, typer.Option(metavar="N", min=1, help="Answers per image.")] = 3,
+    top: Annotated[int, flag("Answers per image.", "N", min=1)] = 3,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Show what zero-shot CLIP answers beside it.")
+        bool, switch("--compare", "Show what zero-shot CLIP answers beside it.")
     ] = False,
     file_format: Annotated[
         Format | None,
@@ -59,19 +56,13 @@ def predict(
         ),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write there, once all is done. [default: stdout]"),
+        Path | None, flag("Write there, once all is done. [default: stdout]", "FILE")
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Images per call of the model.")
-    ] = 32,
+    batch_size: Annotated[int, flag("Images per call of the model.", "N", min=1)] = 32,
     threads: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="CPU threads. [default: all cores it may use]"),
+        int | None, flag("CPU threads. [default: all cores it may use]", "N", min=1)
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="Where to compute.")
-    ] = "auto",
+    device: Annotated[str, flag("Where to compute.", "auto|cpu|cuda|tensorrt")] = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -112,7 +103,7 @@ def predict(
             outcomes = output.progress.track(outcomes, "images", total)
         with destination(out, output.stdout) as stream:
             writer = _writer(output, stream, chosen_format, answers, compare)
-            found, skipped = _write(outcomes, writer, output)
+            found, skipped = writer.write(outcomes, output)
         if skipped:
             output.note(f"{skipped} of {found + skipped} images could not be read")
         if out and not as_json:
@@ -167,25 +158,24 @@ def _outcomes(
     yield from skipped
 
 
-def _write(
-    outcomes: Iterable[tuple[Prediction, ...] | Skipped], writer: Writer, output: Output
-) -> tuple[int, int]:
-    """How many images were read, and how many were not."""
-    found = skipped = 0
-    for outcome in outcomes:
-        if isinstance(outcome, tuple):
-            writer.found(outcome)
-            found += 1
-        else:
-            output.note(f"skipped {printable(outcome.path)}: {outcome.reason}")
-            writer.skipped(outcome)
-            skipped += 1
-    writer.finish()
-    return found, skipped
-
-
 class Writer:
     """Takes what was found image by image; the last of `predictions` may be zero-shot's."""
+
+    def write(
+        self, outcomes: Iterable[tuple[Prediction, ...] | Skipped], output: Output
+    ) -> tuple[int, int]:
+        """All of them; how many images were read, and how many were not."""
+        found = skipped = 0
+        for outcome in outcomes:
+            if isinstance(outcome, tuple):
+                self.found(outcome)
+                found += 1
+            else:
+                output.note(f"skipped {printable(outcome.path)}: {outcome.reason}")
+                self.skipped(outcome)
+                skipped += 1
+        self.finish()
+        return found, skipped
 
     def found(self, predictions: Sequence[Prediction]) -> None:
         """One image's answers: the client's, and zero-shot's where they are compared."""
@@ -199,17 +189,15 @@ class Writer:
 
 
 class JsonLines(Writer):
-    """One JSON object a line, written at once: a prediction, or a path with why it was skipped."""
+    """One JSON object a line, written at once: as in `--json`, or `{"path", "skipped"}`."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def found(self, predictions: Sequence[Prediction]) -> None:
-        """A line like an entry of `predictions` in `--json`."""
         self._write(as_dict(predictions))
 
     def skipped(self, entry: Skipped) -> None:
-        """A line `{"path", "skipped"}`."""
         self._write({"path": printable(entry.path), "skipped": entry.reason})
 
     def _write(self, values: dict[str, Any]) -> None:
@@ -235,7 +223,6 @@ class Csv(Writer):
         self._write(self._columns)
 
     def found(self, predictions: Sequence[Prediction]) -> None:
-        """A row with an empty last column."""
         first = predictions[0]
         cells = [_harmless_path(first.source), _harmless(first.client)]
         for prediction in predictions:
@@ -244,7 +231,6 @@ class Csv(Writer):
         self._write([*cells, ""])
 
     def skipped(self, entry: Skipped) -> None:
-        """A row of path and reason."""
         nothing = [""] * (len(self._columns) - 2)
         self._write([_harmless_path(entry.path), *nothing, _harmless(entry.reason)])
 
@@ -262,7 +248,6 @@ class Table(Writer):
         self._columns: list[str] = []
 
     def found(self, predictions: Sequence[Prediction]) -> None:
-        """A row: the path, and what each of the models says."""
         first = predictions[0]
         self._columns = ["Image", f"Client {first.client}", "Zero-shot"][: 1 + len(predictions)]
         cells = [printable(first.source)]
@@ -272,7 +257,6 @@ class Table(Writer):
         self._rows.append(cells)
 
     def finish(self) -> None:
-        """Print it, where there is something."""
         if self._rows:
             self._output.table(self._columns, self._rows)
 
@@ -286,15 +270,12 @@ class OneObject(Writer):
         self._skipped: list[dict[str, str]] = []
 
     def found(self, predictions: Sequence[Prediction]) -> None:
-        """An entry of `predictions`."""
         self._predictions.append(as_dict(predictions))
 
     def skipped(self, entry: Skipped) -> None:
-        """An entry of `skipped`."""
         self._skipped.append({"path": printable(entry.path), "reason": entry.reason})
 
     def finish(self) -> None:
-        """Print it."""
         self._output.result({"predictions": self._predictions, "skipped": self._skipped})
 
 

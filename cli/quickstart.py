@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-
-import typer
 
 from pfedmma_deploy.config import TrainConfig, read_options
 from pfedmma_deploy.system import peak_memory
 
 from .evaluate import evaluation_values
 from .export import print_report
-from .options import EXPORTS, AsJson, Clients, Quiet, Seed, Verbose, free_folder
+from .options import EXPORTS, AsJson, Clients, Quiet, Seed, Verbose, flag, free_folder
 from .output import Output, Row, open_output, print_accuracies, print_clients
 
 if TYPE_CHECKING:
@@ -26,10 +26,7 @@ SHOWN = 6
 
 def quickstart(
     data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME_OR_DIR", help="Other images. [default: cifar10-sample, in this package]"
-        ),
+        str | None, flag("Other images. [default: cifar10-sample, in this package]", "NAME_OR_DIR")
     ] = None,
     clients: Clients = None,
     seed: Seed = None,
@@ -60,31 +57,37 @@ def quickstart(
 
 
 def _run(config: TrainConfig, folder: Path, output: Output) -> None:
-    times = _Times(output)
     from pfedmma_deploy.export.run import export_run
     from pfedmma_deploy.federated.evaluate import evaluate_run
     from pfedmma_deploy.federated.personalize import fine_tune
     from pfedmma_deploy.federated.session import open_run_session
     from pfedmma_deploy.federated.train import train
 
-    times.start("train", f"Training {config.partition.clients} clients for {config.rounds} rounds")
-    trained = train(config, folder, progress=output.progress)
+    times: dict[str, float] = {}
+
+    @contextmanager
+    def step(name: str, text: str) -> Iterator[None]:
+        output.note(f"{text} ...")
+        began = time.perf_counter()
+        yield
+        times[name] = time.perf_counter() - began
+
+    with step("train", f"Training {config.partition.clients} clients for {config.rounds} rounds"):
+        trained = train(config, folder, progress=output.progress)
     run = trained.run
-    times.start("personalize", "Personalizing every client")
-    session = open_run_session(run)
-    for client in output.progress.track(run.client_ids, "clients", len(run.client_ids)):
-        fine_tune(run, client, session=session)
-    times.start("evaluate", "Comparing with zero-shot CLIP")
-    found = evaluate_run(run, session=session, progress=output.progress)
-    values = evaluation_values(found)
-    times.start("export", "Exporting all clients into one bundle, checked against torch")
-    bundle = EXPORTS / folder.name
-    report = export_run(
-        run, bundle, measured=found, session=session, progress=output.progress
-    ).to_dict()
-    times.start("predict", "Predicting with the bundle")
-    predictions = _predict(session, bundle, run.client_ids[0])
-    times.stop()
+    with step("personalize", "Personalizing every client"):
+        session = open_run_session(run)
+        for client in output.progress.track(run.client_ids, "clients", len(run.client_ids)):
+            fine_tune(run, client, session=session)
+    with step("evaluate", "Comparing with zero-shot CLIP"):
+        found = evaluate_run(run, session=session, progress=output.progress)
+    values, bundle = evaluation_values(found), EXPORTS / folder.name
+    with step("export", "Exporting all clients into one bundle, checked against torch"):
+        report = export_run(
+            run, bundle, measured=found, session=session, progress=output.progress
+        ).to_dict()
+    with step("predict", "Predicting with the bundle"):
+        predictions = _predict(session, bundle, run.client_ids[0])
 
     print_report(output, report)
     if predictions:
@@ -96,7 +99,10 @@ def _run(config: TrainConfig, folder: Path, output: Output) -> None:
     print_accuracies(output, means, title)
     sent = trained.bytes_up_per_client_round
     output.say(f"Sent per client and round: {sent:,} bytes each way.")
-    output.say(f"Seconds: {times}. Peak memory: {peak_memory() / 1e9:.1f} GB.")
+    total = sum(times.values())
+    steps = ", ".join(f"{name} {seconds:.0f}" for name, seconds in times.items())
+    memory = peak_memory()
+    output.say(f"Seconds: {total:.0f} ({steps}). Peak memory: {memory / 1e9:.1f} GB.")
     output.note(_next_steps(bundle, run.client_ids[0]))
     output.result(
         {
@@ -105,39 +111,11 @@ def _run(config: TrainConfig, folder: Path, output: Output) -> None:
             "bundle": str(bundle),
             "bytes_up_per_client_round": sent,
             "bytes_down_per_client_round": trained.bytes_down_per_client_round,
-            "seconds": times.total,
-            "seconds_by_step": times.steps,
-            "peak_memory": peak_memory(),
+            "seconds": total,
+            "seconds_by_step": times,
+            "peak_memory": memory,
         }
     )
-
-
-class _Times:
-    """How long each step takes; says what starts."""
-
-    def __init__(self, output: Output) -> None:
-        self.steps: dict[str, float] = {}
-        self._output = output
-        self._current: tuple[str, float] | None = None
-
-    def start(self, name: str, text: str) -> None:
-        self.stop()
-        self._output.note(f"{text} ...")
-        self._current = name, time.perf_counter()
-
-    def stop(self) -> None:
-        if self._current is not None:
-            name, began = self._current
-            self.steps[name] = time.perf_counter() - began
-            self._current = None
-
-    @property
-    def total(self) -> float:
-        return sum(self.steps.values())
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in self.steps.items())
-        return f"{self.total:.0f} ({parts})"
 
 
 def _predict(session: Session, bundle: Path, client: str) -> list[Row]:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 
+from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.export.banks import ExportClient, client_banks, replace_banks
 from pfedmma_deploy.export.bundle import export_bundle
@@ -27,11 +29,6 @@ from pfedmma_deploy.methods.registry import make_method
 from pfedmma_deploy.runtime import bundle as names
 from pfedmma_deploy.runtime.manifest import ZERO_SHOT, ClientInfo
 from pfedmma_deploy.store.files import write_bytes
-
-if TYPE_CHECKING:
-    import onnx
-
-    from pfedmma_deploy.backbone.clip import Backbone
 
 CLASS_NAMES = tuple(f"class {number}" for number in range(10))
 DEVIATION = 0.02
@@ -55,8 +52,6 @@ class RandomBundles:
                 open_clip does.
             UsageError: one ONNX file cannot hold so many clients.
         """
-        import onnx
-
         out = self.folder / f"{config.flavour}-{config.precision}-{config.weights}-{clients}"
         if out.exists():
             return out
@@ -73,7 +68,15 @@ class RandomBundles:
                 f"{clients} clients on {self.backbone.name} make a model of {size / 1e9:.1f} GB, "
                 "one ONNX file holds 2.1: measure fewer, or store them with --weights fp16"
             )
-        _fill_banks(model, clients)
+        rng = np.random.default_rng(1)
+
+        def random(name: str, values: NDArray[Any]) -> NDArray[Any]:
+            rows = rng.standard_normal((clients + 1, *values.shape[1:]), np.float32)
+            rows *= DEVIATION
+            rows[0] = 0  # zero-shot's
+            return rows.astype(values.dtype, copy=False)
+
+        replace_banks(model, random)
         out.mkdir()
         write_bytes(out / names.VISION_MODEL, to_bytes(model, {}))
         for file in (names.TOKENIZER, names.LABELS):
@@ -112,16 +115,3 @@ class RandomBundles:
                 config=ExportConfig(flavour),
             )
         return names.Bundle.open(folder)
-
-
-def _fill_banks(model: onnx.ModelProto, clients: int) -> None:
-    """Give the banks rows for `clients` random clients behind zero-shot's, which is zero."""
-    rng = np.random.default_rng(1)
-
-    def random(name: str, values: NDArray[Any]) -> NDArray[Any]:
-        rows = rng.standard_normal((clients + 1, *values.shape[1:]), np.float32)
-        rows *= DEVIATION
-        rows[0] = 0
-        return rows.astype(values.dtype, copy=False)
-
-    replace_banks(model, random)

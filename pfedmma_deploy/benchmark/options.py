@@ -22,10 +22,7 @@ MEASURES = ("rate", "end-to-end", "load", "clients")
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """What is measured; every field has a default that suits a laptop.
-
-    Raises `UsageError` on a value that there is not.
-    """
+    """What is measured; the defaults suit a laptop. Raises `UsageError` on an impossible value."""
 
     backbones: tuple[str, ...] = ("pfedmma-tiny",)
     """open_clip names. Weights are random: they do not change speed."""
@@ -51,16 +48,12 @@ class InferenceOptions:
     measures: tuple[str, ...] = MEASURES
 
     def __post_init__(self) -> None:
-        sizes = {
-            "clients": (self.clients, *self.scaling),
-            "batch_sizes": self.batch_sizes,
-            "bottleneck_dim": (self.bottleneck_dim,),
-            "threads": (self.threads,),
-            "rounds": (self.rounds,),
-        }
-        for name, numbers in sizes.items():
-            if any(number < 1 for number in numbers):
-                raise UsageError(f"{name} must be 1 or more, not {min(numbers)}")
+        counts = {name: getattr(self, name) for name in ("bottleneck_dim", "threads", "rounds")}
+        counts |= {"clients": min((self.clients, *self.scaling))}
+        counts |= {"batch_sizes": min(self.batch_sizes, default=1)}
+        for name, smallest in counts.items():
+            if smallest < 1:
+                raise UsageError(f"{name} must be 1 or more, not {smallest}")
         if not self.seconds > 0:
             raise UsageError(f"seconds per window must be above 0, not {self.seconds}")
         lists: dict[str, tuple[Sequence[object], Sequence[object]]] = {
@@ -68,7 +61,6 @@ class InferenceOptions:
             "batch size": (self.batch_sizes, self.batch_sizes),
             "--precision": (self.precisions, get_args(Precision)),
             "measurement": (self.measures, MEASURES),
-            "device": ((self.device,), ("cpu", "cuda")),
         }
         for name, (chosen, known) in lists.items():
             for value in chosen:

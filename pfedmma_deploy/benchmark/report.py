@@ -1,108 +1,149 @@
-"""What was measured: a row per subject, tables of the rows, Markdown for people and JSON beside."""
+"""How subjects are timed, the rows that come of it, and tables of rows: Markdown with JSON beside.
+
+A busy machine must disturb all alike. Every round gives each contestant one short window; the order
+turns around from round to round (A B, B A, ...), and a ratio is taken within each round before the
+median over the rounds: what other processes take for a while is taken from both of its sides.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pfedmma_deploy.benchmark.timing import Spread, Windows, percentile, ratio, spread
-from pfedmma_deploy.runtime.manifest import Manifest
+import numpy as np
+
+from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.files import json_bytes, write_bytes
 from pfedmma_deploy.system import Environment
 
 Measure = Literal["rate", "end-to-end", "load", "clients"]
+Row = dict[str, Any]
+"""One subject in one measurement, JSON-ready. What does not apply has no key."""
+FEW_CALLS = 4
+"""A window that holds fewer calls than this spends none of them on warming up."""
 ENOUGH_FOR_P99 = 100
 """Calls below which the slowest hundredth is no measurement."""
-IN_TURNS = (
-    "Rates are medians of short windows that all subjects take in turns, with quartiles; a ratio "
-    "is the median of those within each round."
-)
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Seconds of single calls."""
+class Contestant:
+    """Something to be timed."""
 
-    p50: float
-    p95: float
-    p99: float | None
-    """None where there were too few calls for it."""
-    calls: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """One subject in one measurement; None is what was not measured or does not apply."""
-
-    measure: Measure
-    backbone: str
     name: str
-    precision: str
-    flavour: str | None = None
-    clients: int | None = None
-    """Clients in the file; batches mix them."""
-    batch_size: int | None = None
-    images_per_second: float | None = None
-    """Median over the rounds."""
-    quartiles: Sequence[float] | None = None
-    """Of the rounds' rates, lower and upper."""
-    peer: str | None = None
-    ratio: float | None = None
-    """Times the rate of `peer`: median of the ratios within each round."""
-    ratios: Mapping[str, Spread] | None = None
-    """The same to every peer, with quartiles."""
-    latency: Latency | None = None
-    load: float | None = None
-    """Seconds for imports and loading in a fresh process."""
-    first_answer: float | None = None
-    """Seconds from the start of a fresh process to its first answer."""
-    memory: int | None = None
-    """Resident bytes of that process after the answer."""
-    peak_memory: int | None = None
-    file_bytes: int | None = None
-    bytes_per_client: int | None = None
-    """Resident bytes that one more client costs, over the file with the fewest clients."""
-    reason: str | None = None
-    """Why it was not measured."""
-
-    def timed(self, windows: Mapping[str, Windows], label: str, peer: str | None) -> Row:
-        """The row with what `windows` say of the contestant `label`, beside all others."""
-        own = windows[label]
-        rate = spread(own.rates)
-        ratios = {other: ratio(own, windows[other]) for other in windows if other != label}
-        return replace(
-            self,
-            images_per_second=rate.median,
-            quartiles=[rate.low, rate.high],
-            peer=peer if peer in ratios else None,
-            ratio=ratios[peer].median if peer in ratios else None,
-            ratios=ratios,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; keys that do not apply are left out, a rate always has its key."""
-        values = {key: value for key, value in asdict(self).items() if value is not None}
-        return {"images_per_second": None, "ratio": None, **values}
+    run: Callable[[], object]
+    """One call; it returns when its result is there."""
+    items: float
+    """What one call does, in the unit of the rate, such as images."""
 
 
-def bundle_row(measure: Measure, backbone: str, manifest: Manifest) -> Row:
-    """The row of a bundle before it is measured."""
-    return Row(
-        measure,
-        backbone,
-        f"pfedmma {manifest.precision}",
-        manifest.precision,
-        manifest.flavour,
-        len(manifest.clients) - 1,
-    )
+@dataclass
+class Windows:
+    """What was seen of one contestant."""
+
+    rates: list[float] = field(default_factory=list)
+    """Items per second, one per round."""
+    calls: list[float] = field(default_factory=list)
+    """Seconds of every timed call."""
 
 
-def latency(calls: Sequence[float]) -> Latency:
-    """Percentiles of the seconds of single calls."""
-    p99 = percentile(calls, 99) if len(calls) >= ENOUGH_FOR_P99 else None
-    return Latency(percentile(calls, 50), percentile(calls, 95), p99, len(calls))
+def run_rounds(
+    contestants: Sequence[Contestant],
+    rounds: int,
+    seconds: float,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    progress: Progress | None = None,
+    label: str = "rounds",
+) -> dict[str, Windows]:
+    """Time all contestants in turns.
+
+    Args:
+        contestants: with names of their own.
+        rounds: windows for each.
+        seconds: length of a window; it holds at least one call.
+        clock: tells seconds.
+        progress: is told of the windows.
+        label: what they are, in the plural.
+
+    Returns:
+        The windows by name, in the order of `contestants`.
+    """
+    seen = {contestant.name: Windows() for contestant in contestants}
+    # Turned around every time, so that nobody always runs behind the one that heats the processor.
+    order: list[Contestant] = []
+    for turn in range(rounds):
+        order += contestants if turn % 2 == 0 else reversed(contestants)
+    for contestant in (progress or Silent()).track(order, label, len(order)):
+        windows = seen[contestant.name]
+        # Caches and thread pools hold the previous contestant's state. A long call outlasts that.
+        if not windows.calls or windows.calls[-1] * FEW_CALLS < seconds:
+            contestant.run()
+        start = before = clock()
+        count = 0
+        while count == 0 or before - start < seconds:
+            contestant.run()
+            after = clock()
+            windows.calls.append(after - before)
+            before, count = after, count + 1
+        windows.rates.append(count * contestant.items / (before - start))
+    return seen
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles of one value or more, linear between neighbours."""
+    low, middle, high = np.percentile(values, (25, 50, 75)).tolist()
+    return Spread(middle, low, high)
+
+
+def ratio(ours: Windows, theirs: Windows) -> Spread:
+    """How many times the rate of `theirs` is reached, round by round."""
+    return spread([a / b for a, b in zip(ours.rates, theirs.rates, strict=True)])
+
+
+def new_row(measure: Measure, backbone: str, about: Row, **values: Any) -> Row:
+    """A row before it is measured; a rate and a ratio always have their keys."""
+    row = {"measure": measure, "backbone": backbone, **about, **values}
+    return {"images_per_second": None, "ratio": None, **row}
+
+
+def timed(windows: Mapping[str, Windows], label: str, peer: str) -> Row:
+    """What `windows` say of the contestant `label`, beside all others and `peer` first.
+
+    Returns:
+        `images_per_second` with the `quartiles` of the rounds; `peer` and the `ratio` to it; and
+        `ratios`, to every other contestant, with quartiles.
+    """
+    own = windows[label]
+    rate = spread(own.rates)
+    ratios = {}
+    for other, theirs in windows.items():
+        if other != label:
+            ratios[other] = asdict(ratio(own, theirs))
+    row = {"images_per_second": rate.median, "quartiles": [rate.low, rate.high], "ratios": ratios}
+    return row | {"peer": peer, "ratio": ratios[peer]["median"]} if peer in ratios else row
+
+
+def latency(calls: Sequence[float]) -> dict[str, float | None]:
+    """Percentiles of the seconds of single calls; p99 is None where there were too few for it."""
+    p50, p95, p99 = np.percentile(calls, (50, 95, 99)).tolist()
+    enough = len(calls) >= ENOUGH_FOR_P99
+    return {"p50": p50, "p95": p95, "p99": p99 if enough else None, "calls": len(calls)}
+
+
+Columns = Mapping[str, tuple[str, float]]
+"""Heading -> the key of a row and the factor to the unit of the heading."""
 
 
 @dataclass(frozen=True)
@@ -118,166 +159,69 @@ class Section:
     """What was not measured, and why."""
 
 
-def number(value: Any, pattern: str = "{}", scale: float = 1) -> str:
-    """A cell: a number in its unit, or a text; `-` for what is not there."""
-    if value is None:
-        return "-"
-    return pattern.format(value if scale == 1 else value * scale)
+def make_section(
+    title: str, note: str, columns: Columns, rows: Sequence[Row], reasons: Sequence[str] = ()
+) -> Section:
+    """A table of rows; a column in which nothing stands is left out."""
+    filled = {}
+    for heading, (key, scale) in columns.items():
+        column = [number(row.get(key), scale) for row in rows]
+        if set(column) != {"-"}:
+            filled[heading] = column
+    cells = [list(line) for line in zip(*filled.values(), strict=True)]
+    return Section(title, note, list(filled), cells, reasons)
 
 
-def _rate(value: float | None) -> str:
-    return number(value, "{:.1f}" if value is not None and value < 100 else "{:,.0f}")
+def number(value: Any, scale: float = 1) -> str:
+    """A cell: three digits of a number in its unit, or a text; `-` for what is not there."""
+    if value is None or isinstance(value, str):
+        return value or "-"
+    if isinstance(value, int) and scale == 1:
+        return f"{value:,}"
+    scaled = value * scale
+    if 0 < abs(scaled) < 0.005:
+        return f"{scaled:.0e}"
+    digits = 2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 99.95 else 0
+    return f"{scaled:,.{digits}f}"
 
 
-def _megabytes(value: int | None) -> str:
-    return number(value, "{:,.2f}" if value is not None and value < 1e7 else "{:,.0f}", 1e-6)
+@dataclass(frozen=True)
+class Report:
+    """Everything that was measured at once."""
 
+    kind: Literal["inference", "training"]
+    command: str
+    """What repeats the measurement."""
+    how: str
+    """How it was measured, a sentence."""
+    environment: Environment
+    rows: Sequence[Row]
+    tables: Sequence[Section]
+    """The same for people."""
 
-def _milliseconds(row: Row, name: str) -> str:
-    return number(getattr(row.latency, name, None), "{:.1f}", 1000)
+    def to_dict(self) -> dict[str, Any]:
+        """As `pfedmma bench --json` prints it."""
+        return {"rows": self.rows, "environment": self.environment.to_dict()}
 
-
-Columns = dict[str, Callable[[Row], str]]
-_RATES: Columns = {
-    "batch": lambda row: number(row.batch_size),
-    "images/s": lambda row: _rate(row.images_per_second),
-    "quartiles": lambda row: " to ".join(map(_rate, row.quartiles or [])) or "-",
-}
-_LATENCY: Columns = {
-    "p50": lambda row: _milliseconds(row, "p50"),
-    "p95": lambda row: _milliseconds(row, "p95"),
-    "p99": lambda row: _milliseconds(row, "p99"),
-    "calls": lambda row: number(getattr(row.latency, "calls", None)),
-}
-_MEMORY: Columns = {
-    "file, MB": lambda row: _megabytes(row.file_bytes),
-    "memory, MB": lambda row: _megabytes(row.memory),
-    "peak, MB": lambda row: _megabytes(row.peak_memory),
-    "a client more, MB": lambda row: _megabytes(row.bytes_per_client),
-}
-_LOAD: Columns = {
-    "import and load, s": lambda row: number(row.load, "{:.2f}"),
-    "first answer, s": lambda row: number(row.first_answer, "{:.2f}"),
-    **_MEMORY,
-}
-RATES = "rate of the model on the device"
-
-_TABLES: Sequence[tuple[Measure, str, Columns, str]] = (
-    (
-        "rate",
-        RATES,
-        _RATES,
-        "`pfedmma`: uint8 pixels in, normalised inside; every batch mixes clients. "
-        "`torch eager`: open_clip's `encode_image`. `onnxruntime`: the same tower through "
-        "`torch.onnx.export`, no adapters. Both take normalised floating-point pixels.",
-    ),
-    (
-        "rate",
-        "latency of one image on the device, in milliseconds",
-        _LATENCY,
-        "Of the calls at batch 1 above. No p99 from fewer than 100 calls.",
-    ),
-    (
-        "end-to-end",
-        "from JPEG files to labels",
-        _RATES,
-        "Photographs of 500 x 375 pixels. `pfedmma`: `Classifier.predict`. The others: open_clip's "
-        "transform, image by image, then the model, as open_clip's README does it.",
-    ),
-    (
-        "load",
-        "load time and memory",
-        _LOAD,
-        "One image, each time in a fresh process. First answer: from the start of the process, "
-        "imports included. torch loads both towers, as open_clip does. `pfedmma predict` is the "
-        "whole command.",
-    ),
-    (
-        "clients",
-        "many clients in one file",
-        {**_RATES, **_MEMORY},
-        "Batches mix the clients. Memory: resident after such a batch, in a fresh process. A "
-        "client more: what it adds to that, over the file with the fewest.",
-    ),
-)
-"""Which rows stand in a table, its title, its columns and what a reader must know."""
-
-
-def sections(rows: Sequence[Row]) -> list[Section]:
-    """The tables of an inference benchmark by backbone; those without rows are left out."""
-    found = []
-    for measure, title, columns, note in _TABLES:
-        chosen = [row for row in rows if row.measure == measure]
-        if columns is _LATENCY:
-            chosen = [row for row in chosen if row.latency is not None]
-        for backbone in dict.fromkeys(row.backbone for row in chosen):
-            own = [row for row in chosen if row.backbone == backbone]
-            measured = [row for row in own if row.reason is None]
-            reasons = [f"{row.name}: {row.reason}" for row in own if row.reason]
-            names, cells = _cells(measured, columns)
-            found.append(Section(f"{backbone}: {title}", note, names, cells, reasons))
-    return found
-
-
-def _cells(rows: Sequence[Row], columns: Columns) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells; a column in which nothing stands is left out."""
-    # Compared with: the models without adapters, and our own fp32 where that is one file.
-    peers = [row.name for row in rows if row.clients is None]
-    peers += [row.name for row in rows if row.name == "pfedmma fp32" and row.measure != "clients"]
-    filled = {"model": [row.name for row in rows]}
-    filled["clients"] = [number(row.clients, "{:,}") for row in rows]
-    for name, read in columns.items():
-        filled[name] = [read(row) for row in rows]
-        if name == "quartiles":
-            for peer in dict.fromkeys(peers):
-                filled[f"x {peer}"] = [_ratio(row, peer) for row in rows]
-    names = [name for name, cells in filled.items() if any(cell != "-" for cell in cells)]
-    return names, [[filled[name][place] for name in names] for place in range(len(rows))]
-
-
-def _ratio(row: Row, peer: str) -> str:
-    for label, found in (row.ratios or {}).items():
-        if label == peer or label.startswith(f"{peer},"):
-            return f"{found.median:.2f}"
-    return "-"
-
-
-def write_report(
-    folder: Path,
-    kind: str,
-    command: str,
-    environment: Environment,
-    rows: Sequence[Mapping[str, Any]],
-    tables: Sequence[Section],
-    how: str = IN_TURNS,
-) -> list[Path]:
-    """Write `KIND-MACHINE.md` and `.json` into `folder`; returns both paths.
-
-    Args:
-        folder: made where it is not there.
-        kind: `inference` or `training`.
-        command: what repeats the measurement.
-        environment: of the measurement.
-        rows: JSON-ready.
-        tables: the same for people.
-        how: how it was measured, a sentence.
-    """
-    parts = [
-        f"# {kind.capitalize()} on {environment.machine}",
-        f"Made by `{command}`. {how}",
-        environment_lines(environment),
-    ]
-    for section in tables:
-        parts.append(f"## {section.title}")
-        if section.note not in parts:
-            parts.append(section.note)
-        head, *body = [f"| {' | '.join(line)} |" for line in (section.columns, *section.cells)]
-        parts.append("\n".join([head, f"|{'---|' * len(section.columns)}", *body]))
-        parts += [f"Not measured: {reason}" for reason in section.reasons]
-    files = [folder / f"{kind}-{environment.machine}.{ending}" for ending in ("md", "json")]
-    write_bytes(files[0], ("\n\n".join(parts) + "\n").encode())
-    write_bytes(files[1], json_bytes({"rows": rows, "environment": environment.to_dict()}))
-    return files
+    def write(self, folder: Path) -> list[Path]:
+        """Write `KIND-MACHINE.md` and `.json` into `folder`, which is made; returns both paths."""
+        machine = self.environment.machine
+        paragraphs = [
+            f"# {self.kind.capitalize()} on {machine}",
+            f"Made by `{self.command}`. {self.how}",
+            environment_lines(self.environment),
+        ]
+        for section in self.tables:
+            paragraphs.append(f"## {section.title}")
+            if section.note not in paragraphs:
+                paragraphs.append(section.note)
+            head, *body = [f"| {' | '.join(line)} |" for line in (section.columns, *section.cells)]
+            paragraphs.append("\n".join([head, f"|{'---|' * len(section.columns)}", *body]))
+            paragraphs += [f"Not measured: {reason}" for reason in section.reasons]
+        files = [folder / f"{self.kind}-{machine}.{ending}" for ending in ("md", "json")]
+        write_bytes(files[0], ("\n\n".join(paragraphs) + "\n").encode())
+        write_bytes(files[1], json_bytes(self.to_dict()))
+        return files
 
 
 def environment_lines(environment: Environment) -> str:

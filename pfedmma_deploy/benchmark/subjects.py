@@ -1,7 +1,7 @@
 """What is measured: exported models, plain ONNX Runtime and torch as it comes.
 
-A subject is one model under measurement, on the device alone; the functions that end in `_loop`
-go from JPEG files to labels.
+A subject is one model under measurement: on the device alone, or, in the functions that end in
+`_photos`, from JPEG files to labels.
 """
 
 from __future__ import annotations
@@ -11,27 +11,25 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import onnxruntime
+import open_clip
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from pfedmma_deploy.benchmark.load import spread_clients
+from pfedmma_deploy.backbone.clip import Backbone
+from pfedmma_deploy.benchmark.load import Call, spread_clients
+from pfedmma_deploy.benchmark.report import Row
 from pfedmma_deploy.data.samples import load_sample
 from pfedmma_deploy.export.onnx_file import to_bytes, to_onnx
+from pfedmma_deploy.runtime import Classifier
 from pfedmma_deploy.runtime.bundle import VISION_MODEL, Bundle
 from pfedmma_deploy.runtime.providers import open_session
 
-if TYPE_CHECKING:
-    import onnxruntime
-
-    from pfedmma_deploy.backbone.clip import Backbone
-    from pfedmma_deploy.runtime import Classifier
-
-Call = Callable[[], object]
 Feed = Mapping[str, NDArray[Any]]
 Device = Literal["cpu", "cuda"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -48,18 +46,29 @@ GRAIN = 6.0
 class Subject:
     """A model under measurement."""
 
-    name: str
-    precision: str
+    about: Row
+    """Its `name` and `precision`; of a bundle also `flavour` and `clients`, the number of clients
+    in the file, which every batch mixes."""
     prepare: Callable[[int], Call]
-    """Batch size -> one call on as many images, which returns when the features are there."""
-    flavour: str | None = None
-    clients: int | None = None
-    """Clients in the file; every batch mixes as many of them as it has images."""
+    """Batch size -> one call: a batch of as many images, or photographs in batches of that size. It
+    returns when the features are there."""
 
     @property
     def label(self) -> str:
         """Its name among others: `pfedmma int8, 100 clients`."""
-        return self.name if self.clients is None else f"{self.name}, {self.clients} clients"
+        clients = self.about.get("clients")
+        return f"{self.about['name']}" + ("" if clients is None else f", {clients} clients")
+
+
+def describe(bundle: Bundle) -> Row:
+    """What a row says of a bundle."""
+    manifest = bundle.manifest
+    return {
+        "name": f"pfedmma {manifest.precision}",
+        "precision": manifest.precision,
+        "flavour": manifest.flavour,
+        "clients": len(manifest.clients) - 1,
+    }
 
 
 class PlainImageTower(nn.Module):
@@ -76,9 +85,9 @@ class PlainImageTower(nn.Module):
 
 def exported(bundle: Bundle, device: Device, threads: int) -> Subject:
     """The image tower of a bundle, uint8 in, its clients mixed in every batch."""
-    manifest = bundle.manifest
     session = open_tuned(bundle.file(VISION_MODEL), device, threads)
-    size, clients = manifest.preprocessing.image_size, len(manifest.clients) - 1
+    about = describe(bundle)
+    size, clients = bundle.manifest.preprocessing.image_size, about["clients"]
 
     def prepare(batch: int) -> Call:
         rng = np.random.default_rng(SEED)
@@ -89,8 +98,7 @@ def exported(bundle: Bundle, device: Device, threads: int) -> Subject:
             feeds.append({"pixel_values": pixels, "client": mixed})
         return _run(session, feeds, device)
 
-    name = f"pfedmma {manifest.precision}"
-    return Subject(name, manifest.precision, prepare, manifest.flavour, clients)
+    return Subject(about, prepare)
 
 
 def plain_onnx(
@@ -103,7 +111,7 @@ def plain_onnx(
         pixels = _pixels(backbone, batch, "cpu", precision).numpy()
         return _run(session, [{"pixel_values": pixels}], device)
 
-    return Subject(f"onnxruntime {precision}", precision, prepare)
+    return Subject({"name": f"onnxruntime {precision}", "precision": precision}, prepare)
 
 
 def plain_file(backbone: Backbone, folder: Path, precision: str = "fp32") -> Path:
@@ -142,7 +150,7 @@ def run_torch(
 
         return call
 
-    return Subject(name, precision, prepare)
+    return Subject({"name": name, "precision": precision}, prepare)
 
 
 def plain_tower(backbone: Backbone, device: Device, precision: str = "fp32") -> PlainImageTower:
@@ -165,8 +173,6 @@ def open_tuned(file: Path, device: Device, threads: int) -> onnxruntime.Inferenc
     """A session that computes with so many threads on the CPU, or really on the GPU."""
     if device == "cuda":
         return open_session(file, device)
-    import onnxruntime
-
     # Not `open_session`, whose threads sleep while they wait: peers get ONNX Runtime's defaults.
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -194,8 +200,6 @@ def _run(session: onnxruntime.InferenceSession, feeds: Sequence[Feed], device: D
 
 def bound(session: onnxruntime.InferenceSession, feed: Feed, device: Device) -> Any:
     """An IO binding: inputs copied to the device beforehand, the output left there."""
-    import onnxruntime
-
     binding = session.io_binding()
     for name, values in feed.items():
         value = onnxruntime.OrtValue.ortvalue_from_numpy(values, device, 0)
@@ -204,47 +208,49 @@ def bound(session: onnxruntime.InferenceSession, feed: Feed, device: Device) -> 
     return binding
 
 
-def bundle_loop(classifier: Classifier, photos: Sequence[str], batch: int) -> Call:
+def bundle_photos(bundle: Bundle, photos: Sequence[str], device: Device, threads: int) -> Subject:
     """`Classifier.predict` of photographs, for all clients in turn."""
-    every = itertools.cycle(range(1, len(classifier.clients)))
-    clients = list(itertools.islice(every, len(photos)))
-    return lambda: classifier.predict(photos, client=clients, batch_size=batch)
+    classifier = Classifier(bundle, device, threads)
+    clients = [1 + place % (len(classifier.clients) - 1) for place in range(len(photos))]
+
+    def prepare(batch: int) -> Call:
+        return lambda: classifier.predict(photos, client=clients, batch_size=batch)
+
+    return Subject(describe(bundle), prepare)
 
 
-def torch_loop(backbone: Backbone, photos: Sequence[str], batch: int, device: Device) -> Call:
+def torch_photos(backbone: Backbone, photos: Sequence[str], device: Device) -> Subject:
     """As open_clip's README does it: its transform, `encode_image`, the most similar text."""
     tower = plain_tower(backbone, device)
 
-    def encode(pixels: Tensor) -> Any:
+    def encode(pixels: Tensor) -> NDArray[Any]:
         with torch.inference_mode():
-            return tower(pixels.to(device)).cpu().numpy()
+            features: NDArray[Any] = tower(pixels.to(device)).cpu().numpy()
+        return features
 
-    return lambda: _classify(backbone, photos, batch, encode)
+    return _through_transform("torch eager fp32", backbone, photos, encode)
 
 
-def onnx_loop(
-    backbone: Backbone,
-    folder: Path,
-    photos: Sequence[str],
-    batch: int,
-    device: Device,
-    threads: int,
-) -> Call:
+def onnx_photos(
+    backbone: Backbone, folder: Path, photos: Sequence[str], device: Device, threads: int
+) -> Subject:
     """The same with the plain tower in ONNX Runtime."""
     session = open_tuned(plain_file(backbone, folder), device, threads)
 
-    def encode(pixels: Tensor) -> Any:
-        return session.run(None, {"pixel_values": pixels.numpy()})[0]
+    def encode(pixels: Tensor) -> NDArray[Any]:
+        features: NDArray[Any] = session.run(None, {"pixel_values": pixels.numpy()})[0]
+        return features
 
-    return lambda: _classify(backbone, photos, batch, encode)
+    return _through_transform("onnxruntime fp32", backbone, photos, encode)
 
 
-def _classify(
-    backbone: Backbone, photos: Sequence[str], batch: int, encode: Callable[[Tensor], Any]
-) -> list[int]:
+def _through_transform(
+    name: str,
+    backbone: Backbone,
+    photos: Sequence[str],
+    encode: Callable[[Tensor], NDArray[Any]],
+) -> Subject:
     """Labels of photographs, image by image through open_clip's transform."""
-    import open_clip
-
     transform = open_clip.image_transform(
         backbone.image_size,
         is_train=False,
@@ -254,27 +260,34 @@ def _classify(
         interpolation=backbone.interpolation,
     )
     # As many classes as the bundles have, [D, 10].
-    text = np.random.default_rng(0).standard_normal((backbone.embed_dim, 10), np.float32)
-    found: list[int] = []
-    for start in range(0, len(photos), batch):
-        images = [transform(Image.open(path)) for path in photos[start : start + batch]]
-        features = encode(torch.stack(images))
-        found.extend((features @ text).argmax(axis=1).tolist())
-    return found
+    text = np.random.default_rng(SEED).standard_normal((backbone.embed_dim, 10), np.float32)
+
+    def prepare(batch: int) -> Call:
+        def classify() -> list[int]:
+            found: list[int] = []
+            for start in range(0, len(photos), batch):
+                images = [transform(Image.open(path)) for path in photos[start : start + batch]]
+                features = encode(torch.stack(images))
+                found.extend((features @ text).argmax(axis=1).tolist())
+            return found
+
+        return classify
+
+    return Subject({"name": name, "precision": "fp32"}, prepare)
 
 
 def write_photos(folder: Path, count: int) -> list[str]:
     """Write `count` JPEG files of a photograph's size, made of an embedded sample's images."""
     sample = load_sample("domains-sample")
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(SEED)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for number in range(count):
-        example = sample.examples[number * 7 % len(sample.examples)]
+    for place in range(count):
+        example = sample.examples[place * 7 % len(sample.examples)]
         enlarged = sample.open_image(example).resize(PHOTO_SIZE, Image.Resampling.BICUBIC)
         grain = rng.normal(0, GRAIN, (PHOTO_SIZE[1], PHOTO_SIZE[0], 3))
         pixels = np.clip(np.asarray(enlarged) + grain, 0, 255).astype(np.uint8)
-        path = folder / f"{number:04d}.jpg"
+        path = folder / f"{place:04d}.jpg"
         Image.fromarray(pixels).save(path, quality=90)
         paths.append(str(path))
     return paths

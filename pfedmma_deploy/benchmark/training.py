@@ -14,10 +14,9 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -28,14 +27,13 @@ from torch.nn import functional as F
 
 from pfedmma_deploy.backbone.linear import Linear
 from pfedmma_deploy.backbone.loading import RANDOM, backbone_shapes
-from pfedmma_deploy.benchmark.report import Section, number
+from pfedmma_deploy.benchmark.report import Columns, Row, Section, make_section
 from pfedmma_deploy.caches import VARIABLE
 from pfedmma_deploy.config import PartitionConfig, TrainConfig
 from pfedmma_deploy.federated.evaluate import open_scorer
 from pfedmma_deploy.federated.session import open_run_session
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.progress import Progress, Silent
-from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.system import peak_memory, process_pool, processor_features
 
 HOW = "The subjects run one after the other, each in a process of its own."
@@ -72,7 +70,6 @@ class TrainingTask:
     shots: int = 16
     """Training images per base class over all clients."""
     batch_size: int = 16
-    rounds: int = 1
     of_clients: int | None = None
     """Only so many of the clients take part, to shorten a measurement whose clients are alike."""
 
@@ -94,7 +91,7 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class TrainingSeconds:
-    """What one way took; seconds of a round are medians over the rounds."""
+    """What one way took for a round."""
 
     name: str
     train: float
@@ -106,26 +103,20 @@ class TrainingSeconds:
     shared: dict[str, NDArray[np.float32]]
     """The server's state at the end."""
 
-    @property
-    def round(self) -> float:
-        """Training and evaluation of all participants."""
-        return self.train + self.evaluate
 
-
-def measure_training(
-    backbones: Sequence[str], threads: int, progress: Progress
-) -> Iterator[dict[str, Any]]:
-    """JSON-ready rows: a round with few and with many classes on each backbone, in every way."""
+def measure_training(backbones: Sequence[str], threads: int, progress: Progress) -> list[Row]:
+    """A round with few and with many classes on each backbone, in every way."""
+    rows = []
     for backbone in backbones:
         for task in round_tasks(backbone):
-            yield from training_rows(task, time_ways(task, default_ways(), threads, progress))
+            rows += training_rows(task, time_ways(task, default_ways(), threads, progress))
+    return rows
 
 
 def round_tasks(backbone: str) -> list[TrainingTask]:
     """Rounds that are timed: of 10 clients, or of one of them where the ten take very long."""
-    few = TrainingTask(backbone)
     only = None if backbone == "pfedmma-tiny" else 1
-    return [few, TrainingTask(backbone, classes=100, of_clients=only)]
+    return [TrainingTask(backbone), TrainingTask(backbone, classes=100, of_clients=only)]
 
 
 def default_ways() -> list[Way]:
@@ -178,59 +169,52 @@ def _time_alone(task: TrainingTask, way: Way, threads: int, folder: Path) -> Tra
 
 
 def time_way(task: TrainingTask, way: Way, images: Path, out: Path) -> TrainingSeconds:
-    """Train `task.rounds` rounds on the noise in `images`, and evaluate those who took part."""
+    """Train a round on the noise in `images`, and evaluate those who took part."""
     config = TrainConfig(
         data=str(images),
         backbone=task.backbone,
         pretrained=None if task.backbone == "pfedmma-tiny" else RANDOM,
         partition=PartitionConfig(clients=task.clients),
         clients_per_round=task.participants / task.clients,
-        rounds=task.rounds,
+        rounds=1,
         local_epochs=1,
         batch_size=task.batch_size,
         transform="none",
         **way.options,
     )
     run = train(config, out, linear=way.linear).run
-    trained, prefixes = [], 0.0
-    for record in run.rounds:
-        phases = record["seconds_by_phase"]
-        prefixes += phases["prefixes"]
-        # Clients validate after each round; the evaluation below is what is compared.
-        trained.append(record["seconds"] - phases["prefixes"] - phases["validate"])
-    kept, evaluated = _evaluate(run, run.rounds[-1]["clients"], way.linear)
-    return TrainingSeconds(
-        name=way.name,
-        train=median(trained),
-        evaluate=evaluated,
-        prefixes=prefixes + kept,
-        memory=peak_memory(),
-        shared={name: value.float().numpy() for name, value in run.load_shared().items()},
-    )
+    (record,) = run.rounds
+    phases = record["seconds_by_phase"]
 
-
-def _evaluate(run: Run, clients: Sequence[str], linear: Linear | None) -> tuple[float, float]:
-    """Seconds for caching what the clients' evaluations share, and for these themselves."""
-    session = open_run_session(run, linear=linear)
+    # Evaluated from what is stored, as `pfedmma evaluate` does it.
+    session = open_run_session(run, linear=way.linear)
     adapter, shared = session.build_adapter(), run.load_shared()
     tests = [*session.federation.base_test, *session.federation.novel_test]
     began = time.perf_counter()
     session.images.keep(tests, adapter.first_block(session.backbone, "image"))
-    middle = time.perf_counter()
+    kept = time.perf_counter()
     scorer = open_scorer(session)
     for client in session.federation.clients:
-        if client.id in clients:
+        if client.id in record["clients"]:
             session.client_model(run.load_client(client.id), shared, adapter)
             scorer.score(adapter, [client])
-    return middle - began, time.perf_counter() - middle
+    return TrainingSeconds(
+        name=way.name,
+        # Clients validate after each round; the evaluation is what is compared.
+        train=record["seconds"] - phases["prefixes"] - phases["validate"],
+        evaluate=time.perf_counter() - kept,
+        prefixes=phases["prefixes"] + kept - began,
+        memory=peak_memory(),
+        shared={name: value.float().numpy() for name, value in shared.items()},
+    )
 
 
-def training_rows(task: TrainingTask, found: Sequence[TrainingSeconds]) -> list[dict[str, Any]]:
-    """JSON-ready, one per way; `images_per_second` counts training images in training."""
+def training_rows(task: TrainingTask, found: Sequence[TrainingSeconds]) -> list[Row]:
+    """One per way; `images_per_second` counts training images in training."""
     naive = next((one for one in found if one.name == NAIVE.name), None)
     rows = []
     for one in found:
-        row: dict[str, Any] = {
+        row: Row = {
             "measure": "train",
             "backbone": task.backbone,
             "name": one.name,
@@ -239,7 +223,7 @@ def training_rows(task: TrainingTask, found: Sequence[TrainingSeconds]) -> list[
             "classes": task.classes,
             "shots": task.shots,
             "images_per_second": task.participants * task.images / one.train,
-            "seconds_per_round": one.round,
+            "seconds_per_round": one.train + one.evaluate,
             "seconds_training": one.train,
             "seconds_evaluation": one.evaluate,
             "seconds_per_step": one.train / task.steps,
@@ -251,38 +235,38 @@ def training_rows(task: TrainingTask, found: Sequence[TrainingSeconds]) -> list[
         }
         if naive is not None and one is not naive:
             moved = [np.abs(one.shared[name] - naive.shared[name]).max() for name in one.shared]
-            row |= {"peer": naive.name, "ratio": naive.round / one.round}
+            slower = naive.train + naive.evaluate
+            row |= {"peer": naive.name, "ratio": slower / row["seconds_per_round"]}
             row["weight_difference"] = float(max(moved))
         rows.append(row)
     return rows
 
 
-def round_section(rows: Sequence[dict[str, Any]]) -> Section:
+ROUND: Columns = {
+    "Backbone": ("backbone", 1),
+    "Classes": ("classes", 1),
+    "Shots": ("shots", 1),
+    "Clients": ("clients", 1),
+    "Take part": ("participants", 1),
+    "Way": ("name", 1),
+    "Round s": ("seconds_per_round", 1),
+    "Training s": ("seconds_training", 1),
+    "Evaluation s": ("seconds_evaluation", 1),
+    "Step ms": ("seconds_per_step", 1000),
+    "Caching s": ("seconds_prefixes", 1),
+    "Peak GB": ("peak_memory", 1e-9),
+    "x naive": ("ratio", 1),
+    "Difference": ("weight_difference", 1),
+}
+ROUND_NOTE = (
+    "A round is the training of all participants and the evaluation of each on all test images. "
+    "Naive baseline: client by client, everything recomputed, prompts at 77 tokens, matmuls by "
+    "torch's default library; the others use oneDNN where that is faster. Caching: seconds once, "
+    "before the first round. Difference: largest one of any shared weight after the rounds, from "
+    "the naive baseline."
+)
+
+
+def round_section(rows: Sequence[Row]) -> Section:
     """Rounds, side by side."""
-    patterns = {
-        "Backbone": ("backbone", "{}", 1),
-        "Classes": ("classes", "{}", 1),
-        "Shots": ("shots", "{}", 1),
-        "Clients": ("took_part", "{}", 1),
-        "Way": ("name", "{}", 1),
-        "Round s": ("seconds_per_round", "{:.1f}", 1),
-        "Training s": ("seconds_training", "{:.1f}", 1),
-        "Evaluation s": ("seconds_evaluation", "{:.1f}", 1),
-        "Step ms": ("seconds_per_step", "{:.0f}", 1000),
-        "Caching s": ("seconds_prefixes", "{:.1f}", 1),
-        "Peak GB": ("peak_memory", "{:.1f}", 1e-9),
-        "x naive": ("ratio", "{:.2f}", 1),
-        "Difference": ("weight_difference", "{:.0e}", 1),
-    }
-    note = (
-        "A round is the training of all participants and the evaluation of each on all test "
-        "images. Naive baseline: client by client, everything recomputed, prompts at 77 tokens, "
-        "matmuls by torch's default library; the others use oneDNN where that is faster. Caching: "
-        "seconds once, before the first round. Difference: largest one of any shared weight after "
-        "the rounds, from the naive baseline."
-    )
-    cells = []
-    for row in rows:
-        values = {**row, "took_part": f"{row['participants']} of {row['clients']}"}
-        cells.append([number(values[key], text, scale) for key, text, scale in patterns.values()])
-    return Section("One round", note, list(patterns), cells)
+    return make_section("One round", ROUND_NOTE, ROUND, rows)

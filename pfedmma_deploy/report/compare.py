@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from pydantic import TypeAdapter
@@ -86,10 +87,8 @@ class Comparison:
     folder: Path
     config: TrainConfig
     """The options that the methods have in common (of the first method and seed)."""
-    methods: tuple[str, ...]
-    seeds: tuple[int, ...]
     results: Mapping[str, Sequence[Result]]
-    """By method, one per seed."""
+    """By method, one per seed; methods and seeds in their order."""
     tuning: Mapping[str, Sequence[Result]]
     """By method, one per learning rate, ascending; empty without tuning."""
 
@@ -136,7 +135,7 @@ def compare(
     for (name, _), trial in trials.items():
         results[name].append(found[trial.folder])
     common = trials[methods[0], seeds[0]].config
-    return Comparison(folder, common, tuple(methods), tuple(seeds), results, tuning)
+    return Comparison(folder, common, results, tuning)
 
 
 def best_rate(results: Sequence[Result]) -> float:
@@ -150,34 +149,31 @@ def _tune(
     """The grid of every method, grown where its best lies on the edge; ascending rates."""
     rates = {name: [config.lr * factor for factor in GRID] for name, config in configs.items()}
     found: dict[str, list[Result]] = {}
-    for step in range(MOST_STEPS_OUT + 1):
-        trials: dict[str, list[Trial]] = {name: [] for name in configs}
+    for _ in range(MOST_STEPS_OUT + 1):
+        trials = {}
         for name, config in configs.items():
             for rate in sorted(rates[name]):
                 place = folder / "tuning" / name / f"lr-{rate:.3g}"
                 tuned = replace(config, lr=float(f"{rate:.3g}"))
-                trials[name].append(Trial(place, tuned, is_tuning=True))
-        every = [trial for own in trials.values() for trial in own]
-        done = _run_all(every, jobs, progress, "trials of the grid")
-        beyond = {}
-        for name, own in trials.items():
-            found[name] = [done[trial.folder] for trial in own]
-            beyond[name] = _rate_beyond(found[name])
-        if step == MOST_STEPS_OUT or not any(beyond.values()):
+                trials[name, rate] = Trial(place, tuned, is_tuning=True)
+        done = _run_all(list(trials.values()), jobs, progress, "trials of the grid")
+        found = {name: [] for name in configs}
+        for (name, _), trial in trials.items():
+            found[name].append(done[trial.folder])
+        is_settled = True
+        for name, results in found.items():
+            best = best_rate(results)
+            # The best on the edge of its grid may have a better one beyond it.
+            if math.isclose(best, results[0].lr):
+                rates[name].append(best * 0.1)
+            elif math.isclose(best, results[-1].lr):
+                rates[name].append(best * 10)
+            else:
+                continue
+            is_settled = False
+        if is_settled:
             break
-        for name, more in beyond.items():
-            if more is not None:
-                rates[name].append(more)
     return found
-
-
-def _rate_beyond(results: Sequence[Result]) -> float | None:
-    """The next learning rate beyond the edge of a grid, where its best lies on that edge."""
-    best = best_rate(results)
-    for edge, factor in ((results[0].lr, 0.1), (results[-1].lr, 10.0)):
-        if math.isclose(best, edge):
-            return edge * factor
-    return None
 
 
 def _run_all(
@@ -219,13 +215,12 @@ def _line(trial: Trial, result: Result) -> str:
         found = "diverged" if result.validation is None else f"validation {result.validation:.1f} %"
         return f"{name}, lr {result.lr:.3g}: {found}"
     assert result.accuracy is not None
-    figures = result.accuracy.to_dict()
-    shown = ", ".join(
-        f"{key} {figures[key]:.1f}"
-        for key in ("local", "base", "novel")
-        if figures[key] is not None
-    )
-    return f"{name}, lr {result.lr:.3g}: {shown} ({result.seconds:.0f} s of training)"
+    shown = []
+    for key, figure in result.accuracy.to_dict().items():
+        if key in ("local", "base", "novel") and figure is not None:
+            shown.append(f"{key} {figure:.1f}")
+    seconds = f"{result.seconds:.0f} s of training"
+    return f"{name}, lr {result.lr:.3g}: {', '.join(shown)} ({seconds})"
 
 
 def _require_lists(methods: Sequence[str], seeds: Sequence[int], jobs: int) -> None:
@@ -314,11 +309,10 @@ def _score(run: Run, trial: Trial) -> Result:
 def _result(run: Run, config: TrainConfig, seconds: float) -> Result:
     """What is known of a trial before it is scored."""
     parameters, rounds = run.manifest["parameters"], run.rounds
-
-    def mean(key: str) -> int:
-        total: int = sum(record[key] for record in rounds)
-        return round(total / max(1, len(rounds)))
-
+    bytes_up = bytes_down = 0
+    if rounds:
+        bytes_up = round(fmean(record["bytes_up_per_client"] for record in rounds))
+        bytes_down = round(fmean(record["bytes_down_per_client"] for record in rounds))
     return Result(
         method=config.method,
         seed=config.seed,
@@ -330,7 +324,7 @@ def _result(run: Run, config: TrainConfig, seconds: float) -> Result:
         clients={},
         trained=parameters["shared"] + parameters["local"],
         shared=parameters["shared"],
-        bytes_up=mean("bytes_up_per_client"),
-        bytes_down=mean("bytes_down_per_client"),
+        bytes_up=bytes_up,
+        bytes_down=bytes_down,
         seconds=seconds,
     )

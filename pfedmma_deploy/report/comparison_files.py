@@ -22,12 +22,11 @@ from typing import Any
 
 from jinja2 import Environment
 
+from pfedmma_deploy.config import PartitionConfig
 from pfedmma_deploy.data.catalog import known_datasets
 from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.report.compare import Comparison, Result, best_rate
 from pfedmma_deploy.store.files import json_bytes, write_bytes
-
-__all__ = ["Spread", "markdown", "published_rows", "spread", "to_dict", "write_comparison"]
 
 ACCURACIES = ("local", "base", "novel", "hm3", "hm2")
 SHARED_OPTIONS = (
@@ -149,13 +148,11 @@ def to_dict(
         comparison: what was measured.
         published: figures of papers for the same protocol; None looks them up.
     """
-    first = comparison.results[comparison.methods[0]][0]
+    rows = list(comparison.results.values())
+    first = rows[0][0]
     config = comparison.config
     if published is None:
-        protocol = {"classes": config.partition.classes, "partition": config.partition.scheme}
-        published = published_rows(
-            config.data, protocol, config.backbone, config.partition.num_shots
-        )
+        published = published_rows(config.data, config.partition, config.backbone)
     options = config.to_options()
     shared = {name: options[name] for name in SHARED_OPTIONS}
     shared["data"] = Path(shared["data"]).name
@@ -165,8 +162,8 @@ def to_dict(
         tuning[name] = {"grid": grid, "chosen": best_rate(results)}
     return {
         "options": shared,
-        "seeds": list(comparison.seeds),
-        "rows": [_row(name, comparison.results[name]) for name in comparison.methods],
+        "seeds": [one.seed for one in rows[0]],
+        "rows": [_row(results) for results in rows],
         "zero_shot": None if first.zero_shot is None else first.zero_shot.to_dict(),
         "tuning": tuning,
         "published": list(published),
@@ -178,31 +175,37 @@ def to_dict(
     }
 
 
-def _row(name: str, results: Sequence[Result]) -> dict[str, Any]:
+def _row(results: Sequence[Result]) -> dict[str, Any]:
+    first = results[0]
+    row: dict[str, Any] = {"method": first.method, "lr": first.lr}
     accuracies = [(one.accuracy or Accuracy(None, None, None)).to_dict() for one in results]
-    figures = {key: spread([one[key] for one in accuracies]) for key in ACCURACIES}
-    figures["worst_local"] = spread([one.worst_local for one in results])
-    return {
-        "method": name,
-        "lr": results[0].lr,
-        **{key: None if found is None else asdict(found) for key, found in figures.items()},
-        "parameters_trained": results[0].trained,
-        "parameters_shared": results[0].shared,
-        "bytes_up_per_client_round": results[0].bytes_up,
-        "bytes_down_per_client_round": results[0].bytes_down,
-        "seconds": sum(one.seconds for one in results) / len(results),
+    for key in ACCURACIES:
+        row[key] = spread([one[key] for one in accuracies])
+    row["worst_local"] = spread([one.worst_local for one in results])
+    for key, found in row.items():
+        if isinstance(found, Spread):
+            row[key] = asdict(found)
+    return row | {
+        "parameters_trained": first.trained,
+        "parameters_shared": first.shared,
+        "bytes_up_per_client_round": first.bytes_up,
+        "bytes_down_per_client_round": first.bytes_down,
+        "seconds": statistics.fmean(one.seconds for one in results),
     }
 
 
 def markdown(values: dict[str, Any]) -> str:
     """The tables as Markdown."""
-    known = {name: value for name, value in values["options"].items() if value is not None}
+    options = []
+    for name, value in values["options"].items():
+        if value is not None:
+            options.append(f"{name.replace('_', ' ')} {value}")
     environment = Environment(autoescape=False, keep_trailing_newline=True)  # no HTML in it
     environment.filters["spread"] = _cell
     return environment.from_string(_MARKDOWN).render(
         {
             **values,
-            "options": ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in known.items()),
+            "options": ", ".join(options),
             "accuracies": ACCURACIES,
             "counts": (
                 "parameters_trained",
@@ -278,16 +281,13 @@ def _figure(values: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def published_rows(
-    dataset: str, protocol: Mapping[str, str] | str, backbone: str, shots: int
-) -> list[dict[str, Any]]:
-    """The published figures for this data set, protocol, backbone and number of shots.
+def published_rows(dataset: str, partition: PartitionConfig, backbone: str) -> list[dict[str, Any]]:
+    """The published figures for this data set, partition and backbone.
 
     Args:
         dataset: the name of a known data set, or the folder that it was read from.
-        protocol: `classes` and `partition` of the run, as a mapping or as `base-novel/disjoint`.
+        partition: its `classes`, `scheme` and `num_shots` count.
         backbone: open_clip's name; `ViT-B/16` counts as `ViT-B-16`.
-        shots: training images per class.
 
     Returns:
         One dictionary per method: `method`, `local`, `base`, `novel`, `hm3` in percent, `source`,
@@ -295,15 +295,11 @@ def published_rows(
         combination.
     """
     name = _known_name(dataset)
-    if isinstance(protocol, str):
-        classes, _, partition = protocol.partition("/")
-    else:
-        classes, partition = protocol["classes"], protocol["partition"]
-    wanted = (_plain(backbone), shots, classes, partition)
+    wanted = (_plain(backbone), partition.num_shots, partition.classes, partition.scheme)
     found = []
     for table in _published_tables():
-        made_with = (_plain(table["backbone"]), table["shots"], table["classes"])
-        if name in table["datasets"] and wanted == (*made_with, table["partition"]):
+        made_with = (table["shots"], table["classes"], table["partition"])
+        if name in table["datasets"] and wanted == (_plain(table["backbone"]), *made_with):
             source = {key: table[key] for key in ("source", "url", "datasets")}
             for method, figures in table["methods"].items():
                 found.append({"method": method, **figures, **source})

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,6 @@ from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.system import describe_environment
 from pfedmma_deploy.system import package_version as installed
-
-__all__ = ["Check", "Diagnosis", "diagnose"]
 
 DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 """As in `runtime.providers`, which needs numpy."""
@@ -51,15 +49,6 @@ ASSETS = (
     "samples/domains-sample.zip",
 )
 LEAST_FREE = 2e9  # bytes: a run and its bundle of the largest usual backbones
-LIBRARIES = {
-    "cudart": "nvidia-cuda-runtime",
-    "cublas": "nvidia-cublas",
-    "cudnn": "nvidia-cudnn-cu13",
-    "cufft": "nvidia-cufft",
-    "curand": "nvidia-curand",
-    "nvrtc": "nvidia-cuda-nvrtc",
-}
-"""What ONNX Runtime's CUDA provider links, and the distributions that bring it."""
 REINSTALL_RUNTIME = (
     "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 )
@@ -145,7 +134,6 @@ def diagnose(
         "embedded files": check_assets,
         "cpu": check_cpu,
         "driver": lambda: check_driver(device),
-        "cuda libraries": lambda: check_libraries(device),
         "providers": lambda: check_providers(device),
         "places": lambda: check_places(runs, exports),
     }
@@ -173,15 +161,14 @@ def guarded(name: str, look: Callable[[], Iterable[Check]]) -> list[Check]:
 
 def judged(name: str, found: str, advice: str = "", *, stops: bool = True) -> Check:
     """A finding that is well unless there is something to advise."""
-    return Check(name, not advice, found, advice, stops and bool(advice))
+    return Check(name, not advice, found, advice, stops and advice != "")
 
 
 def check_packages(device: str) -> Iterator[Check]:
-    """Versions of what this package needs, the ONNX Runtime clash, the torch pair."""
+    """Versions of what this package needs, and the ONNX Runtime clash."""
     yield judged("python", f"{platform.python_version()} on {platform.platform(terse=True)}")
     yield from guarded("packages", _requirements)
     yield from guarded("onnxruntime packages", lambda: _onnxruntime(device))
-    yield from guarded("torch and torchvision", _torch_builds)
 
 
 def _requirements() -> Iterator[Check]:
@@ -221,56 +208,31 @@ def _onnxruntime(device: str) -> Iterator[Check]:
     yield judged("onnxruntime packages", f"{have}{problem}", advice, stops=stops)
 
 
-def _torch_builds() -> Iterator[Check]:
-    """Builds of torch and torchvision by their files: a wrong pair raises when imported."""
-    builds = {name: _build(name) for name in ("torch", "torchvision")}
-    found = ", ".join(f"{name} {build or 'not installed'}" for name, build in builds.items())
-    if len({build.partition("+")[2] for build in builds.values() if "+" in build}) < 2:
-        yield judged("torch and torchvision", found)
-    else:
-        found += ": builds for different devices, so that `import torchvision` fails"
-        yield judged("torch and torchvision", found, REINSTALL_TORCH)
-
-
-def _build(module: str) -> str:
-    """`2.15.0+cu132` from the module's version.py; empty where it is not installed."""
-    spec = util.find_spec(module)
-    if spec is None or spec.origin is None:
-        return ""
-    file = Path(spec.origin).with_name("version.py")
-    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    match = re.search(r"^__version__\s*(?::[^=]+)?=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE)
-    return match[1] if match else installed(module) or ""
-
-
 def check_imports(modules: Sequence[str], answer: Answer) -> Iterator[Check]:
     """What importing the modules one after the other brought, each its own finding."""
     lines = {line.get("module"): line for line in answer.lines}
     for module in modules:
-        line, name = lines.get(module), f"import {module}"
-        if line is None:
-            how = f"ended the process (exit code {answer.returncode})"
-            if answer.returncode is None:
-                how = "did not end in time"
-            last = answer.stderr.strip().splitlines()[-1:] or [""]
-            found = f"{how} {last[0]}".strip()
-            yield judged(name, found, _import_advice(module, found))
-            return
-        if "error" in line:
-            found = " ".join(str(line["error"]).split())[:300]
-            yield judged(name, found, _import_advice(module, found))
-        else:
+        line = lines.get(module, {})
+        if "version" in line:
             sees = "" if module != "torch" else f", {line.get('cuda') or 'no CUDA device'}"
-            yield judged(name, f"{line['version']} in {line['seconds']:.1f} s{sees}")
-
-
-def _import_advice(module: str, error: str) -> str:
-    if "torchvision::nms" in error or (module == "torchvision" and "CUDA" in error):
-        return REINSTALL_TORCH
-    package = {"open_clip": "open_clip_torch"}.get(module, module)
-    if f"No module named '{module}'" in error:
-        return f"pip install {package} (predict works without it; train and export do not)"
-    return f"pip install --force-reinstall {package}"
+            yield judged(f"import {module}", f"{line['version']} in {line['seconds']:.1f} s{sees}")
+            continue
+        error = " ".join(str(line.get("error", "")).split())[:300]
+        if not line and answer.returncode is None:
+            error = "did not end in time"
+        elif not line:
+            last = answer.stderr.strip().splitlines()[-1:] or [""]
+            error = f"ended the process (exit code {answer.returncode}) {last[0]}".strip()
+        package = {"open_clip": "open_clip_torch"}.get(module, module)
+        advice = f"pip install --force-reinstall {package}"
+        if "torchvision::nms" in error or (module == "torchvision" and "CUDA" in error):
+            # Builds for different devices: the usual end of installing one of the pair alone.
+            advice = REINSTALL_TORCH
+        elif f"No module named '{module}'" in error:
+            advice = f"pip install {package} (predict works without it; train and export do not)"
+        yield judged(f"import {module}", error, advice)
+        if not line:
+            return  # the process is gone: nothing behind it was tried
 
 
 def check_cpu() -> Iterator[Check]:
@@ -310,21 +272,11 @@ def check_driver(device: str) -> Iterator[Check]:
         driver.cuDeviceGetName(text, 128, gpu)
         gpus.append(text.value.decode(errors="replace"))
     found = f"runs up to {newest}; {count.value} GPU: {', '.join(gpus)}"
-    needed = (installed(LIBRARIES["cudart"]) or "").partition(".")[0]
+    needed = (installed("nvidia-cuda-runtime") or "").partition(".")[0]
     advice = ""
     if needed.isdigit() and version.value // 1000 < int(needed):
         advice = f"update the driver: the libraries installed here are CUDA {needed}'s"
     yield judged("driver", found, advice, stops=asked)
-
-
-def check_libraries(device: str) -> Iterator[Check]:
-    """CUDA's libraries as Python packages; a system may have them elsewhere."""
-    have = {name: installed(package) for name, package in LIBRARIES.items()}
-    found = ", ".join(f"{name} {version or 'not from pip'}" for name, version in have.items())
-    wanted = None in have.values() and device in NEEDED
-    advice = "pip install 'onnxruntime-gpu[cuda,cudnn]'" if wanted else ""
-    # Well in any case: what counts is whether the provider runs.
-    yield Check("cuda libraries", True, found, advice)
 
 
 def check_providers(device: str) -> Iterator[Check]:
@@ -498,28 +450,21 @@ def probe(kind: str, *names: str, timeout: float = 180) -> Answer:
     torch from a cold disk takes 20; TensorRT compiles even a tiny model.
     """
     # -P: without the current folder, whose files could stand in for packages.
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "pfedmma_deploy.report.doctor", kind, *names],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    returncode: int | None = None
+    command = [sys.executable, "-P", "-m", "pfedmma_deploy.report.doctor", kind, *names]
     try:
-        stdout, stderr = process.communicate(timeout=timeout)
-        returncode = process.returncode
-    except subprocess.TimeoutExpired:
-        process.kill()
-        stdout, stderr = process.communicate()
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
+        )
+        returncode, stdout, stderr = done.returncode, done.stdout, done.stderr
+    except subprocess.TimeoutExpired as late:
+        returncode, stdout, stderr = None, late.stdout or b"", late.stderr or b""
     lines = []
     for line in stdout.splitlines():
         with contextlib.suppress(ValueError):  # a library may print lines of its own
             value = json.loads(line)
             if isinstance(value, dict):
                 lines.append(value)
-    return Answer(tuple(lines), returncode, stderr)
+    return Answer(tuple(lines), returncode, stderr.decode(errors="replace"))
 
 
 def import_module(name: str) -> dict[str, Any]:

@@ -6,17 +6,12 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pfedmma_deploy.types import Federation
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-__all__ = ["Holdings", "count_holdings", "draw_blocks", "draw_heatmap"]
 
 _SHADES: Final = " ░▒▓█"
 _MAX_NAMES: Final = 40
@@ -78,27 +73,19 @@ def draw_heatmap(holdings: Holdings, path: Path, title: str) -> None:
     axes.set_xlabel("class")
     axes.set_ylabel("client")
     axes.set_title(title, fontsize=10)
-    _draw_grid(axes, rows, columns)
-    if numbered:
-        _write_counts(axes, holdings.counts)
-    figure.colorbar(image, ax=axes, label="training images", shrink=min(1.0, 4 / height))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_figure(path, dpi=150, format="png")
-
-
-def _draw_grid(axes: Axes, rows: int, columns: int) -> None:
+    # Lines between the cells: minor ticks lie on their edges.
     axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="0.85", linewidth=0.5)
     axes.tick_params(which="minor", length=0)
-
-
-def _write_counts(axes: Axes, counts: NDArray[np.int64]) -> None:
-    bright = 0.4 * max(1, int(counts.max(initial=0)))
-    for (row, column), count in np.ndenumerate(counts):
-        if count:
-            colour = "white" if count > bright else "black"
-            axes.text(column, row, str(count), ha="center", va="center", fontsize=6, color=colour)
+    if numbered:
+        for (row, column), count in np.ndenumerate(holdings.counts):
+            if count:
+                ink = "white" if count > 0.4 * top else "black"
+                axes.text(column, row, str(count), ha="center", va="center", fontsize=6, color=ink)
+    figure.colorbar(image, ax=axes, label="training images", shrink=min(1.0, 4 / height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_figure(path, dpi=150, format="png")
 
 
 def draw_blocks(holdings: Holdings, width: int) -> list[str]:

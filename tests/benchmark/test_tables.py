@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.inference_table import SIZES, share_of_peak, with_shares, without_matmuls
-from benchmarks.training_table import RoundFlop, cost_section, count_round
+from benchmarks.inference_table import SHARE, SIZES, compare_with_peak
+from benchmarks.training_table import RoundFlop, count_round
 from pfedmma_deploy.backbone.flops import block_flop, image_flop, image_tokens, tower_flop
-from pfedmma_deploy.benchmark.report import Row, Section
-from pfedmma_deploy.benchmark.timing import Spread
+from pfedmma_deploy.benchmark.inference import sections
+from pfedmma_deploy.benchmark.report import new_row
 from pfedmma_deploy.benchmark.training import TrainingTask
 from tests.tinyclip import register, tiny_backbone
 
@@ -36,22 +36,22 @@ def test_a_round_counted_by_hand() -> None:
 
 def test_bounds() -> None:
     assert RoundFlop(4 * 10**12, 10**12).bound == 4.0
-    row = cost_section([register()]).cells[0]
-    assert row[:4] == ["test-clip", "10", "10", "16"] and float(row[-1]) > 1
 
 
 def test_shares_of_the_peak_by_hand() -> None:
     """A product a second, and eight images in the same second, of so many operations each."""
-    ratios = {"matmul fp32": Spread(1.0, 1.0, 1.0)}
-    row = Row("rate", "test-clip", "torch", "fp32", batch_size=8, ratios=ratios)
+    ratios = {"matmul fp32": {"median": 1.0, "low": 1.0, "high": 1.0}}
+    about = {"name": "torch", "precision": "fp32"}
+    row = new_row("rate", "test-clip", about, batch_size=8, ratios=ratios)
+    matmul = {**row, "name": "matmul fp32", "images_per_second": 8.0}
     peak = 2.0 * SIZES["cpu"] ** 3
     plain = image_flop(tiny_backbone(), token_shortcuts=False)
-    assert share_of_peak(row, "cpu") == pytest.approx(8 * plain / peak)
-    ours = replace(row, clients=3)
-    assert share_of_peak(ours, "cpu") == pytest.approx(8 * image_flop(tiny_backbone()) / peak)
-    assert share_of_peak(replace(row, precision="int8"), "cpu") is None
-    section = Section("t", "", ["model"], [["a"], ["b"]])
-    shown = with_shares(section, [replace(row, batch_size=10**6), ours], "cpu")
-    share = 100 * 10**6 * plain / peak
-    assert shown.columns[-1] == "% of peak" and shown.cells[0] == ["a", f"{share:.0f}"]
-    assert without_matmuls([row, replace(row, name="matmul fp32")]) == [replace(row, ratios=None)]
+    rows = [row, {**row, "clients": 3}, {**row, "precision": "int8"}, matmul]
+    (torch, ours, int8), (found,) = compare_with_peak(rows, "cpu")
+    assert torch["share_of_peak"] == pytest.approx(8 * plain / peak)
+    assert ours["share_of_peak"] == pytest.approx(8 * image_flop(tiny_backbone()) / peak)
+    assert "share_of_peak" not in int8
+    assert found["flop_per_second"] == peak
+    (section,) = sections([{**torch, "share_of_peak": 0.35, "ratios": {}}, int8], SHARE)
+    assert section.columns[-1] == "% of peak"
+    assert [cells[-1] for cells in section.cells] == ["35.0", "-"]

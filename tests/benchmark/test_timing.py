@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 import pytest
 
-from pfedmma_deploy.benchmark.report import Row, environment_lines, latency
-from pfedmma_deploy.benchmark.timing import (
+from pfedmma_deploy.benchmark.report import (
     Contestant,
     Windows,
-    percentile,
+    environment_lines,
+    latency,
+    number,
     ratio,
     run_rounds,
     spread,
+    timed,
 )
 from tests.test_system import MACHINE
 
@@ -79,18 +81,18 @@ def test_a_ratio_survives_a_machine_that_slows_down() -> None:
     assert (found.low, found.median, found.high) == (2.0, 2.0, 2.0)
 
 
-def test_percentiles_by_hand() -> None:
-    values = [4.0, 1.0, 3.0, 2.0, 5.0]
-    assert [percentile(values, p) for p in (0, 25, 50, 90, 100)] == [1.0, 2.0, 3.0, 4.6, 5.0]
-    assert percentile([7.0], 99) == 7.0
+def test_quartiles_by_hand() -> None:
+    found = spread([4.0, 1.0, 3.0, 2.0, 5.0])
+    assert (found.low, found.median, found.high) == (2.0, 3.0, 4.0)
     found = spread([1.0, 2.0, 3.0, 10.0])
     assert (found.low, found.median, found.high) == (1.75, 2.5, 4.75)
+    assert spread([7.0]).high == 7.0
 
 
 def test_few_calls_have_no_p99() -> None:
-    assert latency([0.1] * 99).p99 is None
+    assert latency([0.1] * 99)["p99"] is None
     found = latency([0.1] * 99 + [0.3])
-    assert found.p50 == 0.1 and found.p99 == pytest.approx(0.102) and found.calls == 100
+    assert found["p50"] == 0.1 and found["p99"] == pytest.approx(0.102) and found["calls"] == 100
 
 
 def test_fields_of_a_row_by_hand() -> None:
@@ -98,15 +100,25 @@ def test_fields_of_a_row_by_hand() -> None:
         "ours": Windows([30.0, 60.0, 90.0], [1.0]),
         "plain": Windows([20.0, 30.0, 90.0], [1.0]),
     }
-    row = Row("rate", "tiny", "ours", "fp32")
-    found = row.timed(windows, "ours", "plain")
-    assert found.images_per_second == 60.0
-    assert found.quartiles == [45.0, 75.0]
+    found = timed(windows, "ours", "plain")
+    assert found["images_per_second"] == 60.0
+    assert found["quartiles"] == [45.0, 75.0]
     # 1.5, 2 and 1: not the ratio of the medians, which is 2.
-    assert found.ratio == 1.5 and found.peer == "plain"
-    assert set(found.ratios or {}) == {"plain"}
+    assert found["ratio"] == 1.5 and found["peer"] == "plain"
+    assert set(found["ratios"]) == {"plain"}
     # Nothing is its own peer.
-    assert row.timed(windows, "plain", "plain").ratio is None
+    assert "ratio" not in timed(windows, "plain", "plain")
+
+
+def test_cells_have_three_digits() -> None:
+    assert [number(value) for value in (None, "a", 1000, 1234.5)] == ["-", "a", "1,000", "1,234"]
+    assert [number(value) for value in (99.9, 9.999, 0.5, 3e-7)] == [
+        "99.9",
+        "10.0",
+        "0.50",
+        "3e-07",
+    ]
+    assert number(1_500_000, 1e-6) == "1.50" and number(0.0) == "0.00"
 
 
 def test_the_machine_in_lines_by_hand() -> None:

@@ -59,7 +59,7 @@ def test_ratios_are_to_the_naive_baseline() -> None:
     assert second["ratio"] == pytest.approx(1.5)
     assert second["weight_difference"] == 0.5
     cells = round_section([first, second]).cells
-    assert [row[-2:] for row in cells] == [["-", "-"], ["1.50", "5e-01"]]
+    assert [row[-2:] for row in cells] == [["-", "-"], ["1.50", "0.50"]]
 
 
 def test_one_of_many_clients() -> None:

@@ -9,21 +9,27 @@ from pathlib import Path
 import pytest
 
 from pfedmma_deploy.benchmark.options import InferenceOptions
-from pfedmma_deploy.benchmark.report import Row
-from pfedmma_deploy.benchmark.timing import Spread
+from pfedmma_deploy.benchmark.report import Row, new_row
 from pfedmma_deploy.cli.main import run
 
 ROWS = [
-    Row("rate", "tiny", "onnxruntime fp32", "fp32", batch_size=8, images_per_second=250.0),
-    Row(
-        "rate", "tiny", "pfedmma fp32", "fp32", "portable", 100, 8,
+    new_row(
+        "rate", "tiny", {"name": "onnxruntime fp32", "precision": "fp32"},
+        batch_size=8,
+        images_per_second=250.0,
+    ),
+    new_row(
+        "rate", "tiny", {"name": "pfedmma fp32", "precision": "fp32", "clients": 100},
+        batch_size=8,
         images_per_second=500.0,
         quartiles=[400.0, 600.0],
         peer="onnxruntime fp32",
         ratio=2.0,
-        ratios={"onnxruntime fp32": Spread(2.0, 1.9, 2.1)},
+        ratios={"onnxruntime fp32": {"median": 2.0, "low": 1.9, "high": 2.1}},
     ),
-    Row("rate", "tiny", "torch.compile fp32", "fp32", reason="no compiler"),
+    new_row(
+        "rate", "tiny", {"name": "torch.compile fp32", "precision": "fp32"}, reason="no compiler"
+    ),
 ]  # fmt: skip
 
 

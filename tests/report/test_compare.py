@@ -7,10 +7,11 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pfedmma_deploy.config import TrainConfig
+from pfedmma_deploy.config import PartitionConfig, TrainConfig
 from pfedmma_deploy.data.catalog import known_datasets
 from pfedmma_deploy.errors import TrainingError, UsageError
 from pfedmma_deploy.evaluation.accuracy import Accuracy
@@ -124,7 +125,7 @@ def comparison(folder: Path) -> Comparison:
     tuning = {"pfedmma": [result(lr=0.01, validation=71.0), result(lr=0.1, validation=72.5)]}
     tuning["pfedmma"].append(result(lr=1.0, validation=None))
     first = options("pfedmma", 0)
-    return Comparison(folder, first, ("pfedmma", "promptfl"), (0, 1, 2), results, tuning)
+    return Comparison(folder, first, results, tuning)
 
 
 def test_the_files(tmp_path: Path) -> None:
@@ -228,11 +229,12 @@ def test_many_seeds_use_the_normal_distribution() -> None:
     assert found.interval == pytest.approx(1.960 * found.deviation / 10)
 
 
+DISJOINT = PartitionConfig(scheme="disjoint", classes="base-novel", num_shots=16)
 FIELDS = {"method", "local", "base", "novel", "hm3", "source", "url", "datasets"}
 
 
 def test_the_means_of_the_pfedmma_paper() -> None:
-    rows = published_rows("oxford_pets", "base-novel/disjoint", "ViT-B-16", 16)
+    rows = published_rows("oxford_pets", DISJOINT, "ViT-B-16")
     assert [row["method"] for row in rows] == [
         "zero-shot", "promptfl", "fedpgp", "fedotp", "pfedmoap", "pfedmma",
     ]  # fmt: skip
@@ -244,25 +246,24 @@ def test_the_means_of_the_pfedmma_paper() -> None:
 
 
 def test_names_are_taken_as_people_write_them() -> None:
-    protocol = {"classes": "base-novel", "partition": "disjoint"}
-    expected = published_rows("oxford_pets", "base-novel/disjoint", "ViT-B-16", 16)
-    assert published_rows("/data/oxford-iiit-pet", protocol, "vit-b/16", 16) == expected
+    expected = published_rows("oxford_pets", DISJOINT, "ViT-B-16")
+    assert published_rows("/data/oxford-iiit-pet", DISJOINT, "vit-b/16") == expected
 
 
 @pytest.mark.parametrize(
-    ("dataset", "protocol", "backbone", "shots"),
+    ("dataset", "changes", "backbone"),
     [
-        ("eurosat", "base-novel/disjoint", "ViT-B-16", 16),
-        ("oxford_pets", "base-novel/dirichlet", "ViT-B-16", 16),
-        ("oxford_pets", "all/disjoint", "ViT-B-16", 16),
-        ("oxford_pets", "base-novel/disjoint", "ViT-B-32", 16),
-        ("oxford_pets", "base-novel/disjoint", "ViT-B-16", 8),
+        ("eurosat", {}, "ViT-B-16"),
+        ("oxford_pets", {"scheme": "dirichlet"}, "ViT-B-16"),
+        ("oxford_pets", {"classes": "all"}, "ViT-B-16"),
+        ("oxford_pets", {}, "ViT-B-32"),
+        ("oxford_pets", {"num_shots": 8}, "ViT-B-16"),
     ],
 )
 def test_another_protocol_has_no_figures(
-    dataset: str, protocol: str, backbone: str, shots: int
+    dataset: str, changes: dict[str, Any], backbone: str
 ) -> None:
-    assert published_rows(dataset, protocol, backbone, shots) == []
+    assert published_rows(dataset, replace(DISJOINT, **changes), backbone) == []
 
 
 def test_every_table_names_known_data_sets_and_plausible_figures() -> None:
