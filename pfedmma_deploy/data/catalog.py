@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from pfedmma_deploy.errors import DataError, UsageError, nearest
+from pfedmma_deploy.types import Split
 
 ROOT_VARIABLE: Final = "PFEDMMA_DATA"
 """Environment variable: the folder below which data sets are looked for by name."""
@@ -35,6 +36,11 @@ class KnownDataset:
     image_folder: str = ""
     """Where the paths of the split file begin."""
     domains: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Classes that the few-shot literature calls otherwise, by their names in the archive."""
+    published: Mapping[str, Split] | None = None
+    """Its authors' own lists of images with the split of each; empty where all images train, None
+    where only the split file tells the parts."""
     split: str | None = None
     """Where the split file, or ImageNet's list of class names, is kept by CoOp's authors."""
     torchvision: str | None = None
