@@ -32,8 +32,6 @@ from pydantic.fields import FieldInfo
 
 from pfedmma_deploy.errors import UsageError, nearest
 
-__all__ = ["Count", "Name", "check", "construct"]
-
 Count = Annotated[int, Field(ge=1, description="a whole number of 1 or more")]
 Name = Annotated[str, Field(pattern=r"\S", description="a name")]
 

@@ -6,15 +6,13 @@ images with the labels of other images. Where folders are named after classes, t
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from importlib.resources import files
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from pfedmma_deploy.config import read_table
 from pfedmma_deploy.data.class_names import class_key, is_id
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.types import Dataset, Example, Federation, Level, Problem
@@ -39,9 +37,8 @@ class Kind(NamedTuple):
 @cache
 def problem_kinds() -> Mapping[str, Kind]:
     """Every kind of problem by name, in the order of the documentation."""
-    file = files("pfedmma_deploy").joinpath("assets", "problems.toml")
-    table = tomllib.loads(file.read_text(encoding="utf-8"))
-    return MappingProxyType({name: Kind(**values) for name, values in table.items()})
+    table = read_table("problems.toml")
+    return {name: Kind(**values) for name, values in table.items()}
 
 
 def find_problem(kind: str, places: Sequence[str], count: int | None = None) -> list[Problem]:

@@ -21,8 +21,6 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pfedmma_deploy.errors import ImageError
 
-__all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "decode_image", "is_image_name", "verify_image"]
-
 IMAGE_SUFFIXES: tuple[str, ...] = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 """File name endings that count as images, in any case."""
 IMAGE_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP")
