@@ -174,9 +174,10 @@ class TrainConfig:
 
     def to_options(self) -> dict[str, Any]:
         """Plain values by the names of the flags; `config_from_mapping` reads them back."""
-        values = self.to_dict()
-        del values["partition"]
-        return values | self.partition.to_options()
+        found: dict[str, Any] = {}
+        for name, value in self.to_dict().items():
+            found |= self.partition.to_options() if name == "partition" else {name: value}
+        return found
 
 
 def _defaults() -> dict[str, Any]:
