@@ -54,10 +54,11 @@ def resize_crop(
     width, height = _resized(rgb.width, rgb.height, size, mode)
     if (width, height) != rgb.size:
         rgb = rgb.resize((width, height), _FILTERS[interpolation])
-    # Python's round: torchvision's centre crop rounds half to even too.
-    left, top = _offset(width, size), _offset(height, size)
+    # Python's round: torchvision's centre crop rounds half to even too. The padding of `longest`,
+    # where the window starts outside, is rounded down.
+    left, top = (round(d / 2) if d >= 0 else -(-d // 2) for d in (width - size, height - size))
     if (left, top, width, height) != (0, 0, size, size):
-        # A box that reaches past the edge is filled with black: the padding of `longest`.
+        # A box that reaches past the edge is filled with black.
         rgb = rgb.crop((left, top, left + size, top + size))
     return np.asarray(rgb, dtype=np.uint8)
 
@@ -102,13 +103,6 @@ def _resized(width: int, height: int, size: int, mode: ResizeMode) -> tuple[int,
             f"it would be {new[0]} x {new[1]}; crop it first"
         )
     return new
-
-
-def _offset(length: int, size: int) -> int:
-    """Where the centred window of `size` starts; negative where there is padding."""
-    if length >= size:
-        return round((length - size) / 2.0)
-    return -((size - length) // 2)
 
 
 def _random_box(
