@@ -16,7 +16,7 @@ from pfedmma_deploy.data.class_names import class_key
 from pfedmma_deploy.data.image_stats import find_broken
 from pfedmma_deploy.data.images import decode_image
 from pfedmma_deploy.data.readers import READERS
-from pfedmma_deploy.data.readers.base import Listing, Opened
+from pfedmma_deploy.data.readers.base import Opened
 from pfedmma_deploy.data.samples import SAMPLE_NAMES, load_sample
 from pfedmma_deploy.data.scan import scan
 from pfedmma_deploy.errors import DataError, nearest
@@ -75,14 +75,23 @@ def load_dataset(
     if isinstance(name_or_path, str) and name_or_path in SAMPLE_NAMES:
         return load_sample(name_or_path)
     path = _locate(name_or_path, root)
-    try:
-        found, has_published_order = _read(path, cache)
-    except OSError as error:
-        raise DataError(f"data {error.filename or path}: {error.strerror or error}") from error
+    # The last reader takes any folder.
+    for reader in READERS:
+        try:
+            place = reader.find(path)
+            if place is None:
+                continue
+            found = reader.read(place, functools.partial(scan, cache=cache))
+        except OSError as error:
+            raise DataError(f"data {error.filename or path}: {error.strerror or error}") from error
+        break
     broken: dict[str, str] = {}
     # Once now, with a list of what is wrong, instead of an error in the middle of the training.
     if verify:
-        broken = _find_broken(found, cache, progress or Silent())
+        keys = [example.key for example in found.examples]
+        source = found.source or (lambda key: found.root / key)
+        folder = found.root if cache and found.source is None else None
+        broken = find_broken(keys, source, folder, progress or Silent())
     examples = tuple(example for example in found.examples if example.key not in broken)
     skipped = [*found.skipped, *(Skipped(key, reason) for key, reason in broken.items())]
     return StoredDataset(
@@ -93,7 +102,7 @@ def load_dataset(
         examples=examples,
         skipped=tuple(sorted(skipped, key=lambda skip: skip.path)),
         problems=tuple(found.find_problems(examples)),
-        has_published_order=has_published_order,
+        has_published_order=reader.keeps_order,
         source=found.source,
     )
 
@@ -114,23 +123,6 @@ def _locate(name_or_path: str | Path, root: str | Path | None) -> Path:
     if place is None:
         raise absent(known, root)
     return place
-
-
-def _read(path: Path, cache: bool) -> tuple[Listing, bool]:
-    """What the first reader finds that knows the layout; the last one knows any folder."""
-    for reader in READERS:
-        place = reader.find(path)
-        if place is not None:
-            return reader.read(place, functools.partial(scan, cache=cache)), reader.keeps_order
-    raise AssertionError("the last reader takes every path")
-
-
-def _find_broken(found: Listing, cache: bool, progress: Progress) -> dict[str, str]:
-    keys = [example.key for example in found.examples]
-    if found.source is not None:
-        return find_broken(keys, found.source, None, progress)
-    folder = found.root
-    return find_broken(keys, lambda key: folder / key, folder if cache else None, progress)
 
 
 class ConcatDataset(Dataset):
@@ -164,10 +156,9 @@ class ConcatDataset(Dataset):
 
     def open_image(self, example: Example) -> Image.Image:
         """Decoded RGB pixels from whichever data set holds the example."""
-        original = self._original.get(example.key)
-        if original is None:
-            return self._first.open_image(example)
-        return self._second.open_image(original)
+        if example.key in self._original:
+            return self._second.open_image(self._original[example.key])
+        return self._first.open_image(example)
 
 
 def summarize(dataset: Dataset) -> dict[str, Any]:
