@@ -200,8 +200,8 @@ _REQUIRED: Final = {
 }
 
 
-def read_table(name: str) -> dict[str, dict[str, Any]]:
-    """A TOML file of `assets`, all of it tables, by their names."""
+def read_table(name: str) -> dict[str, Any]:
+    """What a TOML file of `assets` holds, by its path there."""
     asset = files("pfedmma_deploy").joinpath("assets", name)
     return tomllib.loads(asset.read_text(encoding="utf-8"))
 
