@@ -96,15 +96,21 @@ def _walk(folder: Path, key: str, above: tuple[tuple[int, int], ...], found: Sca
             elif _is_printable(name, found):
                 found.folders.append(name)
                 _walk(Path(entry.path), name, (*above, identity), found)
-        elif not is_image_name(entry.name):
-            if name != CLASSES_FILE:
-                found.other_files[Path(entry.name).suffix.lower() or "no suffix"] += 1
-        elif _is_printable(name, found):
-            if entry.is_file():
-                found.images.append(name)
-            else:
-                reason = "a link to nothing" if entry.is_symlink() else "not a regular file"
-                _skip(name, reason, found)
+        else:
+            _add_file(entry, name, found)
+
+
+def _add_file(entry: os.DirEntry[str], name: str, found: Scan) -> None:
+    if not is_image_name(entry.name):
+        if name != CLASSES_FILE:
+            found.other_files[Path(entry.name).suffix.lower() or "no suffix"] += 1
+    elif not _is_printable(name, found):
+        return
+    elif entry.is_file():
+        found.images.append(name)
+    else:
+        reason = "a link to nothing" if entry.is_symlink() else "not a regular file"
+        _skip(name, reason, found)
 
 
 def _skip(name: str, reason: str, found: Scan) -> None:

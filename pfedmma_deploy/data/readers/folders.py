@@ -74,7 +74,17 @@ def read(root: Path, scan: Scanner) -> Listing:
     clients = [folder for folder in found.folders if "/" not in folder and layout == "clients"]
 
     def problems(readable: Sequence[Example]) -> Iterator[Problem]:
-        yield from _find_empty(class_folders, clients, readable)
+        """Folders without an image that can be read, and files of another kind."""
+        used = {example.key.rpartition("/")[0] for example in readable}
+        names_used = {class_folders[folder] for folder in used}
+        clients_used = {folder.partition("/")[0] for folder in used}
+        unused = [folder for folder in class_folders if folder not in used]
+        elsewhere = [folder for folder in unused if class_folders[folder] in names_used]
+        empty = [folder for folder in unused if class_folders[folder] not in names_used]
+        yield from find_problem("empty-class", empty)
+        without = [client for client in clients if client not in clients_used]
+        yield from find_problem("empty-client", without)
+        yield from find_problem("empty-class-folder", elsewhere)
         yield from find_problem("one-client-folder", clients if len(clients) == 1 else [])
         others = [f"{count} {suffix}" for suffix, count in sorted(found.other_files.items())]
         yield from find_problem("other-files", others, found.other_files.total())
@@ -196,23 +206,6 @@ def _class_folders(
         if folder in places or not _is_split(place.class_folder):
             folders[folder] = place.class_folder
     return folders
-
-
-def _find_empty(
-    class_folders: Mapping[str, str], clients: Sequence[str], readable: Sequence[Example]
-) -> Iterator[Problem]:
-    """Folders without an image that can be read."""
-    used = {example.key.rpartition("/")[0] for example in readable}
-    names_used = {class_folders[folder] for folder in used}
-    empty: list[str] = []
-    elsewhere: list[str] = []
-    for folder, name in class_folders.items():
-        if folder not in used:
-            (elsewhere if name in names_used else empty).append(folder)
-    clients_used = {folder.partition("/")[0] for folder in used}
-    yield from find_problem("empty-class", empty)
-    yield from find_problem("empty-client", [each for each in clients if each not in clients_used])
-    yield from find_problem("empty-class-folder", elsewhere)
 
 
 READERS: Final = (Reader(find, read),)

@@ -62,7 +62,13 @@ def _read_manifest(file: Path, scan: Scanner) -> Listing:
     rows = _read_csv(file) if file.suffix.lower() == ".csv" else _read_parquet(file)
     table: dict[str, _Row] = {}
     for number, row in rows:
-        _check_row(file, number, row)
+        empty = [name for name in _NEEDED if not getattr(row, name)]
+        if empty:
+            raise DataError(f"{file}, row {number}: {empty[0]} is empty; every image needs one")
+        if row.split and row.split.lower() not in SPLITS:
+            raise DataError(
+                f"{file}, row {number}: split '{row.split}'; expected train, val or test"
+            )
         key = PurePosixPath(row.path.replace("\\", "/")).as_posix()
         if key in table:
             raise DataError(
@@ -89,14 +95,6 @@ def _read_manifest(file: Path, scan: Scanner) -> Listing:
     return Listing(
         root=file.parent, layout="manifest", class_names=names, examples=examples, skipped=skipped
     )
-
-
-def _check_row(file: Path, number: int, row: _Row) -> None:
-    for name in _NEEDED:
-        if not getattr(row, name):
-            raise DataError(f"{file}, row {number}: {name} is empty; every image needs one")
-    if row.split and row.split.lower() not in SPLITS:
-        raise DataError(f"{file}, row {number}: split '{row.split}'; expected train, val or test")
 
 
 def _check_header(file: Path, header: Sequence[str]) -> None:
