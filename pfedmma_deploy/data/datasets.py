@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,22 @@ from pfedmma_deploy.data.catalog import absent, find_known, known_datasets
 from pfedmma_deploy.data.class_names import class_key
 from pfedmma_deploy.data.image_stats import find_broken
 from pfedmma_deploy.data.images import decode_image
-from pfedmma_deploy.data.readers import READERS
+from pfedmma_deploy.data.readers import cifar, few_shot, folders, published_lists, saved_tables
 from pfedmma_deploy.data.readers.base import Opened
 from pfedmma_deploy.data.samples import SAMPLE_NAMES, load_sample
 from pfedmma_deploy.data.scan import scan
 from pfedmma_deploy.errors import DataError, nearest
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.types import Dataset, Example, Problem, Skipped
+
+READERS = (
+    *saved_tables.READERS,
+    *cifar.READERS,
+    *few_shot.READERS,
+    *published_lists.READERS,
+    *folders.READERS,
+)
+"""In the order in which they are tried; the last takes any folder."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -75,7 +84,6 @@ def load_dataset(
     if isinstance(name_or_path, str) and name_or_path in SAMPLE_NAMES:
         return load_sample(name_or_path)
     path = _locate(name_or_path, root)
-    # The last reader takes any folder.
     for reader in READERS:
         try:
             place = reader.find(path)
@@ -181,19 +189,19 @@ def summarize(dataset: Dataset) -> dict[str, Any]:
         for name, table in ((example.domain, domains), (example.client, clients)):
             if name is not None:
                 table.setdefault(name, Counter())[example.split] += 1
+    classes = []
+    for label, name in enumerate(dataset.class_names):
+        classes.append({"name": name, "images": labels[label]})
     return {
         "name": dataset.name,
         "layout": dataset.layout,
         "root": None if dataset.root is None else str(dataset.root),
         "images": len(dataset.examples),
         "parts": {part: parts[part] for part in ("train", "val", "test") if part in parts},
-        "classes": [
-            {"name": name, "images": labels[label]}
-            for label, name in enumerate(dataset.class_names)
-        ],
-        "domains": {name: dict(domains[name]) for name in sorted(domains)},
-        "clients": {name: dict(clients[name]) for name in sorted(clients)},
+        "classes": classes,
+        "domains": dict(sorted(domains.items())),
+        "clients": dict(sorted(clients.items())),
         "captions": captions,
-        "skipped": [{"path": skip.path, "reason": skip.reason} for skip in dataset.skipped],
+        "skipped": [asdict(skip) for skip in dataset.skipped],
         "problems": [str(problem) for problem in dataset.problems],
     }

@@ -186,9 +186,6 @@ def _group_examples(dataset: Dataset, scheme: Scheme) -> dict[str, list[Example]
     """The images that are partitioned together, by name of the group ("" where it is all of them).
 
     Groups stand in natural order of their names: site-2 before site-10.
-
-    Raises:
-        DataError: a partition by domain or folder, and an image that belongs to none.
     """
     if scheme in ("disjoint", "dirichlet", "pachinko"):
         return {"": list(dataset.examples)}
@@ -220,10 +217,6 @@ def _take_unseen(
 
     These are all of its images where none is marked as a test image: nothing needs to be set aside
     for training.
-
-    Raises:
-        UsageError: no domain was named, or none of the data's.
-        DataError: there is no other domain.
     """
     known = ", ".join(groups)
     if unseen_domain is None:

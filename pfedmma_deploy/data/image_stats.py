@@ -99,11 +99,8 @@ def find_broken(
 ) -> dict[str, str]:
     """Reason by key of the images that cannot be read to their end.
 
-    Args:
-        keys: which images.
-        source: where the image of a key is.
-        root: the folder that keys are paths below, where what was read may be remembered.
-        progress: told of images.
+    `source` says where the image of a key is. What was read is remembered where `root` is given,
+    the folder that keys are paths below.
     """
     memory = _Memory(root if len(keys) >= scan.MIN_IMAGES else None, keys)
     readable = memory.readable()

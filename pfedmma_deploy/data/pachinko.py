@@ -42,7 +42,7 @@ def pachinko(
     Args:
         labels: labels of each split; "train" decides which classes are dealt out.
         superclasses: the superclass of each label.
-        clients: number of clients N.
+        clients: N.
         beta: concentration over superclasses; 0.1 in Reddi et al.
         rng: the only source of chance.
 
@@ -72,12 +72,8 @@ def draw_counts(
 ) -> Indices:
     """How many images of each class each client draws, [C, N]; rows add up to `totals` [C].
 
-    Args:
-        totals: images per class.
-        groups: superclass of each class [C], 0 to G - 1.
-        clients: N; their sizes differ by at most one image.
-        beta: concentration over superclasses.
-        rng: the only source of chance.
+    `groups` [C] is the superclass of each class, 0 to G - 1. The sizes of clients differ by at most
+    one image.
     """
     left = totals.astype(np.int64)
     members = [np.flatnonzero(groups == group) for group in range(int(groups.max()) + 1)]

@@ -34,12 +34,8 @@ def carved_sizes(num_images: int, *, test: bool, val: bool) -> tuple[int, int]:
     """How many of a class's training images become (test, validation) images.
 
     From `MIN_IMAGES` on: 20 % for testing and 10 % for validation, rounded, at least one each.
-    With two to four images: one for testing, none for validation. A single image trains.
-
-    Args:
-        num_images: training images of the class.
-        test: whether a test split is missing.
-        val: whether a validation split is missing.
+    With two to four images: one for testing, none for validation. A single image trains. `test` and
+    `val` say which split is missing.
     """
     if num_images < MIN_IMAGES:
         return (1 if test and num_images >= 2 else 0), 0
@@ -100,8 +96,7 @@ def split_classes(
 ) -> tuple[tuple[int, ...], ...]:
     """Shuffles classes and cuts them into one group per client; sizes differ by at most one.
 
-    Raises:
-        DataError: more clients than classes.
+    Raises `DataError` where there are more clients than classes.
     """
     if clients > len(classes):
         raise DataError(
@@ -116,11 +111,7 @@ def split_classes(
 def disjoint(
     labels: Labels, classes: Sequence[int], clients: int, rng: np.random.Generator
 ) -> tuple[Share, ...]:
-    """Label shift: every class, with all its images, belongs to exactly one client.
-
-    Raises:
-        DataError: as `split_classes`.
-    """
+    """Label shift: every class, with all its images, belongs to exactly one client."""
     shares = []
     for group in split_classes(classes, clients, rng):
         share: Share = {}
@@ -151,7 +142,7 @@ def dirichlet(
 
     Args:
         labels: labels of each split; "train" decides which classes are dealt out.
-        clients: number of clients N.
+        clients: N.
         beta: concentration; small is skewed, large is even.
         rng: the only source of chance.
         min_train: default a fifth of an even share, rounded up, and at most 10.

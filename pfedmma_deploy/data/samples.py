@@ -35,11 +35,7 @@ class SampleDataset(Dataset):
     layout = "sample"
 
     def __init__(self, name: str, container: bytes) -> None:
-        """Read the index of `container`, the bytes of the ZIP.
-
-        Raises:
-            DataError: the container is damaged or of another format version.
-        """
+        """Read the index of `container`, the bytes of the ZIP; raises `DataError` if damaged."""
         try:
             # All at once: a ZIP file is read at one place at a time, images by many threads.
             with zipfile.ZipFile(io.BytesIO(container)) as archive:

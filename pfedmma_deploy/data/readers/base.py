@@ -53,7 +53,10 @@ class Listing:
 
 
 class Reader(NamedTuple):
-    """One way in which data sets lie on disk."""
+    """One way in which data sets lie on disk.
+
+    Both functions raise `DataError` that names the file, what was expected in it and what to do.
+    """
 
     find: Callable[[Path], Path | None]
     """The path to give to `read`, or None where the layout is another."""

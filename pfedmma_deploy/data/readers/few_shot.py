@@ -67,11 +67,7 @@ def fix_name(dataset: str, name: str) -> str:
 
 
 def _find_split_file(path: Path) -> Path | None:
-    """The split file of a data set's folder.
-
-    Raises:
-        DataError: several split files.
-    """
+    """The split file of a data set's folder."""
     found = sorted(path.glob(_PATTERN)) if path.is_dir() else []
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
@@ -82,12 +78,7 @@ def _find_split_file(path: Path) -> Path | None:
 
 
 def _read_split_file(file: Path, scan: Scanner) -> Listing:
-    """The images that the split file names, in the parts that it puts them in.
-
-    Raises:
-        DataError: a split file of an unknown data set or of another form, one image in two places,
-            or no image where it should be.
-    """
+    """The images that the split file names, in the parts that it puts them in."""
     known = _known_by_file(file)
     root = file.parent
     rows: list[Row] = []
@@ -136,9 +127,6 @@ def _find_published(path: Path) -> Path | None:
     """`path`, where it is the folder of a known data set that lacks only its split file.
 
     Also the folder of the same name in it, as torchvision unpacks DTD.
-
-    Raises:
-        DataError: such a folder of a data set whose parts nobody but the split file tells.
     """
     for place in (path, path / path.name):
         known = _known_by_folder(place)
@@ -162,11 +150,7 @@ def _known_by_folder(path: Path) -> KnownDataset | None:
 
 
 def _read_published(root: Path, scan: Scanner) -> Listing:
-    """The images of the published parts; where there are none, all train and parts are set aside.
-
-    Raises:
-        DataError: a list that is missing or of another form, or no image where it says.
-    """
+    """The images of the published parts; without such, all train and parts are set aside later."""
     known = _known_by_folder(root)
     assert known is not None  # `find` has seen its folders
     found = scan(root)

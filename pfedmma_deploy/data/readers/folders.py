@@ -119,9 +119,6 @@ def _read_places(found: Scan, root: Path) -> dict[str, Place]:
 
     A folder called train, val (or valid, validation) or test is a split where class folders lie in
     it, and a class where images lie directly in it.
-
-    Raises:
-        DataError: no image at all, or images in places of different layouts; both are named.
     """
     if not found.images:
         raise DataError(f"data folder {root}: no images found{_others(found)}; {LAYOUTS}")

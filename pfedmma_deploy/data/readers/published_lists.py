@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, get_args
 
@@ -46,11 +47,7 @@ def _find_aircraft(path: Path) -> Path | None:
 
 
 def _read_aircraft(root: Path, scan: Scanner) -> Listing:
-    """Images by variant; lines of the lists are `<image number> <variant>`.
-
-    Raises:
-        DataError: a list that is absent, a variant that is not in variants.txt, no images.
-    """
+    """Images by variant; lines of the lists are `<image number> <variant>`."""
     names = [line for _, line in read_lines(root / _VARIANTS)]
     labels = {name: label for label, name in enumerate(names)}
     absent = [name for name in _LISTS.values() if not (root / name).is_file()]
@@ -77,11 +74,7 @@ def _read_aircraft(root: Path, scan: Scanner) -> Listing:
 
 
 def _find_imagenet(path: Path) -> Path | None:
-    """`path`, where it has classnames.txt and images/train or train.
-
-    Raises:
-        DataError: images/train has folders named by WordNet ids, but there is no classnames.txt.
-    """
+    """`path`, where it has classnames.txt and images/train or train."""
     trained = any((path / base / "train").is_dir() for base in ("images", "."))
     if trained and (path / _NAMES).is_file():
         return path
@@ -95,12 +88,7 @@ def _find_imagenet(path: Path) -> Path | None:
 
 
 def _read_imagenet(root: Path, scan: Scanner) -> Listing:
-    """Training images, and those of val/ as test images, in the order of the WordNet ids.
-
-    Raises:
-        DataError: a class folder without a line in classnames.txt, a class folder of val/ that
-            train/ does not have, or no images.
-    """
+    """Training images, and those of val/ as test images, in the order of the WordNet ids."""
     names: dict[str, str] = {}
     for number, line in read_lines(root / _NAMES):
         folder, _, name = line.partition(" ")
@@ -154,18 +142,13 @@ class _List(NamedTuple):
     file: Path
 
 
-def _find_domain_texts(path: Path) -> Path | None:
+def _find_domains(suffix: str, path: Path) -> Path | None:
     """`path`, where a training list has a folder of the same domain."""
-    return path if any(one.split == "train" for one in _find_lists(path, ".txt")) else None
+    return path if any(one.split == "train" for one in _find_lists(path, suffix)) else None
 
 
 def _read_domain_texts(root: Path, scan: Scanner) -> Listing:
-    """The images that the lists name; the name of a class is that of its folder.
-
-    Raises:
-        DataError: a line of another form, an image in two lists, a class number with two folders,
-            or no image where the lists say.
-    """
+    """The images that the lists name; the name of a class is that of its folder."""
     lists = _find_lists(root, ".txt")
     rows: list[Row] = []
     for one in lists:
@@ -184,18 +167,8 @@ def _read_domain_texts(root: Path, scan: Scanner) -> Listing:
     return list_images(root, "lists", rows, names, scan(root), file, where)
 
 
-def _find_domain_pickles(path: Path) -> Path | None:
-    """`path`, where a pickled training list has a folder of the same domain."""
-    return path if any(one.split == "train" for one in _find_lists(path, ".pkl")) else None
-
-
 def _read_domain_pickles(root: Path, scan: Scanner) -> Listing:
-    """The images that the lists name, with the sorted class names.
-
-    Raises:
-        DataError: a list that cannot be read safely or is no pair, an image in two lists, or no
-            image where the lists say.
-    """
+    """The images that the lists name, with the sorted class names."""
     lists = _find_lists(root, ".pkl")
     pairs = {one: _read_pairs(one.file) for one in lists}
     names = sorted({name for of_list in pairs.values() for _, name in of_list})
@@ -248,6 +221,6 @@ def _read_pairs(file: Path) -> list[tuple[str, str]]:
 READERS: Final = (
     Reader(_find_aircraft, _read_aircraft, keeps_order=True),
     Reader(_find_imagenet, _read_imagenet, keeps_order=True),
-    Reader(_find_domain_texts, _read_domain_texts, keeps_order=True),
-    Reader(_find_domain_pickles, _read_domain_pickles, keeps_order=True),
+    Reader(partial(_find_domains, ".txt"), _read_domain_texts, keeps_order=True),
+    Reader(partial(_find_domains, ".pkl"), _read_domain_pickles, keeps_order=True),
 )

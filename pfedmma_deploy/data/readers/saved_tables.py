@@ -53,12 +53,7 @@ def _find_manifest(path: Path) -> Path | None:
 
 
 def _read_manifest(file: Path, scan: Scanner) -> Listing:
-    """The images of a manifest, in the class order of classes.txt beside it, else sorted.
-
-    Raises:
-        DataError: a column that is missing or misspelt, a row without path or label, a split of
-            another name, one path twice, no image that exists; pyarrow missing for Parquet.
-    """
+    """The images of a manifest, in the class order of classes.txt beside it, else sorted."""
     rows = _read_csv(file) if file.suffix.lower() == ".csv" else _read_parquet(file)
     table: dict[str, _Row] = {}
     for number, row in rows:
@@ -166,10 +161,6 @@ def _read_hub(root: Path, scan: Scanner) -> Listing:
 
     The first image column and the column of class labels count; columns named client, domain and
     caption are taken over.
-
-    Raises:
-        DataError: `datasets` is not installed, files that it cannot read, no column of images or
-            labels, or a split of another name than train, validation or test.
     """
     tables = _load(root)
     features = next(iter(tables.values())).features
