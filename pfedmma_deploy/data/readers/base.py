@@ -10,10 +10,10 @@ from typing import Any, Final, NamedTuple
 
 from PIL import Image
 
-from pfedmma_deploy.data.class_names import class_name
+from pfedmma_deploy.data.class_names import CLASSES_FILE, class_name
 from pfedmma_deploy.data.images import ImageSource
 from pfedmma_deploy.data.scan import Scan
-from pfedmma_deploy.errors import DataError
+from pfedmma_deploy.errors import DataError, nearest
 from pfedmma_deploy.types import Example, Problem, Skipped, Split
 
 Scanner = Callable[[Path], Scan]
@@ -86,6 +86,65 @@ def read_json(file: Path) -> Any:
         return json.loads(read_text(file))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not valid JSON: {error}") from error
+
+
+def label_folders(root: Path, folders: Iterable[str]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Gives every class folder a label, in the order of classes.txt, else of the sorted folders.
+
+    classes.txt has one class per line, in class order: the name of its folder, or the folder, a
+    tab or comma, and the name to use instead (`n02123045,tabby cat`). Empty lines and lines that
+    begin with # do not count.
+
+    Args:
+        root: the data folder, where classes.txt may lie.
+        folders: names of the class folders; the same name may come from several clients.
+
+    Returns:
+        The class names in order, and the label of each folder.
+
+    Raises:
+        DataError: classes.txt has a line without a folder, or none for a folder.
+    """
+    order = sorted(set(folders))
+    names = {folder: class_name(folder) for folder in order}
+    if (root / CLASSES_FILE).is_file():
+        names = _read_classes_file(root / CLASSES_FILE, order)
+    return tuple(names.values()), {folder: label for label, folder in enumerate(names)}
+
+
+def _read_classes_file(file: Path, folders: Sequence[str]) -> dict[str, str]:
+    by_name: dict[str, list[str]] = {}
+    for folder in folders:
+        by_name.setdefault(class_name(folder), []).append(folder)
+    names: dict[str, str] = {}
+    for number, line in read_lines(file):
+        if line.startswith("#"):
+            continue
+        # The whole line comes first: a folder may have a comma in its name.
+        found = [(line, class_name(line))] if line in folders else []
+        same = by_name.get(line, [])
+        if len(same) == 1:
+            found.append((same[0], line))
+        for separator in ("\t", ","):
+            folder, _, name = (part.strip() for part in line.partition(separator))
+            if folder in folders and name:
+                found.append((folder, name))
+        if not found:
+            raise DataError(
+                f"{file}, line {number}: there is no class folder '{line}'{nearest(line, folders)};"
+                " expected one line per folder: its name, or `folder,name`"
+            )
+        folder, name = found[0]
+        if folder in names:
+            raise DataError(f"{file}, line {number}: class folder '{folder}' stands there twice")
+        names[folder] = name
+    missing = [folder for folder in folders if folder not in names]
+    if missing:
+        raise DataError(
+            f"{file} has no line for the class folders {', '.join(missing)}; add them where they"
+            " belong in the class order, or remove the folders"
+        )
+    return names
 
 
 class Row(NamedTuple):

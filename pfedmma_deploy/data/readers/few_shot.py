@@ -79,8 +79,12 @@ def _find_split_file(path: Path) -> Path | None:
 
 def _read_split_file(file: Path, scan: Scanner) -> Listing:
     """The images that the split file names, in the parts that it puts them in."""
-    known = _known_by_file(file)
-    root = file.parent
+    sets = {known.split_file: known for known in known_datasets().values() if known.split_file}
+    if file.name not in sets:
+        raise DataError(
+            f"{file}: no split file of a known data set; expected one of {', '.join(sets)}"
+        )
+    known, root = sets[file.name], file.parent
     rows: list[Row] = []
     pairs: list[tuple[int, str]] = []
     for split, path, number, name in _read_rows(file):
@@ -90,17 +94,6 @@ def _read_split_file(file: Path, scan: Scanner) -> Listing:
     prefix = f"{known.image_folder}/" if known.image_folder else ""
     return list_images(
         root, "split", rows, name_numbers(pairs, file), scan(root), file, where, prefix
-    )
-
-
-def _known_by_file(file: Path) -> KnownDataset:
-    sets = [known for known in known_datasets().values() if known.split_file]
-    for known in sets:
-        if known.split_file == file.name:
-            return known
-    raise DataError(
-        f"{file}: no split file of a known data set; expected one of"
-        f" {', '.join(known.split_file for known in sets)}"
     )
 
 

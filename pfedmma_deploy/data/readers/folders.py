@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from pfedmma_deploy.data.catalog import known_datasets
-from pfedmma_deploy.data.class_names import label_folders
 from pfedmma_deploy.data.dataset_checks import find_problem
-from pfedmma_deploy.data.readers.base import SPLITS, Listing, Reader, Scanner
+from pfedmma_deploy.data.readers.base import SPLITS, Listing, Reader, Scanner, label_folders
 from pfedmma_deploy.data.scan import Scan
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.types import Example, Problem, Split

@@ -18,9 +18,16 @@ from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 
-from pfedmma_deploy.data.class_names import class_name, label_folders
+from pfedmma_deploy.data.class_names import class_name
 from pfedmma_deploy.data.images import ImageSource
-from pfedmma_deploy.data.readers.base import SPLITS, Listing, Reader, Scanner, read_text
+from pfedmma_deploy.data.readers.base import (
+    SPLITS,
+    Listing,
+    Reader,
+    Scanner,
+    label_folders,
+    read_text,
+)
 from pfedmma_deploy.errors import DataError, ImageError, nearest
 from pfedmma_deploy.types import Example, Skipped
 
