@@ -170,9 +170,3 @@ def fetch(known: KnownDataset, module: Any, base: Path) -> Path:
             f" {base}; this version of torchvision puts it elsewhere. Name that folder with --data"
         )
     return place
-
-
-def missing_files(known: KnownDataset, folder: Path) -> list[str]:
-    """Files of `known` that are no images and are not in `folder`."""
-    names = [name for name in known.expects if name.endswith((".json", ".txt"))]
-    return [name for name in names if not (folder / name).is_file()]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ from pfedmma_deploy.data.class_names import class_key
 from pfedmma_deploy.data.image_stats import find_broken
 from pfedmma_deploy.data.images import decode_image
 from pfedmma_deploy.data.readers import cifar, few_shot, folders, published_lists, saved_tables
-from pfedmma_deploy.data.readers.base import Opened
+from pfedmma_deploy.data.readers.base import Listing
 from pfedmma_deploy.data.samples import SAMPLE_NAMES, load_sample
 from pfedmma_deploy.data.scan import scan
 from pfedmma_deploy.errors import DataError, nearest
 from pfedmma_deploy.progress import Progress, Silent
-from pfedmma_deploy.types import Dataset, Example, Problem, Skipped
+from pfedmma_deploy.types import Dataset, Example, Skipped
 
 READERS = (
     *saved_tables.READERS,
@@ -33,20 +33,23 @@ READERS = (
 """In the order in which they are tried; the last takes any folder."""
 
 
-@dataclass(eq=False, kw_only=True)
 class StoredDataset(Dataset):
     """Images on disk, opened when asked for."""
 
-    name: str
     root: Path
-    layout: str
-    class_names: tuple[str, ...]
-    examples: tuple[Example, ...]
-    """In ascending order of their keys. Images of a layout without splits are all "train"."""
-    skipped: tuple[Skipped, ...]
-    problems: tuple[Problem, ...]
-    has_published_order: bool
-    source: Callable[[str], Opened] | None = None
+
+    def __init__(self, found: Listing, name: str, broken: Mapping[str, str]) -> None:
+        """What a reader found, without the images in `broken`, which has the reasons by key."""
+        self.name = found.name or name
+        self.root = found.root
+        self.layout = found.layout
+        self.class_names = found.class_names
+        self.source = found.source
+        # Ascending by key. Images of a layout without splits are all "train".
+        self.examples = tuple(example for example in found.examples if example.key not in broken)
+        skipped = [*found.skipped, *(Skipped(key, reason) for key, reason in broken.items())]
+        self.skipped = tuple(sorted(skipped, key=lambda skip: skip.path))
+        self.problems = tuple(found.find_problems(self.examples))
 
     def open_image(self, example: Example) -> Image.Image:
         """Decoded RGB pixels, EXIF orientation applied. Raises `ImageError`."""
@@ -100,19 +103,9 @@ def load_dataset(
         source = found.source or (lambda key: found.root / key)
         folder = found.root if cache and found.source is None else None
         broken = find_broken(keys, source, folder, progress or Silent())
-    examples = tuple(example for example in found.examples if example.key not in broken)
-    skipped = [*found.skipped, *(Skipped(key, reason) for key, reason in broken.items())]
-    return StoredDataset(
-        name=found.name or path.resolve().name,
-        root=found.root,
-        layout=found.layout,
-        class_names=found.class_names,
-        examples=examples,
-        skipped=tuple(sorted(skipped, key=lambda skip: skip.path)),
-        problems=tuple(found.find_problems(examples)),
-        has_published_order=reader.keeps_order,
-        source=found.source,
-    )
+    dataset = StoredDataset(found, path.resolve().name, broken)
+    dataset.has_published_order = reader.keeps_order
+    return dataset
 
 
 def _locate(name_or_path: str | Path, root: str | Path | None) -> Path:

@@ -48,7 +48,8 @@ class DataReport:
 
     def add(self, problems: Iterable[Problem]) -> DataReport:
         """With more findings."""
-        return replace(self, problems=_worst_first((*self.problems, *problems)))
+        both = sorted((*self.problems, *problems), key=lambda each: _LEVELS.index(each.level))
+        return replace(self, problems=tuple(both))
 
 
 def check_data(
@@ -87,7 +88,7 @@ def check_data(
     problems += find_problem("skipped-files", [f"{key} ({why})" for key, why in broken.items()])
     # Without options the data's own clients and parts count, and none was set aside by a seed.
     problems += check_content(dataset, stats, None if partition is None else federation)
-    return DataReport(_worst_first(problems), len(stats), federation)
+    return DataReport((), len(stats), federation).add(problems)
 
 
 def warn_of_content(federation: Federation, *, progress: Progress | None = None) -> Federation:
@@ -100,10 +101,6 @@ def warn_of_content(federation: Federation, *, progress: Progress | None = None)
     stats, _ = read_stats(federation.dataset, examples, limit=QUICK_LIMIT, progress=progress)
     found = check_content(federation.dataset, stats, federation)
     return replace(federation, warnings=(*federation.warnings, *map(str, found)))
-
-
-def _worst_first(problems: Iterable[Problem]) -> tuple[Problem, ...]:
-    return tuple(sorted(problems, key=lambda problem: _LEVELS.index(problem.level)))
 
 
 def check_content(

@@ -128,7 +128,6 @@ def dirichlet(
     rng: np.random.Generator,
     *,
     min_train: int | None = None,
-    max_redraws: int = MAX_REDRAWS,
 ) -> tuple[Share, ...]:
     """Label skew: Dirichlet(beta) proportions over the clients, drawn anew for each class.
 
@@ -137,7 +136,7 @@ def dirichlet(
     training, so a client is tested on the classes that it has, as often as it has them.
 
     A draw is good where every client has `min_train` training images and at least one validation
-    and one test image. Where `max_redraws` draws are not, the one with the fewest clients lacking
+    and one test image. Where `MAX_REDRAWS` draws are not, the one with the fewest clients lacking
     a validation or test image is taken, as long as all have their training images.
 
     Args:
@@ -146,7 +145,6 @@ def dirichlet(
         beta: concentration; small is skewed, large is even.
         rng: the only source of chance.
         min_train: default a fifth of an even share, rounded up, and at most 10.
-        max_redraws: bound on the number of draws.
 
     Raises:
         DataError: no draw gave every client its training images.
@@ -162,7 +160,7 @@ def dirichlet(
     unavoidable = sum(max(0, clients - int(total.sum())) for total in totals.values())
     best: dict[Split, Indices] | None = None
     fewest = len(totals) * clients + 1
-    for _ in range(max_redraws):
+    for _ in range(MAX_REDRAWS):
         train = apportion(totals["train"], rng.dirichlet(np.full(clients, beta), len(classes)))
         if train.sum(axis=0).min() < min_train:
             continue  # a client that hardly trains would be no client
@@ -173,7 +171,7 @@ def dirichlet(
         if lacking <= unavoidable:
             break
     if best is None:
-        raise _too_few(total, clients, beta, min_train, max_redraws)
+        raise _too_few(total, clients, beta, min_train, MAX_REDRAWS)
     return deal(labels, classes, best, clients, rng)
 
 
