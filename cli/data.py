@@ -57,21 +57,25 @@ def list_datasets(
       pfedmma data list --data-root /data
       pfedmma data list --json
     """
-    from pfedmma_deploy.data.catalog import ROOT_VARIABLE, describe_known, known_datasets
-    from pfedmma_deploy.data.catalog import data_root as find_root
+    from pfedmma_deploy.data import catalog
     from pfedmma_deploy.data.samples import SAMPLE_NAMES
 
     with open_output(as_json=as_json, quiet=quiet) as output:
-        root = find_root(data_root)
-        entries = [describe_known(known, data_root) for known in known_datasets().values()]
-        rows = [
-            [e["name"], f"{e['classes']:,}", f"{e['images']:,}", e["licence"], e["folder"]]
-            for e in entries
-        ]
+        root = catalog.data_root(data_root)
+        entries, rows = [], []
+        for known in catalog.known_datasets().values():
+            entry = catalog.describe_known(known, data_root)
+            counts = f"{known.classes:,}", f"{known.images:,}"
+            entries.append(entry)
+            rows.append([known.name, *counts, known.licence, entry["folder"]])
         output.table(["Name", "Classes", "Images", "Licence", "Folder"], rows)
         output.note(
             f"In the package: {', '.join(SAMPLE_NAMES)}. Any folder of images works as well.\n"
-            + (f"Looked below {root}." if root else f"Set {ROOT_VARIABLE} or give --data-root.")
+            + (
+                f"Looked below {root}."
+                if root
+                else f"Set {catalog.ROOT_VARIABLE} or give --data-root."
+            )
             + " Next: pfedmma data info NAME"
         )
         output.result({"data_root": str(root) if root else None, "datasets": entries})
@@ -101,12 +105,12 @@ def info(
       pfedmma data info my_photos
       pfedmma data info /data/domainnet --json
     """
-    from pfedmma_deploy.data.catalog import find_known, known_datasets
+    from pfedmma_deploy.data import catalog
     from pfedmma_deploy.data.datasets import load_dataset, summarize
 
     with open_output(as_json=as_json, quiet=quiet) as output:
-        known = known_datasets().get(data)
-        if known and not Path(data).exists() and find_known(known, data_root) is None:
+        known = catalog.known_datasets().get(data)
+        if known and not Path(data).exists() and catalog.find_known(known, data_root) is None:
             _absent(output, known, data_root)
             return
         dataset = load_dataset(data, root=data_root, verify=False, cache=not no_cache)
@@ -116,15 +120,13 @@ def info(
 
 
 def _absent(output: Output, known: KnownDataset, root: Path | None) -> None:
-    from pfedmma_deploy.data.catalog import ROOT_VARIABLE, describe_known
-    from pfedmma_deploy.data.catalog import data_root as find_root
+    from pfedmma_deploy.data import catalog
 
-    entry = describe_known(known, root)
-    base = find_root(root)
-    folders = " or ".join(known.folders)
+    base = catalog.data_root(root)
+    where = f"in {base}" if base else "(no data root)"
     output.say(f"{known.name}: {known.title}, {known.classes:,} classes, {known.images:,} images")
     output.say(f"Licence: {known.licence}")
-    output.say(f"Not there: no folder {folders} " + (f"in {base}" if base else "(no data root)"))
+    output.say(f"Not there: no folder {' or '.join(known.folders)} {where}")
     output.say(f"Expected in that folder: {', '.join(known.expects)}")
     output.say(f"Homepage: {known.homepage}")
     if known.split:
@@ -132,9 +134,10 @@ def _absent(output: Output, known: KnownDataset, root: Path | None) -> None:
     if known.torchvision:
         output.say(f"Download the images: pfedmma data fetch {known.name}")
     output.note(
-        f"Give --data-root or set {ROOT_VARIABLE} to the folder above it, or name its own folder."
+        f"Give --data-root or set {catalog.ROOT_VARIABLE} to the folder above it, or name its own"
+        " folder."
     )
-    output.result({"present": False, **entry})
+    output.result({"present": False, **catalog.describe_known(known, root)})
 
 
 def _present(output: Output, found: dict[str, Any]) -> None:
@@ -145,10 +148,9 @@ def _present(output: Output, found: dict[str, Any]) -> None:
     output.say(f"Classes in order: {', '.join(names[:_SHOWN])}{more}")
     for title, column in (("Domain", "domains"), ("Client", "clients")):
         if found[column]:
-            rows = [
-                [name, *(parts.get(part, 0) for part in ("train", "val", "test"))]
-                for name, parts in found[column].items()
-            ]
+            rows = []
+            for name, counts in found[column].items():
+                rows.append([name, *(counts.get(part, 0) for part in ("train", "val", "test"))])
             output.table([title, "Train", "Val", "Test"], rows)
     parts = ", ".join(f"{count:,} {part}" for part, count in found["parts"].items())
     output.say(f"Parts: {parts}")
@@ -195,22 +197,20 @@ def fetch(
             f" {torchvision.__version__} gets it.\n"
             f"Licence: {known.licence}; its page decides: {known.homepage}"
         )
-        if not yes and not _agrees():
-            raise UsageError("nothing was downloaded; --yes downloads without asking")
+        if not yes:
+            if not sys.stdin.isatty():
+                raise UsageError("asking needs a terminal; --yes downloads without asking")
+            # On stderr, because stdout is for results.
+            if not typer.confirm("Download?", err=True):
+                raise UsageError("nothing was downloaded; --yes downloads without asking")
         folder = catalog.fetch(known, torchvision.datasets, root)
-        missing = catalog.missing_files(known, folder)
+        lists = [name for name in known.expects if name.endswith((".json", ".txt"))]
+        missing = [name for name in lists if not (folder / name).is_file()]
         output.say(f"{known.name} is in {folder}.")
         if missing:
             output.say(f"For the parts of the papers, put {missing[0]} there, from {known.split}")
         output.note(f"Next: pfedmma data info {known.name} --data-root {root}")
         output.result({"name": known.name, "folder": str(folder), "missing": missing})
-
-
-def _agrees() -> bool:
-    if not sys.stdin.isatty():
-        raise UsageError("asking needs a terminal; --yes downloads without asking")
-    # On stderr, because stdout is for results.
-    return typer.confirm("Download?", err=True)
 
 
 app.command()(data_check.check)

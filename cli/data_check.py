@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import textwrap
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,7 +28,7 @@ from .output import Output, open_output
 if TYPE_CHECKING:
     from pfedmma_deploy.data.doctor_data import DataReport
     from pfedmma_deploy.evaluation.zero_shot import Sanity
-    from pfedmma_deploy.types import Dataset, Problem
+    from pfedmma_deploy.types import Dataset
 
 _MARKS = {"fatal": "FATAL", "error": "ERROR", "warning": "warning"}
 
@@ -78,40 +79,35 @@ def check(
         found = check_data(dataset, wanted, seed=seed or 0, progress=output.progress)
         sanity = None
         if backbone is not None:
-            sanity = _test_zero_shot(dataset, backbone, pretrained, prompt, output)
+            from pfedmma_deploy.backbone.loading import load_backbone
+            from pfedmma_deploy.evaluation.zero_shot import check_zero_shot
+
+            model = load_backbone(backbone, pretrained)
+            sanity = check_zero_shot(model, dataset, prompt, progress=output.progress)
             found = found.add(sanity.problems)
         _show(dataset, found, sanity, output)
-        drawn = heatmap if found.federation else None
-        if found.federation is not None:
-            show_heatmap(found.federation, heatmap, dataset.name, output)
+        federation = found.federation
+        if federation is not None:
+            show_heatmap(federation, heatmap, dataset.name, output)
+        problems = []
+        for problem in found.problems:
+            values = dataclasses.asdict(problem)
+            del values["title"]
+            problems.append(values)
         output.result(
             {
                 "data": data,
                 "images": found.images,
                 "classes": list(dataset.class_names),
-                "clients": [c.id for c in found.federation.clients] if found.federation else None,
-                "problems": [_values(problem) for problem in found.problems],
+                "clients": federation and [client.id for client in federation.clients],
+                "problems": problems,
                 "zero_shot": sanity
-                and {
-                    "accuracy": sanity.accuracy,
-                    "chance": sanity.chance,
-                    "images": sanity.images,
-                },
-                "heatmap": None if drawn is None else str(drawn),
+                and {name: getattr(sanity, name) for name in ("accuracy", "chance", "images")},
+                "heatmap": str(heatmap) if heatmap and federation else None,
             }
         )
     if not found.is_good:
         raise typer.Exit(1)
-
-
-def _test_zero_shot(
-    dataset: Dataset, name: str, pretrained: str | None, prompt: str, output: Output
-) -> Sanity:
-    from pfedmma_deploy.backbone.loading import load_backbone
-    from pfedmma_deploy.evaluation.zero_shot import check_zero_shot
-
-    backbone = load_backbone(name, pretrained)
-    return check_zero_shot(backbone, dataset, prompt, progress=output.progress)
 
 
 def _show(dataset: Dataset, found: DataReport, sanity: Sanity | None, output: Output) -> None:
@@ -127,14 +123,12 @@ def _show(dataset: Dataset, found: DataReport, sanity: Sanity | None, output: Ou
             f"Zero-shot accuracy {sanity.accuracy:.1f} % on {sanity.images:,} images"
             f" (chance {sanity.chance:.1f} %)"
         )
-    levels = [problem.level for problem in found.problems]
-    counts = ", ".join(
-        f"{levels.count(level)} {word}"  # type: ignore[arg-type]  # keys are levels
-        for level, word in (("fatal", "fatal"), ("error", "errors"), ("warning", "warnings"))
-    )
+    counts = []
+    for level, word in (("fatal", "fatal"), ("error", "errors"), ("warning", "warnings")):
+        counts.append(f"{sum(problem.level == level for problem in found.problems)} {word}")
     output.say(
         f"{dataset.name}: {found.images:,} images of {len(dataset.class_names)} classes: "
-        + (counts if levels else "nothing wrong found")
+        + (", ".join(counts) if found.problems else "nothing wrong found")
     )
 
 
@@ -144,13 +138,3 @@ def _indent(text: str, output: Output) -> str:
         return f"  {text}"
     width = shutil.get_terminal_size().columns
     return textwrap.fill(text, width, initial_indent="  ", subsequent_indent="  ")
-
-
-def _values(problem: Problem) -> dict[str, Any]:
-    return {
-        "kind": problem.kind,
-        "count": problem.count,
-        "examples": list(problem.examples),
-        "advice": problem.advice,
-        "level": problem.level,
-    }

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+
+from pfedmma_deploy.types import Split
 
 from .options import (
     NO_PARTITION,
@@ -22,7 +24,6 @@ from .options import (
 from .output import Output, open_output
 
 if TYPE_CHECKING:
-    from pfedmma_deploy.config import PartitionConfig
     from pfedmma_deploy.types import Federation
 
 Heatmap = Annotated[
@@ -63,7 +64,11 @@ def partition(
     from pfedmma_deploy.data.federation import build_federation
 
     chosen = PartitionConfig.from_options(partition)
-    made_with = describe_partition(chosen, seed or 0)
+    # For the record; options that are not set are left out.
+    made_with: dict[str, Any] = {"partition": chosen.scheme, "seed": seed or 0}
+    for name, value in dataclasses.asdict(chosen).items():
+        if name != "scheme" and value is not None:
+            made_with[name] = value
     with open_output(as_json=as_json, quiet=quiet) as output:
         dataset = load_dataset(data, root=data_root, progress=output.progress)
         federation = build_federation(dataset, chosen, seed=seed or 0)
@@ -71,7 +76,7 @@ def partition(
             write_clients(federation, out, made_with)
         for warning in federation.warnings:
             output.note(f"warning: {warning}")
-        show_federation(federation, output)
+        _show_federation(federation, output)
         show_heatmap(federation, heatmap, f"{dataset.name}: {chosen.scheme}", output)
         if out is not None:
             output.say(f"Partition: {out}")
@@ -87,18 +92,13 @@ def partition(
         )
 
 
-def describe_partition(partition: PartitionConfig, seed: int) -> dict[str, Any]:
-    """What a partition was made with, for the record; options that are not set are left out."""
-    values = {**dataclasses.asdict(partition), "seed": seed}
-    values["partition"] = values.pop("scheme")
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def _sizes(federation: Federation) -> dict[str, Any]:
     clients = []
     for client in federation.clients:
-        sizes = {split: len(getattr(client, split)) for split in ("train", "val", "test")}
-        clients.append({"id": client.id, "classes": federation.names(client.classes), **sizes})
+        row: dict[str, Any] = {"id": client.id, "classes": federation.names(client.classes)}
+        for split in get_args(Split):
+            row[split] = len(getattr(client, split))
+        clients.append(row)
     return {
         "clients": clients,
         "base": federation.names(federation.base),
@@ -109,14 +109,15 @@ def _sizes(federation: Federation) -> dict[str, Any]:
     }
 
 
-def show_federation(federation: Federation, output: Output) -> None:
+def _show_federation(federation: Federation, output: Output) -> None:
     """What local, base and novel accuracy will be measured on."""
     from pfedmma_deploy.report.heatmap import count_holdings, draw_blocks
 
-    sizes = [sum(len(getattr(c, s)) for c in federation.clients) for s in ("train", "val", "test")]
+    clients = federation.clients
+    train, val, test = (sum(len(getattr(c, s)) for c in clients) for s in get_args(Split))
     output.say(
-        f"{federation.dataset.name}: {len(federation.clients)} clients with {sizes[0]:,} images to"
-        f" train on, {sizes[1]:,} to validate, {sizes[2]:,} to test"
+        f"{federation.dataset.name}: {len(clients)} clients with {train:,} images to train on,"
+        f" {val:,} to validate, {test:,} to test"
     )
     width = shutil.get_terminal_size().columns
     for line in draw_blocks(count_holdings(federation), width):

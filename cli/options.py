@@ -9,11 +9,11 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from pfedmma_deploy.config import DEFAULTS, Classes, Scheme
+from pfedmma_deploy.config import DEFAULTS, read_table
 from pfedmma_deploy.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 
 EXPORTS = Path("exports")
 """Where `pfedmma export` writes, below the current folder."""
+
+_TEXTS: Final[Mapping[str, dict[str, Any]]] = read_table("options.toml")
+_KINDS: Final[dict[str, Any]] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "list": list[str],
+}
 
 
 def flag(text: str, metavar: str | None = None, *names: str, **more: Any) -> Any:
@@ -34,11 +43,17 @@ def switch(name: str, text: str) -> Any:
     return typer.Option(name, help=text)
 
 
-def option(name: str, text: str, metavar: str) -> Any:
+def option(name: str) -> Any:
     """The flag of an option of `TrainConfig`; the help shows the default from there."""
-    default = DEFAULTS[name]
-    shown = f" [default: {default}]" if isinstance(default, int | float | str) else ""
-    return typer.Option(f"--{name.replace('_', '-')}", help=text + shown, metavar=metavar)
+    entry = _TEXTS[name]
+    default = DEFAULTS.get(name)
+    kind, text = entry["type"], entry.get("help", "")
+    dashed = name.replace("_", "-")
+    spelled = entry.get("flag", f"--{dashed}/--no-{dashed}" if kind == "bool" else f"--{dashed}")
+    if isinstance(default, int | float | str) and kind != "bool":
+        text += f" [default: {default}]"
+    metavar, hidden = entry.get("metavar"), entry.get("hidden", False)
+    return typer.Option(spelled, help=text, metavar=metavar, hidden=hidden)
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -57,21 +72,13 @@ Preset = Annotated[
         help="Values to start from: paper (the defaults), or quickstart (for pfedmma-tiny).",
     ),
 ]
-Data = Annotated[
-    str | None,
-    option("data", "A sample, a known data set, a folder or a manifest.", "NAME|DIR|FILE"),
-]
-BackboneName = Annotated[
-    str | None, option("backbone", "pfedmma-tiny, or any open_clip model name.", "NAME")
-]
-Pretrained = Annotated[
-    str | None, option("pretrained", "open_clip tag or weights file.", "TAG_OR_FILE")
-]
-Rounds = Annotated[int | None, option("rounds", "Rounds of training.", "N")]
-LocalEpochs = Annotated[
-    int | None, option("local_epochs", "Epochs that a client trains in a round.", "N")
-]
-Seed = Annotated[int | None, option("seed", "Seed of all randomness.", "N")]
+Data = Annotated[str | None, option("data")]
+BackboneName = Annotated[str | None, option("backbone")]
+Pretrained = Annotated[str | None, option("pretrained")]
+Rounds = Annotated[int | None, option("rounds")]
+LocalEpochs = Annotated[int | None, option("local_epochs")]
+Seed = Annotated[int | None, option("seed")]
+Clients = Annotated[int | None, option("clients")]
 
 DataRoot = Annotated[
     Path | None,
@@ -82,87 +89,55 @@ DataRoot = Annotated[
     ),
 ]
 
-Clients = Annotated[int | None, option("clients", "Number of clients.", "N")]
-_PARTITION: Final[Mapping[str, Any]] = {
-    "clients": Clients,
-    "classes": Annotated[
-        str | None,
-        option(
-            "classes",
-            "Train on the first half of the classes, or on all.",
-            "|".join(get_args(Classes)),
-        ),
-    ],
-    "partition": Annotated[
-        str | None,
-        option("partition", "Who holds which images.", "|".join(get_args(Scheme))),
-    ],
-    "dirichlet_beta": Annotated[
-        float | None, option("dirichlet_beta", "Smaller is more skewed.", "BETA")
-    ],
-    "unseen_domain": Annotated[
-        str | None,
-        option("unseen_domain", "With leave-one-domain-out: the domain nobody trains on.", "NAME"),
-    ],
-    "superclasses": Annotated[
-        str | None,
-        option(
-            "superclasses",
-            "With pachinko: superclasses. [default: those of CIFAR-100]",
-            "FILE.toml",
-        ),
-    ],
-    "clients_file": Annotated[
-        str | None,
-        option(
-            "clients_file",
-            "A partition that `pfedmma data partition` wrote; edit it freely.",
-            "FILE.toml",
-        ),
-    ],
-    "shots": Annotated[int | None, option("shots", "Training images per class; 0 takes all.", "K")],
-}
-"""The options of a partition, by name."""
 PartitionOptions = Mapping[str, Any]
-"""Those of them that are given."""
+"""The options of a partition that are given, by name."""
 NO_PARTITION: Final[PartitionOptions] = MappingProxyType({})
 
 
 def with_partition(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command every option of a partition.
+    """Gives a command every option of a partition, as `partition: PartitionOptions`."""
+    names = [name for name, entry in _TEXTS.items() if entry.get("partition")]
+    return _with_options(command, "partition", names)
 
-    It has a parameter `partition: PartitionOptions = NO_PARTITION`, in whose place they stand in
-    the help.
+
+def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command every option of a run, those that are given as `options: Mapping`."""
+    return _with_options(command, "options", list(_TEXTS))
+
+
+def _with_options(
+    command: Callable[..., None], place: str, names: Sequence[str]
+) -> Callable[..., None]:
+    """Replaces the parameter `place` by the named options, where typer reads the parameters.
+
+    Raises `UsageError` when it is called with a clients file and an option that the file decides.
     """
     parameters: list[inspect.Parameter] = []
     signature = inspect.signature(command, eval_str=True)
     for parameter in signature.parameters.values():
-        if parameter.name != "partition":
+        if parameter.name != place:
             parameters.append(parameter)
             continue
-        for name, annotation in _PARTITION.items():
+        for name in names:
+            kind: Any = _KINDS[_TEXTS[name]["type"]]
+            annotation = Annotated[kind | None, option(name)]
             parameters.append(parameter.replace(name=name, annotation=annotation, default=None))
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        options = {name: values.pop(name) for name in _PARTITION}
+        options = {name: values.pop(name) for name in names}
         given = {name: value for name, value in options.items() if value is not None}
-        _refuse_beside_file(given)
-        command(**values, partition=given)
+        for name in given if "clients_file" in given else ():
+            if _TEXTS[name].get("partition") and name != "clients_file":
+                raise UsageError(
+                    f"--clients-file says already who holds which images: leave out"
+                    f" --{name.replace('_', '-')}, or the file"
+                )
+        command(**values, **{place: given})
 
     # What typer reads instead of the parameters of `run`.
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return run
-
-
-def _refuse_beside_file(given: Mapping[str, Any]) -> None:
-    """Raises `UsageError` where a clients file is given beside an option that it decides."""
-    beside = [name for name in given if name != "clients_file"]
-    if "clients_file" in given and beside:
-        raise UsageError(
-            f"--clients-file says already who holds which images: leave out"
-            f" --{beside[0].replace('_', '-')}, or the file"
-        )
 
 
 def open_run(folder: Path | None) -> Run:
@@ -210,14 +185,12 @@ def free_folder(data: str) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
-def parse_settings(settings: Sequence[str] | None) -> dict[str, Scalar] | None:
-    """`["rank=8", "share=AB"]` as `{"rank": 8, "share": "AB"}`; None stays None.
+def parse_settings(settings: Sequence[str]) -> dict[str, Scalar]:
+    """`["rank=8", "share=AB"]` as `{"rank": 8, "share": "AB"}`.
 
     Raises:
         UsageError: one is not NAME=VALUE.
     """
-    if settings is None:
-        return None
     found: dict[str, Scalar] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")

@@ -3,118 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pfedmma_deploy.config import DEFAULTS
-
 from .options import (
-    NO_PARTITION,
     AsJson,
-    BackboneName,
-    Data,
-    LocalEpochs,
-    PartitionOptions,
     Preset,
-    Pretrained,
     Quiet,
-    Rounds,
-    Seed,
     Verbose,
     free_folder,
     open_run,
-    option,
     parse_settings,
-    with_partition,
+    with_run_options,
 )
 from .output import Output, open_output
 
 if TYPE_CHECKING:
     from pfedmma_deploy.config import Options, TrainConfig
 
-_OLD_NAMES = ("dropout", "engine")
 
-
-@with_partition
+@with_run_options
 def train(
-    context: typer.Context,
-    data: Data = None,
-    backbone: BackboneName = None,
-    pretrained: Pretrained = None,
-    method: Annotated[str | None, option("method", "Federated method.", "NAME")] = None,
-    partition: PartitionOptions = NO_PARTITION,
-    aggregate: Annotated[
-        str | None,
-        option("aggregate", "How the server combines updates. [default: the method's]", "NAME"),
-    ] = None,
-    rounds: Rounds = None,
-    local_epochs: LocalEpochs = None,
-    clients_per_round: Annotated[
-        float | None,
-        option("clients_per_round", "Fraction of the clients that train in a round.", "FRACTION"),
-    ] = None,
-    seed: Seed = None,
-    batch_size: Annotated[int | None, option("batch_size", "Images in a step.", "N")] = None,
-    optimizer: Annotated[
-        str | None, option("optimizer", "How a client learns.", "sgd|adam|adamw")
-    ] = None,
-    lr: Annotated[float | None, option("lr", "Learning rate.", "RATE")] = None,
-    momentum: Annotated[float | None, option("momentum", "Momentum of SGD.", "M")] = None,
-    weight_decay: Annotated[float | None, option("weight_decay", "Weight decay.", "DECAY")] = None,
-    parameters: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="A hyper-parameter of the method, such as rank=8; `pfedmma methods` lists them.",
-        ),
-    ] = None,
-    prompt: Annotated[
-        str | None, option("prompt", "Text around a class name; {} is its place.", "TEXT")
-    ] = None,
-    transform: Annotated[
-        str | None,
-        option("transform", "Crop and flip training images at random, or not.", "random|none"),
-    ] = None,
-    views: Annotated[
-        int | None,
-        option("views", "Draw this many crops per image once, and keep them; 0: afresh.", "N"),
-    ] = None,
-    autocast: Annotated[
-        str | None, option("autocast", "Precision of matrix products.", "none|bf16|fp16")
-    ] = None,
-    client_batching: Annotated[
-        bool | None,
-        typer.Option(
-            "--client-batching/--no-client-batching",
-            help="Train several clients in one pass, or one by one.",
-        ),
-    ] = None,
-    compile_blocks: Annotated[
-        bool | None, typer.Option("--compile/--no-compile", help="Compile the blocks first.")
-    ] = None,
-    client_dropout: Annotated[
-        float | None,
-        option("client_dropout", "Simulate: share of clients that fail in a round.", "FRACTION"),
-    ] = None,
-    cache: Annotated[
-        bool | None,
-        typer.Option("--cache/--no-cache", help="Keep the activations of the frozen blocks."),
-    ] = None,
-    token_shortcuts: Annotated[
-        bool | None,
-        typer.Option(
-            "--token-shortcuts/--no-token-shortcuts",
-            help="Compute no token that cannot change a feature.",
-        ),
-    ] = None,
-    logit_scale: Annotated[
-        float | None,
-        option("logit_scale", "Factor on similarities. [default: the backbone's]", "FACTOR"),
-    ] = None,
+    options: Mapping[str, Any],
     preset: Preset = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="Options from a file, one a line.")
@@ -129,9 +42,6 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out, or else the newest.")
     ] = False,
-    # Old names, accepted for one version.
-    dropout: Annotated[float | None, typer.Option(hidden=True)] = None,
-    engine: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -152,22 +62,22 @@ def train(
       pfedmma train --preset quickstart --data my_photos --clients-file clients.toml
       pfedmma train --resume --out runs/sites
     """
-    flags = {name: context.params.get(name) for name in (*DEFAULTS, *_OLD_NAMES)}
-    flags["compile"] = compile_blocks
-    flags["parameters"] = parse_settings(parameters)
+    flags = dict(options)
+    if "parameters" in flags:
+        flags["parameters"] = parse_settings(flags["parameters"])
     with open_output(as_json=as_json, quiet=quiet) as output:
         from pfedmma_deploy.config import read_changes, read_options
 
-        options = (read_changes if resume else read_options)(flags, config, preset)
-        for warning in options.warnings:
+        given = (read_changes if resume else read_options)(flags, config, preset)
+        for warning in given.warnings:
             output.note(f"warning: {warning}")
         if resume:
             folder = open_run(out).folder
-            resolved = _resumed(folder, options)
+            resolved = _resumed(folder, given)
         else:
             from pfedmma_deploy.methods.registry import resolve_run
 
-            resolved = resolve_run(options)
+            resolved = resolve_run(given)
             folder = out or free_folder(resolved.data)
         try:
             with _profiled(profile, output):

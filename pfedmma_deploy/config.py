@@ -48,7 +48,6 @@ class PartitionConfig:
     """
 
     scheme: Annotated[Scheme, Field(title="partition")] = "disjoint"
-    """How images are partitioned among clients: the option `partition`."""
     clients: Count = 10
     """Number of clients N: a multiple of the domains with `scheme="domain"`; with `"folders"` the
     data decide."""
@@ -106,7 +105,10 @@ _PARTITION_FIELDS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """Everything that decides what a run computes. Raises `UsageError` on a value out of range."""
+    """Everything that decides what a run computes. Raises `UsageError` on a value out of range.
+
+    `assets/options.toml` has what the help says of each; here stands what the help leaves out.
+    """
 
     data: Name
     """An embedded sample, a known data set by name, a folder of images or a manifest's file."""
@@ -120,25 +122,21 @@ class TrainConfig:
     partition: PartitionConfig = dataclasses.field(default_factory=PartitionConfig)
     rounds: Count = 50
     local_epochs: Count = 2
-    """Epochs that a client trains in one round (E)."""
     clients_per_round: Annotated[
         float, Field(gt=0, le=1, description="a fraction above 0, at most 1")
     ] = 1.0
-    """Fraction of the clients that train in one round."""
     seed: Annotated[int, Field(ge=0, lt=2**63, description="a whole number from 0 to 2^63 - 1")] = 0
     batch_size: Count = 32
     optimizer: Optimizer = "sgd"
     lr: Annotated[float, Field(gt=0, description="a number above 0")] = 1e-3
     """Learning rate, constant over the run."""
     momentum: Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1")] = 0.9
-    """Of SGD."""
     weight_decay: Annotated[float, Field(ge=0, description="a number of 0 or more")] = 5e-4
     parameters: Annotated[
         Mapping[str, Scalar], Field(description="a table of names and values")
     ] = dataclasses.field(default_factory=dict)
     """The method's own hyper-parameters; what is not named keeps the method's default."""
     prompt: str = "a photo of a {}."
-    """Text around a class name."""
     transform: Transform = "random"
     """Training images: `random` crops and flips them, `none` shows them as in testing."""
     views: Annotated[int, Field(ge=0, description="a whole number of 0 or more")] = 0
@@ -147,7 +145,6 @@ class TrainConfig:
     cache: bool = True
     """Keep the activations that the frozen blocks compute of an image that is seen again."""
     token_shortcuts: bool = True
-    """Compute no token that cannot change a feature."""
     client_batching: bool = True
     """Train several clients in one pass where the method allows it, not one after the other."""
     autocast: Autocast = "none"
@@ -201,32 +198,15 @@ _REQUIRED: Final = {
     "backbone": "pfedmma-tiny (in this package) or an open_clip name such as ViT-B-16",
 }
 
-PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
-    {
-        "paper": MappingProxyType({}),
-        # The embedded backbone is narrow (192) and is trained for seconds, not hours: with the
-        # paper's s = 0.001 and lr = 1e-3 nothing moves in a few rounds. A larger s and lr and a
-        # softer logit scale let four rounds show the gain; images are 32 pixels wide, where random
-        # crops take away more than they teach.
-        "quickstart": MappingProxyType(
-            {
-                "data": "cifar10-sample",
-                "backbone": "pfedmma-tiny",
-                "clients": 10,
-                "partition": "dirichlet",
-                "dirichlet_beta": 0.3,
-                "shots": 100,
-                "rounds": 4,
-                "local_epochs": 2,
-                "batch_size": 16,
-                "lr": 0.01,
-                "logit_scale": 20.0,
-                "transform": "none",
-                "parameters": MappingProxyType({"scale": 0.1, "bottleneck_dim": 16}),
-            }
-        ),
-    }
-)
+
+def read_table(name: str) -> dict[str, Any]:
+    """What a TOML file of `assets` holds, by its path there."""
+    # Not importlib.resources: it takes 5 ms to load, and `pfedmma --help` comes by here.
+    file = Path(__file__).parent / "assets" / name
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(read_table("presets.toml"))
 """Named sets of options; `paper` is the defaults."""
 
 

@@ -145,29 +145,23 @@ def _expected(kind: Any, notes: Sequence[FieldInfo], error: str) -> str:
     return described or _range(notes) or word or f"a {getattr(kind, '__name__', kind)}"
 
 
+_RANGES: Final = {
+    ("gt", "le"): "above {gt} and at most {le}",
+    ("ge", "le"): "from {ge} to {le}",
+    ("ge", "lt"): "from {ge} to below {lt}",
+    ("gt", "lt"): "between {gt} and {lt}",
+    ("ge",): "{ge} or more",
+    ("gt",): "above {gt}",
+    ("le",): "at most {le}",
+    ("lt",): "below {lt}",
+}
+
+
 def _range(notes: Sequence[FieldInfo]) -> str:
     """The bounds in words, such as "above 0 and at most 1"; empty without bounds."""
     bounds: dict[str, Any] = {}
-    for note in notes:
-        for each in note.metadata:
-            for name in ("ge", "gt", "le", "lt"):
-                if hasattr(each, name):
-                    bounds[name] = getattr(each, name)
-    match bounds:
-        case {"gt": low, "le": high}:
-            return f"above {low} and at most {high}"
-        case {"ge": low, "le": high}:
-            return f"from {low} to {high}"
-        case {"ge": low, "lt": high}:
-            return f"from {low} to below {high}"
-        case {"gt": low, "lt": high}:
-            return f"between {low} and {high}"
-        case {"ge": low}:
-            return f"{low} or more"
-        case {"gt": low}:
-            return f"above {low}"
-        case {"le": high}:
-            return f"at most {high}"
-        case {"lt": high}:
-            return f"below {high}"
-    return ""
+    for each in (each for note in notes for each in note.metadata):
+        for name in ("ge", "gt", "le", "lt"):
+            if hasattr(each, name):
+                bounds[name] = getattr(each, name)
+    return _RANGES.get(tuple(sorted(bounds)), "").format(**bounds)

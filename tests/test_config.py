@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from pfedmma_deploy.config import (
     DEFAULTS,
     PRESETS,
+    Autocast,
+    Classes,
+    Optimizer,
     PartitionConfig,
+    Scheme,
     TrainConfig,
+    Transform,
     config_from_mapping,
     read_options,
+    read_table,
 )
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.methods.registry import resolve_run
@@ -27,6 +34,16 @@ def resolve(
 
 
 NEEDED = {"data": "photos", "backbone": "ViT-B-16"}
+
+
+def test_every_option_has_a_flag_with_its_choices() -> None:
+    flags = read_table("options.toml")
+    assert set(flags) - set(DEFAULTS) == {"dropout", "engine"}
+    assert set(DEFAULTS) <= set(flags)
+    choices = {"classes": Classes, "partition": Scheme, "transform": Transform}
+    choices |= {"optimizer": Optimizer, "autocast": Autocast}
+    for name, kind in choices.items():
+        assert flags[name]["metavar"].split("|") == list(get_args(kind))
 
 
 def test_defaults_are_the_papers() -> None:

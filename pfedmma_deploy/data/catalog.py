@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
+from pfedmma_deploy.config import read_table
 from pfedmma_deploy.errors import DataError, UsageError, nearest
+from pfedmma_deploy.types import Split
 
 ROOT_VARIABLE: Final = "PFEDMMA_DATA"
 """Environment variable: the folder below which data sets are looked for by name."""
@@ -35,6 +34,11 @@ class KnownDataset:
     image_folder: str = ""
     """Where the paths of the split file begin."""
     domains: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Classes that the few-shot literature calls otherwise, by their names in the archive."""
+    published: Mapping[str, Split] | None = None
+    """Its authors' own lists of images with the split of each; empty where all images train, None
+    where only the split file tells the parts."""
     split: str | None = None
     """Where the split file, or ImageNet's list of class names, is kept by CoOp's authors."""
     torchvision: str | None = None
@@ -61,14 +65,13 @@ class KnownDataset:
 @cache
 def known_datasets() -> Mapping[str, KnownDataset]:
     """Every known data set by name, in the order of `pfedmma data list`."""
-    text = files("pfedmma_deploy").joinpath("assets", "datasets.toml").read_text(encoding="utf-8")
     known = {}
-    for name, table in tomllib.loads(text).items():
+    for name, table in read_table("datasets.toml").items():
         values: dict[str, Any] = {}
         for key, value in table.items():
             values[key] = tuple(value) if isinstance(value, list) else value
         known[name] = KnownDataset(name=name, **values)
-    return MappingProxyType(known)
+    return known
 
 
 def data_root(root: str | Path | None = None) -> Path | None:
@@ -109,14 +112,10 @@ def absent(known: KnownDataset, root: str | Path | None = None) -> DataError:
 def describe_known(known: KnownDataset, root: str | Path | None = None) -> dict[str, Any]:
     """A known data set as a JSON-able record; `folder` is None where it is not there."""
     folder = find_known(known, root)
+    same = ("name", "title", "classes", "images", "licence", "homepage")
     return {
-        "name": known.name,
-        "title": known.title,
-        "classes": known.classes,
-        "images": known.images,
+        **{name: getattr(known, name) for name in same},
         "domains": list(known.domains),
-        "licence": known.licence,
-        "homepage": known.homepage,
         "split_url": known.split,
         "expects": list(known.expects),
         "fetchable": known.torchvision is not None,
@@ -127,40 +126,35 @@ def describe_known(known: KnownDataset, root: str | Path | None = None) -> dict[
 def find_fetchable(name: str) -> KnownDataset:
     """The known data set of that name. Raises `UsageError` where it cannot be downloaded so."""
     known = known_datasets().get(name)
-    able = [each.name for each in known_datasets().values() if each.torchvision]
+    if known is not None and known.torchvision is not None:
+        return known
+    able = ", ".join(each.name for each in known_datasets().values() if each.torchvision)
     if known is None:
         raise UsageError(
             f"there is no known data set '{name}'{nearest(name, known_datasets())}; those that can"
-            f" be fetched are {', '.join(able)}"
+            f" be fetched are {able}"
         )
-    if known.torchvision is None:
-        raise UsageError(
-            f"{known.title} cannot be fetched by a program; get it from {known.where}. Those that"
-            f" can be fetched are {', '.join(able)}"
-        )
-    return known
+    raise UsageError(
+        f"{known.title} cannot be fetched by a program; get it from {known.where}. Those that"
+        f" can be fetched are {able}"
+    )
 
 
-def fetch(known: KnownDataset, module: Any, root: str | Path | None = None) -> Path:
-    """Download a data set below the data root; what is there already is not fetched again.
+def fetch(known: KnownDataset, module: Any, base: Path) -> Path:
+    """Download a data set below `base`; what is there already is not fetched again.
 
     Args:
         known: a result of `find_fetchable`.
-        module: `torchvision.datasets`, which this part of the package does not import itself.
-        root: where data sets lie; None takes the variable `PFEDMMA_DATA`.
+        module: `torchvision.datasets`: this layer has no torch, also not by way of it.
+        base: the data root.
 
     Returns:
         The folder of the data set.
 
     Raises:
-        UsageError: no data root at all.
         DataError: the download failed, or left something else than was expected.
     """
-    base = data_root(root)
-    if base is None:
-        raise UsageError(f"nowhere to put {known.name}: give --data-root, or set {ROOT_VARIABLE}")
     assert known.torchvision is not None
-    # torchvision is handed in: this layer has no torch, also not by way of it.
     try:
         base.mkdir(parents=True, exist_ok=True)
         getattr(module, known.torchvision)(str(base), download=True)
@@ -176,9 +170,3 @@ def fetch(known: KnownDataset, module: Any, root: str | Path | None = None) -> P
             f" {base}; this version of torchvision puts it elsewhere. Name that folder with --data"
         )
     return place
-
-
-def missing_files(known: KnownDataset, folder: Path) -> list[str]:
-    """Files of `known` that are no images and are not in `folder`."""
-    names = [name for name in known.expects if name.endswith((".json", ".txt"))]
-    return [name for name in names if not (folder / name).is_file()]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Final
 
-from pfedmma_deploy.errors import DataError, nearest
-
 CLASSES_FILE: Final = "classes.txt"
+"""In a data folder: the order of its classes, and other names for them."""
 # Not "C-130" or "747-200", which are names of aircraft.
 _IDS: Final = re.compile(
     r"""
@@ -44,117 +42,3 @@ def is_id(name: str) -> bool:
 def build_prompts(class_names: Sequence[str], template: str) -> list[str]:
     """`template` with each name in place of `{}`; underscores of folder names become spaces."""
     return [template.replace("{}", name.replace("_", " ")) for name in class_names]
-
-
-def label_folders(root: Path, folders: Iterable[str]) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Gives every class folder a label, in the order of classes.txt, else of the sorted folders.
-
-    classes.txt has one class per line, in class order: the name of its folder, or the folder, a
-    tab or comma, and the name to use instead (`n02123045,tabby cat`). Empty lines and lines that
-    begin with # do not count.
-
-    Args:
-        root: the data folder, where classes.txt may lie.
-        folders: names of the class folders; the same name may come from several clients.
-
-    Returns:
-        The class names in order, and the label of each folder.
-
-    Raises:
-        DataError: classes.txt has a line without a folder, or none for a folder.
-    """
-    order = sorted(set(folders))
-    names = {folder: class_name(folder) for folder in order}
-    if (root / CLASSES_FILE).is_file():
-        names = _read_classes_file(root / CLASSES_FILE, order)
-    return tuple(names.values()), {folder: label for label, folder in enumerate(names)}
-
-
-def _read_classes_file(file: Path, folders: Sequence[str]) -> dict[str, str]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read as UTF-8 text: {error}") from error
-    names: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        folder, name = _parse_line(line.strip(), folders)
-        if folder is None:
-            raise DataError(
-                f"{file}, line {number}: there is no class folder '{name}'{nearest(name, folders)};"
-                " expected one line per folder: its name, or `folder,name`"
-            )
-        if folder in names:
-            raise DataError(f"{file}, line {number}: class folder '{folder}' stands there twice")
-        names[folder] = name
-    missing = [folder for folder in folders if folder not in names]
-    if missing:
-        raise DataError(
-            f"{file} has no line for the class folders {', '.join(missing)}; add them where they"
-            " belong in the class order, or remove the folders"
-        )
-    return names
-
-
-def _parse_line(line: str, folders: Sequence[str]) -> tuple[str | None, str]:
-    """(folder, name); the folder is None where no folder fits, and the name then what was read."""
-    # The whole line comes first: a folder may have a comma in its name.
-    if line in folders:
-        return line, class_name(line)
-    same = [folder for folder in folders if class_name(folder) == line]
-    if len(same) == 1:
-        return same[0], line
-    for separator in ("\t", ","):
-        folder, _, name = (part.strip() for part in line.partition(separator))
-        if folder in folders and name:
-            return folder, name
-    return None, line
-
-
-# The split files that CoOp's authors share hold these names already; files that others made from
-# the original annotations may not, and CLIP's accuracy depends on them.
-_RENAMED: Final[Mapping[str, Mapping[str, str]]] = {
-    "caltech-101": {
-        "airplanes": "airplane",
-        "Faces": "face",
-        "Leopards": "leopard",
-        "Motorbikes": "motorbike",
-    },
-    "eurosat": {
-        "AnnualCrop": "Annual Crop Land",
-        "HerbaceousVegetation": "Herbaceous Vegetation Land",
-        "Highway": "Highway or Road",
-        "Industrial": "Industrial Buildings",
-        "Pasture": "Pasture Land",
-        "PermanentCrop": "Permanent Crop Land",
-        "Residential": "Residential Buildings",
-        "SeaLake": "Sea or Lake",
-    },
-}
-_YEAR: Final = re.compile(r"(?P<car>.+) (?P<year>(?:19|20)\d\d)")
-_CAMEL: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
-
-
-def fix_name(dataset: str, name: str) -> str:
-    """The name of a class as the few-shot literature writes it, whatever the file was made from.
-
-    - caltech-101, eurosat: the renamed classes of CoOp (`Faces` is `face`, `SeaLake` is `Sea or
-      Lake`).
-    - stanford_cars: the year comes first (`2012 Audi TT RS Coupe`).
-    - sun397: indoor or outdoor comes first (`a/apse/indoor` is `indoor apse`).
-    - ucf101: words apart (`ApplyEyeMakeup` is `Apply Eye Makeup`).
-    - oxford_pets: lower case, as in CLIP's own list of breeds.
-
-    Underscores stay; `class_name` makes spaces of them.
-    """
-    if dataset in _RENAMED:
-        return _RENAMED[dataset].get(name, name)
-    if dataset == "stanford_cars" and (match := _YEAR.fullmatch(name)):
-        return f"{match['year']} {match['car']}"
-    if dataset == "sun397" and "/" in name:
-        words = [word for word in name.split("/") if len(word) > 1]
-        return " ".join(reversed(words))
-    if dataset == "ucf101" and "_" not in name:
-        return _CAMEL.sub(" ", name)
-    return name.lower() if dataset == "oxford_pets" else name

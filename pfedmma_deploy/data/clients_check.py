@@ -13,8 +13,7 @@ FORMAT: Final = "pfedmma-clients"
 FORMAT_VERSION: Final = 1
 _TOP: Final = ("format", "format_version", "base", "novel", "unseen_domain", "data", "made_with",
                "clients", "tests", "warnings")  # fmt: skip
-_SPLITS: Final[tuple[Split, ...]] = get_args(Split)
-_CLIENT: Final = ("id", "domain", *_SPLITS)
+_CLIENT: Final = ("id", "domain", *get_args(Split))
 _ID: Final = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}")
 
 
@@ -25,7 +24,6 @@ class EditedFile:
         self.dataset = dataset
         self.values = values
         self.where = where
-        self.labels = {name: label for label, name in enumerate(dataset.class_names)}
         self.examples = {example.key: example for example in dataset.examples}
         self.held: dict[str, str] = {}
         """By key of each client's image: in which split of whom it stands."""
@@ -36,18 +34,6 @@ class EditedFile:
         for name, expected in (("format", FORMAT), ("format_version", FORMAT_VERSION)):
             if self.values.get(name) != expected:
                 self.refuse(f"{name} is {self.values.get(name)!r}, expected {expected!r}")
-        self.check_class_names()
-        base, novel = self.check_classes("base"), self.check_classes("novel")
-        both = [name for name in base if name in novel]
-        if both and self.values.get("unseen_domain") is None:
-            self.refuse(f"class '{both[0]}' is both in base and in novel: leave it in one")
-        self.check_clients(base)
-        tests = self.table(self.values.get("tests", {}), "tests")
-        self.check_keys(tests, ("base", "novel"), "[tests]")
-        for kind, names in (("base", base), ("novel", novel)):
-            self.check_tests(tests.get(kind, {}), f"tests.{kind}", names)
-
-    def check_class_names(self) -> None:
         recorded = self.table(self.values.get("data", {}), "data").get("class_names")
         names = self.dataset.class_names
         if recorded is not None and recorded != list(names):
@@ -56,6 +42,21 @@ class EditedFile:
                 f" ..., but {self.dataset.name} has {len(names)}, {', '.join(names[:3])},"
                 " ...: the order and the names must be the same. Bring them back, or partition anew"
             )
+        classes = {kind: self.check_classes(kind) for kind in ("base", "novel")}
+        both = [name for name in classes["base"] if name in classes["novel"]]
+        if both and self.values.get("unseen_domain") is None:
+            self.refuse(f"class '{both[0]}' is both in base and in novel: leave it in one")
+        self.check_clients(classes["base"])
+        tests = self.table(self.values.get("tests", {}), "tests")
+        self.check_keys(tests, ("base", "novel"), "[tests]")
+        for kind, of_kind in classes.items():
+            place = f"tests.{kind}"
+            for key in self.check_images(tests.get(kind, {}), place, of_kind, kind):
+                if not self.held.get(key, "test").startswith("test"):
+                    self.refuse(
+                        f"image {key} stands in {self.held[key]} and in {place}: nobody may be"
+                        " tested on what was trained on"
+                    )
 
     def check_classes(self, place: str) -> list[str]:
         names = self.values.get(place, [])
@@ -73,30 +74,32 @@ class EditedFile:
             self.refuse("it has no [[clients]]: add one with its id and [clients.train]")
         taken: set[str] = set()
         for row in rows:
-            name = self.check_client(self.table(row, "clients"), base)
+            values = self.table(row, "clients")
+            name = values.get("id")
+            if not isinstance(name, str) or not _ID.fullmatch(name):
+                self.refuse(
+                    f"a client has the id {name!r}; expected a text that can name a folder, such as"
+                    ' "0" or "site-3"'
+                )
+            self.check_keys(values, _CLIENT, f"client '{name}'")
+            self.check_splits(values, name, base)
             # Runs have a folder per client, and some file systems know no case.
             if name.casefold() in taken:
                 self.refuse(f"the id '{name}' stands there twice: give each client its own")
             taken.add(name.casefold())
 
-    def check_client(self, values: Mapping[str, Any], base: Sequence[str]) -> str:
-        name = values.get("id")
-        if not isinstance(name, str) or not _ID.fullmatch(name):
-            self.refuse(
-                f"a client has the id {name!r}; expected a text that can name a folder, such as"
-                ' "0" or "site-3"'
-            )
-        who, trained = f"client '{name}'", set[str]()
-        self.check_keys(values, _CLIENT, who)
-        for split in _SPLITS:
-            place = f"{split} of {who}"
-            images = self.check_images(values.get(split, {}), place, base)
+    def check_splits(self, values: Mapping[str, Any], client: str, base: Sequence[str]) -> None:
+        unseen = self.values.get("unseen_domain")
+        trained: set[str] = set()
+        for split in get_args(Split):
+            place = f"{split} of client '{client}'"
+            images = self.check_images(values.get(split, {}), place, base, "base")
             if split == "train":
-                trained = {class_name for class_name, _ in images}
-            for class_name, key in images:
-                if class_name not in trained:
+                trained.update(images.values())
+            for key, name in images.items():
+                if name not in trained:
                     self.refuse(
-                        f"{place} has images of '{class_name}', but it trains on none of that"
+                        f"{place} has images of '{name}', but it trains on none of that"
                         " class: add some to its train, or remove these"
                     )
                 if key in self.held:
@@ -104,62 +107,49 @@ class EditedFile:
                         f"image {key} stands in {self.held[key]} and in {place}: an image belongs"
                         " to one client and one split"
                     )
-                self.check_domain(key, split, str(name))
+                example = self.examples[key]
+                is_unseen = unseen is not None and unseen in (example.domain, example.client)
+                if is_unseen and split != "test":
+                    self.refuse(
+                        f"image {key} of client '{client}' is of '{unseen}', the domain that nobody"
+                        " trains on"
+                    )
                 self.held[key] = place
-        return str(name)
 
-    def check_domain(self, key: str, split: Split, client: str) -> None:
-        unseen, example = self.values.get("unseen_domain"), self.examples[key]
-        if unseen is None or split == "test" or unseen not in (example.domain, example.client):
-            return
-        self.refuse(
-            f"image {key} of client '{client}' is of '{unseen}', the domain that nobody trains on"
-        )
-
-    def check_tests(self, table: Any, place: str, classes: Sequence[str]) -> None:
-        for _, key in self.check_images(table, place, classes):
-            holder = self.held.get(key, "test")
-            if not holder.startswith("test"):
-                self.refuse(
-                    f"image {key} stands in {holder} and in {place}: nobody may be tested on what"
-                    " was trained on"
-                )
-
-    def check_images(self, table: Any, place: str, classes: Sequence[str]) -> list[tuple[str, str]]:
-        """(class name, key) of each image of a table."""
+    def check_images(
+        self, table: Any, place: str, classes: Sequence[str], listed: str
+    ) -> dict[str, str]:
+        """Class name by key of the images of a table; `listed` is where `classes` stand."""
         found: dict[str, str] = {}
         for name, keys in self.table(table, place).items():
             self.check_class(name, place)
             if name not in classes:
-                listed = "novel" if place == "tests.novel" else "base"
                 self.refuse(f"{place} has images of '{name}', which is not one of {listed}")
             if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
                 self.refuse(f"'{name}' in {place} is no list of images")
             for key in keys:
-                self.check_image(key, name, place)
+                example = self.examples.get(key)
+                if example is None:
+                    self.refuse(
+                        f"{place} names an image {key}, which {self.dataset.name} does not have:"
+                        " restore it, or remove its line"
+                    )
+                actual = self.dataset.class_names[example.label]
+                if actual != name:
+                    self.refuse(
+                        f"image {key} stands under '{name}' in {place}, but the data say '{actual}'"
+                    )
                 if key in found:
                     self.refuse(f"image {key} stands twice in {place}")
                 found[key] = name
-        return [(name, key) for key, name in found.items()]
-
-    def check_image(self, key: str, name: str, place: str) -> None:
-        example = self.examples.get(key)
-        if example is None:
-            self.refuse(
-                f"{place} names an image {key}, which {self.dataset.name} does not have: restore"
-                " it, or remove its line"
-            )
-        actual = self.dataset.class_names[example.label]
-        if actual != name:
-            self.refuse(
-                f"image {key} stands under '{name}' in {place}, but the data say '{actual}'"
-            )
+        return found
 
     def check_class(self, name: str, place: str) -> None:
-        if name not in self.labels:
+        names = self.dataset.class_names
+        if name not in names:
             self.refuse(
                 f"{place} names a class '{name}', which {self.dataset.name} does not have"
-                f"{nearest(name, self.labels)}"
+                f"{nearest(name, names)}"
             )
 
     def table(self, value: Any, place: str) -> Mapping[str, Any]:

@@ -29,6 +29,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -258,33 +259,25 @@ def _toml(value: Any) -> str:
     return text
 
 
-def _all_images(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(class name, key) of every image, those to test on perhaps twice."""
-    tables: list[Images] = [client[split] for client in values["clients"] for split in _SPLITS]
-    for table in (*tables, *values["tests"].values()):
-        for name, keys in table.items():
-            for key in keys:
-                yield name, key
-
-
 def _require_unchanged(dataset: Dataset, values: Mapping[str, Any]) -> None:
     """Raises `DataError` where the data are no longer those that a run recorded."""
     advice = "or start a new run on the data as they are"
     recorded, found = values["data"]["class_names"], dataset.class_names
     if tuple(recorded) != found:
         # The first that differs; where one list goes on after the other, its first extra class.
-        number = 0
-        while recorded[number : number + 1] == list(found[number : number + 1]):
-            number += 1
-        old = repr(recorded[number]) if number < len(recorded) else "nothing"
-        new = repr(found[number]) if number < len(found) else "nothing"
+        pairs = list(enumerate(zip_longest(recorded, found)))
+        number, names = next(each for each in pairs if each[1][0] != each[1][1])
+        old, new = ("nothing" if name is None else repr(name) for name in names)
         raise DataError(
             f"data {dataset.name} changed since the run: class {number} was {old} and is {new}"
             f" ({len(recorded)} classes then, {len(found)} now). Bring the class folders or"
             " classes.txt back, or start a new run"
         )
     labels = {example.key: example.label for example in dataset.examples}
-    images = {key: name for name, key in _all_images(values)}
+    tables: list[Images] = list(values["tests"].values())
+    for client in values["clients"]:
+        tables += [client[split] for split in _SPLITS]
+    images = {key: name for table in tables for name, keys in table.items() for key in keys}
     missing = [key for key in images if key not in labels]
     if missing:
         raise DataError(

@@ -6,15 +6,13 @@ images with the labels of other images. Where folders are named after classes, t
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from importlib.resources import files
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from pfedmma_deploy.config import read_table
 from pfedmma_deploy.data.class_names import class_key, is_id
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.types import Dataset, Example, Federation, Level, Problem
@@ -39,9 +37,8 @@ class Kind(NamedTuple):
 @cache
 def problem_kinds() -> Mapping[str, Kind]:
     """Every kind of problem by name, in the order of the documentation."""
-    file = files("pfedmma_deploy").joinpath("assets", "problems.toml")
-    table = tomllib.loads(file.read_text(encoding="utf-8"))
-    return MappingProxyType({name: Kind(**values) for name, values in table.items()})
+    table = read_table("problems.toml")
+    return {name: Kind(**values) for name, values in table.items()}
 
 
 def find_problem(kind: str, places: Sequence[str], count: int | None = None) -> list[Problem]:
@@ -137,11 +134,9 @@ def _check_pairing(dataset: Dataset) -> list[Problem]:
     if not named:
         wrong = _against_their_folder(folders, len(keys))
         named.update(example.label for example in dataset.examples)
-    count_wrong = Counter(example.label for example in wrong)
     # One slip is a slip; half of a class is a list of labels that was shifted against the images.
-    shifted = False
-    for label, count in count_wrong.items():
-        shifted |= count > 1 and count > SHIFTED * named[label]
+    per_label = Counter(example.label for example in wrong).items()
+    shifted = any(count > 1 and count > SHIFTED * named[label] for label, count in per_label)
     places = [f"{e.key} (labelled '{dataset.class_names[e.label]}')" for e in wrong]
     return find_problem("shifted-labels" if shifted else "label-against-folder", places)
 
@@ -190,11 +185,8 @@ def check_federation(federation: Federation, num_shots: int = 0) -> tuple[Proble
 
 
 def _check_classes(federation: Federation, num_shots: int) -> Iterator[Problem]:
-    trained: Counter[int] = Counter()
-    for client in federation.clients:
-        trained.update(example.label for example in client.train)
-    tests = (*federation.base_test, *federation.novel_test)
-    tested = {example.label for example in tests}
+    trained = Counter(example.label for client in federation.clients for example in client.train)
+    tested = {example.label for example in (*federation.base_test, *federation.novel_test)}
     names = federation.dataset.class_names
     empty, few = [], []
     for label in federation.base:
@@ -203,9 +195,9 @@ def _check_classes(federation: Federation, num_shots: int) -> Iterator[Problem]:
         elif trained[label] < num_shots:
             few.append(f"{names[label]} ({trained[label]} of {num_shots})")
     classes = (*federation.base, *federation.novel)
-    untested = [names[label] for label in classes if label not in tested]
     yield from find_problem("no-training-images", empty)
     yield from find_problem("few-shots", few)
+    untested = [names[label] for label in classes if label not in tested]
     yield from find_problem("class-without-test", untested)
     if len(federation.base) == 1 and federation.novel:
         yield from find_problem("one-base-class", federation.names(federation.base))
@@ -226,9 +218,7 @@ def check_balance(federation: Federation) -> tuple[Problem, ...]:
 
 def _largest(counts: Mapping[str, int]) -> list[str]:
     """Those far above the smallest, largest first."""
-    if not counts:
-        return []
-    smallest = min(counts, key=lambda name: counts[name])
+    smallest = min(counts, key=lambda name: counts[name], default="")
     found = []
     for name in sorted(counts, key=lambda name: -counts[name]):
         if counts[name] >= IMBALANCE * counts[smallest]:

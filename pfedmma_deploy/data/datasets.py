@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +15,41 @@ from pfedmma_deploy.data.catalog import absent, find_known, known_datasets
 from pfedmma_deploy.data.class_names import class_key
 from pfedmma_deploy.data.image_stats import find_broken
 from pfedmma_deploy.data.images import decode_image
-from pfedmma_deploy.data.readers import READERS
-from pfedmma_deploy.data.readers.base import Listing, Opened
+from pfedmma_deploy.data.readers import cifar, few_shot, folders, published_lists, saved_tables
+from pfedmma_deploy.data.readers.base import Listing
 from pfedmma_deploy.data.samples import SAMPLE_NAMES, load_sample
 from pfedmma_deploy.data.scan import scan
 from pfedmma_deploy.errors import DataError, nearest
 from pfedmma_deploy.progress import Progress, Silent
-from pfedmma_deploy.types import Dataset, Example, Problem, Skipped
+from pfedmma_deploy.types import Dataset, Example, Skipped
+
+READERS = (
+    *saved_tables.READERS,
+    *cifar.READERS,
+    *few_shot.READERS,
+    *published_lists.READERS,
+    *folders.READERS,
+)
+"""In the order in which they are tried; the last takes any folder."""
 
 
-@dataclass(eq=False, kw_only=True)
 class StoredDataset(Dataset):
     """Images on disk, opened when asked for."""
 
-    name: str
     root: Path
-    layout: str
-    class_names: tuple[str, ...]
-    examples: tuple[Example, ...]
-    """In ascending order of their keys. Images of a layout without splits are all "train"."""
-    skipped: tuple[Skipped, ...]
-    problems: tuple[Problem, ...]
-    has_published_order: bool
-    source: Callable[[str], Opened] | None = None
+
+    def __init__(self, found: Listing, name: str, broken: Mapping[str, str]) -> None:
+        """What a reader found, without the images in `broken`, which has the reasons by key."""
+        self.name = found.name or name
+        self.root = found.root
+        self.layout = found.layout
+        self.class_names = found.class_names
+        self.source = found.source
+        # Ascending by key. Images of a layout without splits are all "train".
+        self.examples = tuple(example for example in found.examples if example.key not in broken)
+        skipped = [*found.skipped, *(Skipped(key, reason) for key, reason in broken.items())]
+        self.skipped = tuple(sorted(skipped, key=lambda skip: skip.path))
+        self.problems = tuple(found.find_problems(self.examples))
 
     def open_image(self, example: Example) -> Image.Image:
         """Decoded RGB pixels, EXIF orientation applied. Raises `ImageError`."""
@@ -75,27 +87,25 @@ def load_dataset(
     if isinstance(name_or_path, str) and name_or_path in SAMPLE_NAMES:
         return load_sample(name_or_path)
     path = _locate(name_or_path, root)
-    try:
-        found, has_published_order = _read(path, cache)
-    except OSError as error:
-        raise DataError(f"data {error.filename or path}: {error.strerror or error}") from error
+    for reader in READERS:
+        try:
+            place = reader.find(path)
+            if place is None:
+                continue
+            found = reader.read(place, functools.partial(scan, cache=cache))
+        except OSError as error:
+            raise DataError(f"data {error.filename or path}: {error.strerror or error}") from error
+        break
     broken: dict[str, str] = {}
     # Once now, with a list of what is wrong, instead of an error in the middle of the training.
     if verify:
-        broken = _find_broken(found, cache, progress or Silent())
-    examples = tuple(example for example in found.examples if example.key not in broken)
-    skipped = [*found.skipped, *(Skipped(key, reason) for key, reason in broken.items())]
-    return StoredDataset(
-        name=found.name or path.resolve().name,
-        root=found.root,
-        layout=found.layout,
-        class_names=found.class_names,
-        examples=examples,
-        skipped=tuple(sorted(skipped, key=lambda skip: skip.path)),
-        problems=tuple(found.find_problems(examples)),
-        has_published_order=has_published_order,
-        source=found.source,
-    )
+        keys = [example.key for example in found.examples]
+        source = found.source or (lambda key: found.root / key)
+        folder = found.root if cache and found.source is None else None
+        broken = find_broken(keys, source, folder, progress or Silent())
+    dataset = StoredDataset(found, path.resolve().name, broken)
+    dataset.has_published_order = reader.keeps_order
+    return dataset
 
 
 def _locate(name_or_path: str | Path, root: str | Path | None) -> Path:
@@ -114,23 +124,6 @@ def _locate(name_or_path: str | Path, root: str | Path | None) -> Path:
     if place is None:
         raise absent(known, root)
     return place
-
-
-def _read(path: Path, cache: bool) -> tuple[Listing, bool]:
-    """What the first reader finds that knows the layout; the last one knows any folder."""
-    for reader in READERS:
-        place = reader.find(path)
-        if place is not None:
-            return reader.read(place, functools.partial(scan, cache=cache)), reader.keeps_order
-    raise AssertionError("the last reader takes every path")
-
-
-def _find_broken(found: Listing, cache: bool, progress: Progress) -> dict[str, str]:
-    keys = [example.key for example in found.examples]
-    if found.source is not None:
-        return find_broken(keys, found.source, None, progress)
-    folder = found.root
-    return find_broken(keys, lambda key: folder / key, folder if cache else None, progress)
 
 
 class ConcatDataset(Dataset):
@@ -164,10 +157,9 @@ class ConcatDataset(Dataset):
 
     def open_image(self, example: Example) -> Image.Image:
         """Decoded RGB pixels from whichever data set holds the example."""
-        original = self._original.get(example.key)
-        if original is None:
-            return self._first.open_image(example)
-        return self._second.open_image(original)
+        if example.key in self._original:
+            return self._second.open_image(self._original[example.key])
+        return self._first.open_image(example)
 
 
 def summarize(dataset: Dataset) -> dict[str, Any]:
@@ -190,19 +182,19 @@ def summarize(dataset: Dataset) -> dict[str, Any]:
         for name, table in ((example.domain, domains), (example.client, clients)):
             if name is not None:
                 table.setdefault(name, Counter())[example.split] += 1
+    classes = []
+    for label, name in enumerate(dataset.class_names):
+        classes.append({"name": name, "images": labels[label]})
     return {
         "name": dataset.name,
         "layout": dataset.layout,
         "root": None if dataset.root is None else str(dataset.root),
         "images": len(dataset.examples),
         "parts": {part: parts[part] for part in ("train", "val", "test") if part in parts},
-        "classes": [
-            {"name": name, "images": labels[label]}
-            for label, name in enumerate(dataset.class_names)
-        ],
-        "domains": {name: dict(domains[name]) for name in sorted(domains)},
-        "clients": {name: dict(clients[name]) for name in sorted(clients)},
+        "classes": classes,
+        "domains": dict(sorted(domains.items())),
+        "clients": dict(sorted(clients.items())),
         "captions": captions,
-        "skipped": [{"path": skip.path, "reason": skip.reason} for skip in dataset.skipped],
+        "skipped": [asdict(skip) for skip in dataset.skipped],
         "problems": [str(problem) for problem in dataset.problems],
     }

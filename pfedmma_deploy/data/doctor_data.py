@@ -6,7 +6,7 @@ Only the pixels show copies, leakage from training into testing, blank and tiny 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pfedmma_deploy.config import PartitionConfig
@@ -48,7 +48,8 @@ class DataReport:
 
     def add(self, problems: Iterable[Problem]) -> DataReport:
         """With more findings."""
-        return replace(self, problems=_worst_first((*self.problems, *problems)))
+        both = sorted((*self.problems, *problems), key=lambda each: _LEVELS.index(each.level))
+        return replace(self, problems=tuple(both))
 
 
 def check_data(
@@ -72,9 +73,14 @@ def check_data(
     """
     problems = [*check_dataset(dataset), *check_order(dataset)]
     federation = None
+    chosen = partition
+    if chosen is None and dataset.examples and all(each.client for each in dataset.examples):
+        chosen = PartitionConfig(scheme="folders", classes="all", num_shots=0)
     # A partition that the data do not allow is one finding beside the others, not the only one.
     try:
-        federation, found = _federation_of(dataset, partition, seed)
+        federation, found = (
+            partition_dataset(dataset, chosen, seed) if chosen else hold_all(dataset)
+        )
         problems += [*found, *check_balance(federation)]
     except DataError as error:
         problems += find_problem("impossible-division", [str(error)])
@@ -82,7 +88,7 @@ def check_data(
     problems += find_problem("skipped-files", [f"{key} ({why})" for key, why in broken.items()])
     # Without options the data's own clients and parts count, and none was set aside by a seed.
     problems += check_content(dataset, stats, None if partition is None else federation)
-    return DataReport(_worst_first(problems), len(stats), federation)
+    return DataReport((), len(stats), federation).add(problems)
 
 
 def warn_of_content(federation: Federation, *, progress: Progress | None = None) -> Federation:
@@ -95,21 +101,6 @@ def warn_of_content(federation: Federation, *, progress: Progress | None = None)
     stats, _ = read_stats(federation.dataset, examples, limit=QUICK_LIMIT, progress=progress)
     found = check_content(federation.dataset, stats, federation)
     return replace(federation, warnings=(*federation.warnings, *map(str, found)))
-
-
-def _federation_of(
-    dataset: Dataset, partition: PartitionConfig | None, seed: int
-) -> tuple[Federation, tuple[Problem, ...]]:
-    if partition is not None:
-        return partition_dataset(dataset, partition, seed)
-    if dataset.examples and all(example.client for example in dataset.examples):
-        by_folder = PartitionConfig(scheme="folders", classes="all", num_shots=0)
-        return partition_dataset(dataset, by_folder)
-    return hold_all(dataset)
-
-
-def _worst_first(problems: Iterable[Problem]) -> tuple[Problem, ...]:
-    return tuple(sorted(problems, key=lambda problem: _LEVELS.index(problem.level)))
 
 
 def check_content(
@@ -131,23 +122,6 @@ def check_content(
             blank.append(example.key)
         if min(found.width, found.height) < TINY:
             tiny.append(f"{example.key} ({found.width} x {found.height})")
-    copies = _Copies(dataset.class_names)
-    for group in _same_pixels(dataset, stats, federation):
-        copies.add(group)
-    return (
-        *find_problem("leaked-images", copies.leaked, copies.num_leaked),
-        *find_problem("image-in-two-classes", copies.in_two_classes),
-        *find_problem("held-by-several", copies.held_by_several),
-        *find_problem("duplicate-images", copies.duplicates),
-        *find_problem("blank-images", blank),
-        *find_problem("tiny-images", tiny),
-    )
-
-
-def _same_pixels(
-    dataset: Dataset, stats: Mapping[str, ImageStats], federation: Federation | None
-) -> Iterator[list[Example]]:
-    """Groups of several images with the same pixels, with the client that holds each."""
     examples: Iterable[Example] = dataset.examples
     if federation is not None:
         examples = (replace(example, client=client) for example, client in _held(federation))
@@ -157,7 +131,12 @@ def _same_pixels(
         # All blank images of a size are alike; what is wrong with them is that they are blank.
         if found is not None and found.spread >= BLANK:
             groups.setdefault(found.digest, []).append(example)
-    yield from (group for group in groups.values() if len(group) > 1)
+    copies = [group for group in groups.values() if len(group) > 1]
+    return (
+        *_find_copies(copies, dataset.class_names),
+        *find_problem("blank-images", blank),
+        *find_problem("tiny-images", tiny),
+    )
 
 
 def _held(federation: Federation) -> Iterator[tuple[Example, str | None]]:
@@ -173,41 +152,39 @@ def _held(federation: Federation) -> Iterator[tuple[Example, str | None]]:
             yield example, None
 
 
-@dataclass(slots=True)
-class _Copies:
-    """What is wrong with groups of copies, as sentences that name one pair of each."""
-
-    class_names: Sequence[str]
-    leaked: list[str] = field(default_factory=list)
-    num_leaked: int = 0
-    in_two_classes: list[str] = field(default_factory=list)
-    held_by_several: list[str] = field(default_factory=list)
-    duplicates: list[str] = field(default_factory=list)
-
-    def add(self, group: Sequence[Example]) -> None:
+def _find_copies(
+    groups: Sequence[Sequence[Example]], class_names: Sequence[str]
+) -> Iterator[Problem]:
+    """What is wrong with groups of images that have the same pixels; one pair of each is named."""
+    leaked: list[str] = []
+    num_leaked = 0
+    in_two_classes: list[str] = []
+    held_by_several: list[str] = []
+    duplicates: list[str] = []
+    for group in groups:
         tests = [example for example in group if example.split == "test"]
         rest = [example for example in group if example.split != "test"]
         if tests and rest:
-            self.leaked.append(f"{tests[0].key} (test) is {rest[0].key} ({rest[0].split})")
-            self.num_leaked += len(tests)
+            leaked.append(f"{tests[0].key} (test) is {rest[0].key} ({rest[0].split})")
+            num_leaked += len(tests)
         # The first of each class and of each client stands for the others.
         by_label: dict[int, str] = {}
         by_client: dict[str, str] = {}
         first: dict[tuple[int, bool, str | None], Example] = {}
         for example in group:
-            by_label.setdefault(example.label, f"{example.key} ({self._name(example)})")
+            by_label.setdefault(example.label, f"{example.key} ({class_names[example.label]})")
             if example.client is not None:
                 by_client.setdefault(example.client, f"{example.key} (client {example.client})")
             # Copies that no other finding tells of: alike in class, side and client.
             place = example.label, example.split == "test", example.client
             if place in first:
-                self.duplicates.append(f"{example.key} is {first[place].key}")
+                duplicates.append(f"{example.key} is {first[place].key}")
             first.setdefault(place, example)
         if len(by_label) > 1:
-            self.in_two_classes.append(" and ".join(by_label[label] for label in sorted(by_label)))
+            in_two_classes.append(" and ".join(by_label[label] for label in sorted(by_label)))
         if len(by_client) > 1:
-            names = sorted(by_client)
-            self.held_by_several.append(" and ".join(by_client[name] for name in names))
-
-    def _name(self, example: Example) -> str:
-        return self.class_names[example.label]
+            held_by_several.append(" and ".join(by_client[name] for name in sorted(by_client)))
+    yield from find_problem("leaked-images", leaked, num_leaked)
+    yield from find_problem("image-in-two-classes", in_two_classes)
+    yield from find_problem("held-by-several", held_by_several)
+    yield from find_problem("duplicate-images", duplicates)

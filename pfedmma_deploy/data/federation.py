@@ -26,7 +26,6 @@ from pfedmma_deploy.data.dataset_checks import (
 from pfedmma_deploy.data.pachinko import pachinko, read_superclasses
 from pfedmma_deploy.data.partition import (
     Labels,
-    Share,
     carve_splits,
     dirichlet,
     disjoint,
@@ -107,7 +106,14 @@ def partition_dataset(
     unseen: tuple[Example, ...] = ()
     if partition.scheme == "leave-one-domain-out":
         unseen, novel = _take_unseen(groups, partition.unseen_domain), novel or base
-    per_group = _clients_per_group(partition.clients, partition.scheme, len(groups))
+    num_clients, uneven = divmod(partition.clients, len(groups))
+    if uneven and partition.scheme != "folders":
+        multiple = max(1, math.floor(partition.clients / len(groups) + 0.5)) * len(groups)
+        raise DataError(
+            f"partition '{partition.scheme}' gives every domain equally many clients, but"
+            f" {partition.clients} clients cannot be shared out evenly among {len(groups)} domains:"
+            f" use --clients {multiple}"
+        )
     few: list[str] = []
     clients: list[ClientData] = []
     tests: list[Example] = []
@@ -119,15 +125,17 @@ def partition_dataset(
                 few.append(": ".join(filter(None, (name, dataset.class_names[label]))))
         tests += [example for example in examples if example.split == "test"]
         drawn = _draw_images(examples, base, partition.num_shots, rng)
-        clients += _partition_group(dataset, name, drawn, per_group, partition, base, rng)
+        clients += _partition_group(dataset, name, drawn, num_clients, partition, base, rng)
+    # By key and not by group, as they come back when a run is opened again.
+    places = {example.key: place for place, example in enumerate(dataset.examples)}
+    tests.sort(key=lambda example: places[example.key])
     federation = Federation(
         dataset=dataset,
         base=base,
         novel=novel,
         clients=tuple(clients),
-        # By key and not by group, as they come back when a run is opened again.
-        base_test=_of_labels(_in_order(dataset, tests), base),
-        novel_test=_of_labels(unseen or _in_order(dataset, tests), novel),
+        base_test=_of_labels(tests, base),
+        novel_test=_of_labels(unseen or tests, novel),
         unseen_domain=partition.unseen_domain,
     )
     problems = check_federation(federation, partition.num_shots)
@@ -178,9 +186,6 @@ def _group_examples(dataset: Dataset, scheme: Scheme) -> dict[str, list[Example]
     """The images that are partitioned together, by name of the group ("" where it is all of them).
 
     Groups stand in natural order of their names: site-2 before site-10.
-
-    Raises:
-        DataError: a partition by domain or folder, and an image that belongs to none.
     """
     if scheme in ("disjoint", "dirichlet", "pachinko"):
         return {"": list(dataset.examples)}
@@ -190,7 +195,17 @@ def _group_examples(dataset: Dataset, scheme: Scheme) -> dict[str, list[Example]
         if scheme in _BY_DOMAIN:
             name = example.domain or example.client
         if name is None:
-            raise _without_group(dataset, scheme, example)
+            expected = (
+                "images marked with a domain, or one folder per domain, <domain>/<class>/*.jpg"
+            )
+            others = "--partition disjoint, dirichlet or folders"
+            if scheme == "folders":
+                expected = "one folder per client, <client>/<class>/*.jpg"
+                others = "--partition disjoint or dirichlet"
+            raise DataError(
+                f"partition '{scheme}' needs {expected}; in {dataset.name}, {example.key} belongs"
+                f" to none: use {others}"
+            )
         groups.setdefault(name, []).append(example)
     return {name: groups[name] for name in sorted(groups, key=_natural)}
 
@@ -202,10 +217,6 @@ def _take_unseen(
 
     These are all of its images where none is marked as a test image: nothing needs to be set aside
     for training.
-
-    Raises:
-        UsageError: no domain was named, or none of the data's.
-        DataError: there is no other domain.
     """
     known = ", ".join(groups)
     if unseen_domain is None:
@@ -228,41 +239,10 @@ def _take_unseen(
     return tuple(tests or (replace(example, split="test") for example in images))
 
 
-def _clients_per_group(clients: int, scheme: Scheme, groups: int) -> int:
-    """How many clients share each of the `groups`, given how many are wanted in all.
-
-    Raises:
-        DataError: domains that cannot have equally many clients each.
-    """
-    if scheme == "folders":
-        return 1
-    if clients % groups:
-        multiple = max(1, math.floor(clients / groups + 0.5)) * groups
-        raise DataError(
-            f"partition '{scheme}' gives every domain equally many clients, but {clients}"
-            f" clients cannot be shared out evenly among {groups} domains: use --clients"
-            f" {multiple}"
-        )
-    return clients // groups
-
-
-def _without_group(dataset: Dataset, scheme: Scheme, example: Example) -> DataError:
-    if scheme == "folders":
-        expected = "one folder per client, <client>/<class>/*.jpg"
-        others = "--partition disjoint or dirichlet"
-    else:
-        expected = "images marked with a domain, or one folder per domain, <domain>/<class>/*.jpg"
-        others = "--partition disjoint, dirichlet or folders"
-    return DataError(
-        f"partition '{scheme}' needs {expected}; in {dataset.name}, {example.key} belongs to"
-        f" none: use {others}"
-    )
-
-
-def _natural(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
+def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
     """Sorts site-2 before site-10."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
-    return tuple((int(p), "") if p[0] in "0123456789" else (-1, p) for p in parts), name
+    return [(int(p), "") if p[0] in "0123456789" else (-1, p) for p in parts], name
 
 
 def _draw_images(
@@ -295,25 +275,21 @@ def _partition_group(
         case "disjoint":
             shares = disjoint(labels, base, clients, rng)
         case "pachinko":
-            file = None if partition.superclasses is None else Path(partition.superclasses)
-            superclasses = read_superclasses(dataset.class_names, file)
+            file = partition.superclasses
+            superclasses = read_superclasses(dataset.class_names, Path(file) if file else None)
             shares = pachinko(labels, superclasses, clients, beta, rng)
         case _:
             try:
                 shares = dirichlet(labels, clients, beta, rng)
             except DataError as error:
                 raise DataError(f"domain '{group}': {error}" if group else str(error)) from error
-    return _make_clients(group, drawn, shares)
-
-
-def _make_clients(group: str, drawn: BySplit, shares: Iterable[Share]) -> list[ClientData]:
-    """One client per share; its id is its number, behind the group's name where there is one."""
-    clients = []
+    # A client's id is its number, behind the group's name where there is one.
+    made = []
     for number, share in enumerate(shares):
         held = {split: [drawn[split][index] for index in share[split]] for split in drawn}
         client = _make_client(f"{group}-{number}" if group else str(number), held)
-        clients.append(replace(client, domain=group) if group else client)
-    return clients
+        made.append(replace(client, domain=group) if group else client)
+    return made
 
 
 def _make_client(client_id: str, held: Mapping[Split, Sequence[Example]]) -> ClientData:
@@ -340,9 +316,3 @@ def _of_labels(examples: Iterable[Example], labels: Sequence[int]) -> tuple[Exam
     """Those of the given labels, in their order."""
     wanted = set(labels)
     return tuple(example for example in examples if example.label in wanted)
-
-
-def _in_order(dataset: Dataset, examples: Iterable[Example]) -> list[Example]:
-    """In the order of the data set."""
-    places = {example.key: place for place, example in enumerate(dataset.examples)}
-    return sorted(examples, key=lambda example: places[example.key])

@@ -7,6 +7,7 @@ A cache file that is damaged is passed over, and is never unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageStat
 
 from pfedmma_deploy.data import scan
@@ -32,7 +32,6 @@ _ROW: Final = np.dtype(
     [("mark", "<u8"), ("digest", "V16"), ("width", "<u4"), ("height", "<u4"), ("spread", "<f8")]
 )
 """A file that was only read to its end has a width of 0."""
-Rows = NDArray[np.void]
 Found = TypeVar("Found")
 
 
@@ -76,12 +75,10 @@ def read_stats(
         Figures by key, and the reason by key for images that cannot be read.
     """
     wanted = {example.key: example for example in examples}
-    memory = None
     # With a `source`, keys need not be the names of files.
-    large = len(dataset.examples) >= scan.MIN_IMAGES
-    if dataset.root is not None and dataset.source is None and large:
-        memory = _Memory(dataset.root, list(wanted))
-    known = memory.stats() if memory else {}
+    is_large = dataset.source is None and len(dataset.examples) >= scan.MIN_IMAGES
+    memory = _Memory(dataset.root if is_large else None, list(wanted))
+    known = memory.stats()
     todo = [key for key in wanted if key not in known]
     if limit is not None and len(todo) > limit:
         todo = []
@@ -90,8 +87,7 @@ def read_stats(
         return measure(dataset.open_image(wanted[key]))
 
     found, broken = _look_at_all(todo, look, "images looked at", progress or Silent())
-    if memory and found:
-        memory.add(found)
+    memory.add(found)
     return known | found, broken
 
 
@@ -103,24 +99,20 @@ def find_broken(
 ) -> dict[str, str]:
     """Reason by key of the images that cannot be read to their end.
 
-    Args:
-        keys: which images.
-        source: where the image of a key is.
-        root: the folder that keys are paths below, where what was read may be remembered.
-        progress: told of images.
+    `source` says where the image of a key is. What was read is remembered where `root` is given,
+    the folder that keys are paths below.
     """
-    memory = _Memory(root, keys) if root is not None and len(keys) >= scan.MIN_IMAGES else None
-    readable = memory.readable() if memory else set()
-    todo = [key for key in keys if key not in readable]
+    memory = _Memory(root if len(keys) >= scan.MIN_IMAGES else None, keys)
+    readable = memory.readable()
 
     def verify(key: str) -> None:
         place = source(key)
         if not isinstance(place, Image.Image):  # else it is decoded already
             verify_image(place)
 
+    todo = [key for key in keys if key not in readable]
     found, broken = _look_at_all(todo, verify, "images read", progress)
-    if memory and todo:
-        memory.add(found, keep_others=False)
+    memory.add(found, keep_others=False)
     return broken
 
 
@@ -156,15 +148,21 @@ def _look_at_all(
 
 
 class _Memory:
-    """What is remembered of some of the files below a root; without caches, nothing.
+    """What is remembered of some of the files below a root; without a root or caches, nothing.
 
     To be made before the files are read: a file that changes meanwhile is read again next time.
     """
 
-    def __init__(self, root: Path, keys: Sequence[str]) -> None:
-        self._file = scan.cache_file(root, "images.npy")
-        self._marks = dict(zip(keys, _marks(root, keys), strict=True)) if self._file else {}
-        self._rows = _read_rows(self._file) if self._file else np.empty(0, _ROW)
+    def __init__(self, root: Path | None, keys: Sequence[str]) -> None:
+        self._marks: dict[str, int] = {}
+        self._rows = np.empty(0, _ROW)
+        self._file = None if root is None else scan.cache_file(root, "images.npy")
+        if root is not None and self._file is not None:
+            self._marks = _marks(root, keys)
+            with contextlib.suppress(OSError, ValueError, EOFError):
+                rows = np.load(self._file, allow_pickle=False)
+                if isinstance(rows, np.ndarray) and rows.dtype == _ROW and rows.ndim == 1:
+                    self._rows = rows
 
     def readable(self) -> set[str]:
         """The files that were readable when last read, and have not changed."""
@@ -174,22 +172,16 @@ class _Memory:
     def stats(self) -> dict[str, ImageStats]:
         """The figures that still hold."""
         known = {}
-        for mark, digest, width, height, spread in self._rows.tolist():
-            if width:
-                known[mark] = digest, width, height, spread
-        found = {}
-        for key, mark in self._marks.items():
-            if mark in known:
-                digest, width, height, spread = known[mark]
-                found[key] = ImageStats(digest.hex(), width, height, spread)
-        return found
+        for mark, digest, *figures in self._rows[self._rows["width"] > 0].tolist():
+            known[mark] = ImageStats(digest.hex(), *figures)
+        return {key: known[mark] for key, mark in self._marks.items() if mark in known}
 
     def add(self, found: Mapping[str, ImageStats | None], *, keep_others: bool = True) -> None:
         """Adds what was found of files; without `keep_others`, all that are not these is dropped.
 
         Files that are listed no more leave the memory that way.
         """
-        if self._file is None:
+        if self._file is None or not found:
             return
         rows = np.zeros(len(found), _ROW)
         for row, (key, stats) in zip(rows, found.items(), strict=True):
@@ -207,28 +199,14 @@ class _Memory:
         scan.write_cache(self._file, buffer.getvalue())
 
 
-def _marks(root: Path, keys: Sequence[str]) -> list[int]:
+def _marks(root: Path, keys: Sequence[str]) -> dict[str, int]:
     """64 bits that tell each file from any other state of it; 0 where there is none."""
-    marks = []
-    base = f"{root}/"
+    marks = dict.fromkeys(keys, 0)
     for key in keys:
-        try:
-            # A Path for each of a million files takes longer than the call itself.
-            status = os.stat(base + key)  # noqa: PTH116
-        except OSError:
-            marks.append(0)
-            continue
-        text = f"{key}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
-        digest = hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest()
-        marks.append(int.from_bytes(digest, "little"))
+        # A Path for each of a million files takes longer than the call itself.
+        with contextlib.suppress(OSError):
+            status = os.stat(f"{root}/{key}")  # noqa: PTH116
+            text = f"{key}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
+            digest = hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest()
+            marks[key] = int.from_bytes(digest, "little")
     return marks
-
-
-def _read_rows(file: Path) -> Rows:
-    try:
-        rows = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        rows = None
-    if not isinstance(rows, np.ndarray) or rows.dtype != _ROW or rows.ndim != 1:
-        return np.empty(0, _ROW)
-    return rows

@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pfedmma_deploy.errors import ImageError
-
-__all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "decode_image", "is_image_name", "verify_image"]
 
 IMAGE_SUFFIXES: tuple[str, ...] = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 """File name endings that count as images, in any case."""
@@ -31,15 +29,6 @@ IMAGE_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP")
 ImageSource = bytes | str | os.PathLike[str] | BinaryIO
 _Reader = Callable[[Image.Image], Image.Image]
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _OTHER_CONTENT = (
     (b"GIF8", 0, "a GIF image"),
     (b"II*\0", 0, "a TIFF image"),
@@ -128,35 +117,24 @@ def _open(file: BinaryIO, read: _Reader) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    turn = _TURNS.get(_orientation(image))
-    rgb = _as_rgb(image)
-    return rgb if turn is None else rgb.transpose(turn)
+    try:
+        with _quiet():
+            upright = ImageOps.exif_transpose(image)
+    except Exception:  # the pixels are good: viewers show such photos as stored, and so do we
+        # A copy, because the image refers to its file, which is about to be closed.
+        upright = image.copy()
+    if upright.mode.startswith("I"):
+        samples = np.clip(np.asarray(upright).astype(np.int64), 0, 65535)
+        return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")
+    # Has no influence on RGB pixels, but makes Pillow warn about palettes with alpha.
+    upright.info.pop("transparency", None)
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
 def _read_through(image: Image.Image) -> Image.Image:
     image.draft(None, (1, 1))
     image.load()
     return image
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        samples = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")
-    # Has no influence on RGB pixels, but makes Pillow warn about palettes with alpha.
-    image.info.pop("transparency", None)
-    rgb = image.convert("RGB")
-    # An image that was RGB already still refers to its file, which is about to be closed.
-    return rgb.copy() if rgb is image else rgb
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        with _quiet():
-            value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # the pixels are good: viewers show such photos as stored, and so do we
-        return 1
-    return value if isinstance(value, int) else 1
 
 
 @contextmanager

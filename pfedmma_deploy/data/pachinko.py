@@ -9,13 +9,13 @@ from __future__ import annotations
 import tomllib
 from bisect import bisect_right
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pfedmma_deploy.config import read_table
 from pfedmma_deploy.data.class_names import class_key
 from pfedmma_deploy.data.partition import Indices, Labels, Share, apportion, count_classes, deal
 from pfedmma_deploy.errors import DataError
@@ -42,7 +42,7 @@ def pachinko(
     Args:
         labels: labels of each split; "train" decides which classes are dealt out.
         superclasses: the superclass of each label.
-        clients: number of clients N.
+        clients: N.
         beta: concentration over superclasses; 0.1 in Reddi et al.
         rng: the only source of chance.
 
@@ -72,12 +72,8 @@ def draw_counts(
 ) -> Indices:
     """How many images of each class each client draws, [C, N]; rows add up to `totals` [C].
 
-    Args:
-        totals: images per class.
-        groups: superclass of each class [C], 0 to G - 1.
-        clients: N; their sizes differ by at most one image.
-        beta: concentration over superclasses.
-        rng: the only source of chance.
+    `groups` [C] is the superclass of each class, 0 to G - 1. The sizes of clients differ by at most
+    one image.
     """
     left = totals.astype(np.int64)
     members = [np.flatnonzero(groups == group) for group in range(int(groups.max()) + 1)]
@@ -129,7 +125,7 @@ def read_superclasses(class_names: Sequence[str], file: Path | None = None) -> t
         DataError: the file cannot be read, or a class stands in none or two of the superclasses.
     """
     where = "the superclasses of CIFAR-100" if file is None else str(file)
-    table = _read(file)
+    table = read_table("superclasses/cifar100.toml") if file is None else _read(file)
     found: dict[str, int] = {}
     for number, (name, members) in enumerate(table.items()):
         for member in members:
@@ -139,11 +135,8 @@ def read_superclasses(class_names: Sequence[str], file: Path | None = None) -> t
     missing = [name for name in class_names if class_key(name) not in found]
     if missing:
         shown = ", ".join(f"'{name}'" for name in missing[:5])
-        advice = (
-            "name a table of your own with --superclasses FILE.toml"
-            if file is None
-            else "add them to it"
-        )
+        own = "name a table of your own with --superclasses FILE.toml"
+        advice = "add them to it" if file else own
         raise DataError(
             f"partition 'pachinko' needs the superclass of every class, but {where} lack"
             f"{'s' if file else ''} {len(missing)} of {len(class_names)}: {shown}; {advice}"
@@ -151,14 +144,12 @@ def read_superclasses(class_names: Sequence[str], file: Path | None = None) -> t
     return tuple(found[class_key(name)] for name in class_names)
 
 
-def _read(file: Path | None) -> dict[str, list[str]]:
-    asset = files("pfedmma_deploy").joinpath("assets", "superclasses", "cifar100.toml")
+def _read(file: Path) -> dict[str, Any]:
     try:
-        text = (file or asset).read_text(encoding="utf-8")
-        table = tomllib.loads(text)
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"superclasses {file}: {error.strerror}; {_FORM}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise DataError(f"superclasses {file}: not TOML ({error}); {_FORM}") from error
     for name, members in table.items():
         if not isinstance(members, list) or not all(isinstance(m, str) for m in members):

@@ -34,12 +34,8 @@ def carved_sizes(num_images: int, *, test: bool, val: bool) -> tuple[int, int]:
     """How many of a class's training images become (test, validation) images.
 
     From `MIN_IMAGES` on: 20 % for testing and 10 % for validation, rounded, at least one each.
-    With two to four images: one for testing, none for validation. A single image trains.
-
-    Args:
-        num_images: training images of the class.
-        test: whether a test split is missing.
-        val: whether a validation split is missing.
+    With two to four images: one for testing, none for validation. A single image trains. `test` and
+    `val` say which split is missing.
     """
     if num_images < MIN_IMAGES:
         return (1 if test and num_images >= 2 else 0), 0
@@ -100,8 +96,7 @@ def split_classes(
 ) -> tuple[tuple[int, ...], ...]:
     """Shuffles classes and cuts them into one group per client; sizes differ by at most one.
 
-    Raises:
-        DataError: more clients than classes.
+    Raises `DataError` where there are more clients than classes.
     """
     if clients > len(classes):
         raise DataError(
@@ -116,11 +111,7 @@ def split_classes(
 def disjoint(
     labels: Labels, classes: Sequence[int], clients: int, rng: np.random.Generator
 ) -> tuple[Share, ...]:
-    """Label shift: every class, with all its images, belongs to exactly one client.
-
-    Raises:
-        DataError: as `split_classes`.
-    """
+    """Label shift: every class, with all its images, belongs to exactly one client."""
     shares = []
     for group in split_classes(classes, clients, rng):
         share: Share = {}
@@ -137,7 +128,6 @@ def dirichlet(
     rng: np.random.Generator,
     *,
     min_train: int | None = None,
-    max_redraws: int = MAX_REDRAWS,
 ) -> tuple[Share, ...]:
     """Label skew: Dirichlet(beta) proportions over the clients, drawn anew for each class.
 
@@ -146,16 +136,15 @@ def dirichlet(
     training, so a client is tested on the classes that it has, as often as it has them.
 
     A draw is good where every client has `min_train` training images and at least one validation
-    and one test image. Where `max_redraws` draws are not, the one with the fewest clients lacking
+    and one test image. Where `MAX_REDRAWS` draws are not, the one with the fewest clients lacking
     a validation or test image is taken, as long as all have their training images.
 
     Args:
         labels: labels of each split; "train" decides which classes are dealt out.
-        clients: number of clients N.
+        clients: N.
         beta: concentration; small is skewed, large is even.
         rng: the only source of chance.
         min_train: default a fifth of an even share, rounded up, and at most 10.
-        max_redraws: bound on the number of draws.
 
     Raises:
         DataError: no draw gave every client its training images.
@@ -171,7 +160,7 @@ def dirichlet(
     unavoidable = sum(max(0, clients - int(total.sum())) for total in totals.values())
     best: dict[Split, Indices] | None = None
     fewest = len(totals) * clients + 1
-    for _ in range(max_redraws):
+    for _ in range(MAX_REDRAWS):
         train = apportion(totals["train"], rng.dirichlet(np.full(clients, beta), len(classes)))
         if train.sum(axis=0).min() < min_train:
             continue  # a client that hardly trains would be no client
@@ -182,7 +171,7 @@ def dirichlet(
         if lacking <= unavoidable:
             break
     if best is None:
-        raise _too_few(total, clients, beta, min_train, max_redraws)
+        raise _too_few(total, clients, beta, min_train, MAX_REDRAWS)
     return deal(labels, classes, best, clients, rng)
 
 

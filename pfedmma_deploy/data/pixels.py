@@ -54,10 +54,11 @@ def resize_crop(
     width, height = _resized(rgb.width, rgb.height, size, mode)
     if (width, height) != rgb.size:
         rgb = rgb.resize((width, height), _FILTERS[interpolation])
-    # Python's round: torchvision's centre crop rounds half to even too.
-    left, top = _offset(width, size), _offset(height, size)
+    # Python's round: torchvision's centre crop rounds half to even too. The padding of `longest`,
+    # where the window starts outside, is rounded down.
+    left, top = (round(d / 2) if d >= 0 else -(-d // 2) for d in (width - size, height - size))
     if (left, top, width, height) != (0, 0, size, size):
-        # A box that reaches past the edge is filled with black: the padding of `longest`.
+        # A box that reaches past the edge is filled with black.
         rgb = rgb.crop((left, top, left + size, top + size))
     return np.asarray(rgb, dtype=np.uint8)
 
@@ -77,8 +78,23 @@ def random_resized_crop(
     Source: Szegedy et al., arXiv 1409.4842, as torchvision's `RandomResizedCrop` has it.
     """
     rgb = image if image.mode == "RGB" else image.convert("RGB")
-    left, top, width, height = _random_box(rgb.width, rgb.height, rng, scale, ratio)
-    part = rgb.crop((left, top, left + width, top + height))
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = rgb.width * rgb.height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(*log_ratio))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= rgb.width and 0 < h <= rgb.height:
+            top = int(rng.integers(0, rgb.height - h + 1))
+            left = int(rng.integers(0, rgb.width - w + 1))
+            break
+    else:
+        w, h = rgb.size
+        if w / h < ratio[0]:
+            h = max(1, min(h, round(w / ratio[0])))
+        elif w / h > ratio[1]:
+            w = max(1, min(w, round(h * ratio[1])))
+        left, top = (rgb.width - w) // 2, (rgb.height - h) // 2
+    part = rgb.crop((left, top, left + w, top + h))
     pixels = np.asarray(part.resize((size, size), _FILTERS["bicubic"]), dtype=np.uint8)
     if rng.random() < 0.5:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
@@ -102,38 +118,6 @@ def _resized(width: int, height: int, size: int, mode: ResizeMode) -> tuple[int,
             f"it would be {new[0]} x {new[1]}; crop it first"
         )
     return new
-
-
-def _offset(length: int, size: int) -> int:
-    """Where the centred window of `size` starts; negative where there is padding."""
-    if length >= size:
-        return round((length - size) / 2.0)
-    return -((size - length) // 2)
-
-
-def _random_box(
-    width: int,
-    height: int,
-    rng: np.random.Generator,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-) -> tuple[int, int, int, int]:
-    """Left, top, width and height of the part to cut out."""
-    log_ratio = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(10):
-        area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(*log_ratio))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            top = int(rng.integers(0, height - h + 1))
-            left = int(rng.integers(0, width - w + 1))
-            return left, top, w, h
-    w, h = width, height
-    if width / height < ratio[0]:
-        h = max(1, min(height, round(width / ratio[0])))
-    elif width / height > ratio[1]:
-        w = max(1, min(width, round(height * ratio[1])))
-    return (width - w) // 2, (height - h) // 2, w, h
 
 
 class PixelLoader:

@@ -6,14 +6,15 @@ import csv
 import io
 import json
 import zipfile
+from collections.abc import Iterator
 from importlib.resources import files
-from typing import Any, cast, get_args
+from typing import Any
 
 from PIL import Image
 
 from pfedmma_deploy.data.images import decode_image
 from pfedmma_deploy.errors import DataError
-from pfedmma_deploy.types import Dataset, Example, Split
+from pfedmma_deploy.types import Dataset, Example
 
 SAMPLE_NAMES = ("cifar10-sample", "domains-sample")
 
@@ -34,14 +35,11 @@ class SampleDataset(Dataset):
     layout = "sample"
 
     def __init__(self, name: str, container: bytes) -> None:
-        """Read the index of `container`, the bytes of the ZIP.
-
-        Raises:
-            DataError: the container is damaged or of another format version.
-        """
+        """Read the index of `container`, the bytes of the ZIP; raises `DataError` if damaged."""
         try:
             # All at once: a ZIP file is read at one place at a time, images by many threads.
-            self._members = _read_members(container)
+            with zipfile.ZipFile(io.BytesIO(container)) as archive:
+                self._members = {name: archive.read(name) for name in archive.namelist()}
             self.card: dict[str, Any] = json.loads(self._members["card.json"])
             index = self._members["index.csv"].decode()
             self.class_names = tuple(self._members["classes.txt"].decode().splitlines())
@@ -55,7 +53,28 @@ class SampleDataset(Dataset):
                 f"format {FORMAT}. Install the package again."
             )
         self.name = name
-        self.examples = _read_index(name, index, self.class_names, self._members)
+        self.examples = tuple(self._read_index(index))
+
+    def _read_index(self, index: str) -> Iterator[Example]:
+        rows = csv.reader(io.StringIO(index))
+        if (header := next(rows, [])) != COLUMNS:
+            raise DataError(
+                f"The index of the sample {self.name} has the columns {', '.join(header)}; expected"
+                f" {', '.join(COLUMNS)}. Install the package again."
+            )
+        labels = {name: label for label, name in enumerate(self.class_names)}
+        for row in rows:
+            match row:
+                case [key, name, "train" | "val" | "test" as split, client, domain] if (
+                    key in self._members and name in labels
+                ):
+                    yield Example(key, labels[name], split, client or None, domain or None)
+                case _:
+                    raise DataError(
+                        f"The sample {self.name} is damaged: line {rows.line_num} of its index "
+                        f"({','.join(row)}) names no image, class or split. Install the package "
+                        "again."
+                    )
 
     def open_image(self, example: Example) -> Image.Image:
         """Decoded RGB pixels, 32 or 64 px. Raises `DataError` for an example of other data."""
@@ -88,38 +107,3 @@ def load_sample(name: str) -> SampleDataset:
             "package again."
         ) from error
     return SampleDataset(name, container)
-
-
-def _read_members(container: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(container)) as archive:
-        return {info.filename: archive.read(info) for info in archive.infolist()}
-
-
-def _read_index(
-    name: str, index: str, class_names: tuple[str, ...], members: dict[str, bytes]
-) -> tuple[Example, ...]:
-    """Rows of the index as examples, in file order."""
-    rows = csv.reader(io.StringIO(index))
-    if (header := next(rows, [])) != COLUMNS:
-        raise DataError(
-            f"The index of the sample {name} has the columns {', '.join(header)}; expected "
-            f"{', '.join(COLUMNS)}. Install the package again."
-        )
-    labels = {class_name: label for label, class_name in enumerate(class_names)}
-    examples = []
-    for row in rows:
-        if len(row) != len(COLUMNS) or not _is_valid(row, labels, members):
-            raise DataError(
-                f"The sample {name} is damaged: line {rows.line_num} of its index "
-                f"({','.join(row)}) names no image, class or split. Install the package again."
-            )
-        key, label, split, client, domain = row
-        examples.append(
-            Example(key, labels[label], cast(Split, split), client or None, domain or None)
-        )
-    return tuple(examples)
-
-
-def _is_valid(row: list[str], labels: dict[str, int], members: dict[str, bytes]) -> bool:
-    key, label, split = row[:3]
-    return key in members and label in labels and split in get_args(Split)

@@ -10,6 +10,7 @@ list names below the root that it was made for, and is never unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -33,7 +34,6 @@ _SYSTEM_FOLDERS: Final = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume I
 # Two levels below the deepest known layout: enough to show what is there, and a bound on what
 # folders that link to each other can cost.
 _MAX_DEPTH: Final = 5
-_BAD_NAME: Final = "its name is not valid Unicode; rename it"
 _FORMAT: Final = 1
 # Some file systems count time in steps of two seconds: a change within the same step as the
 # listing would not show.
@@ -84,42 +84,48 @@ def _walk(folder: Path, key: str, above: tuple[tuple[int, int], ...], found: Sca
         found.skipped.append(Skipped(key, f"the folder cannot be read: {error.strerror}"))
         return
     for entry in entries:
-        if entry.name.startswith("."):
+        if entry.name.startswith(".") or entry.name in _SYSTEM_FOLDERS:
             continue
         name = f"{key}/{entry.name}" if key else entry.name
-        if not entry.is_dir():
+        if entry.is_dir():
+            identity = _identity(entry, name, found)
+            if identity in above:
+                _skip(name, "a link back to a folder that contains it", found)
+            elif len(above) > _MAX_DEPTH:
+                _skip(name, "a folder nested too deeply, not read", found)
+            elif _is_printable(name, found):
+                found.folders.append(name)
+                _walk(Path(entry.path), name, (*above, identity), found)
+        else:
             _add_file(entry, name, found)
-        elif entry.name not in _SYSTEM_FOLDERS:
-            _add_folder(entry, name, above, found)
 
 
-def _add_folder(
-    entry: os.DirEntry[str], key: str, above: tuple[tuple[int, int], ...], found: Scan
-) -> None:
-    identity = _identity(entry, key, found)
-    if identity in above:
-        found.skipped.append(Skipped(_printable(key), "a link back to a folder that contains it"))
-    elif len(above) > _MAX_DEPTH:
-        found.skipped.append(Skipped(_printable(key), "a folder nested too deeply, not read"))
-    # Such a key could be neither printed nor stored as JSON.
-    elif _printable(key) != key:
-        found.skipped.append(Skipped(_printable(key), _BAD_NAME))
-    else:
-        found.folders.append(key)
-        _walk(Path(entry.path), key, (*above, identity), found)
-
-
-def _add_file(entry: os.DirEntry[str], key: str, found: Scan) -> None:
+def _add_file(entry: os.DirEntry[str], name: str, found: Scan) -> None:
     if not is_image_name(entry.name):
-        if key != CLASSES_FILE:
+        if name != CLASSES_FILE:
             found.other_files[Path(entry.name).suffix.lower() or "no suffix"] += 1
-    elif _printable(key) != key:
-        found.skipped.append(Skipped(_printable(key), _BAD_NAME))
-    elif not entry.is_file():
-        reason = "a link to nothing" if entry.is_symlink() else "not a regular file"
-        found.skipped.append(Skipped(key, reason))
+    elif not _is_printable(name, found):
+        return
+    elif entry.is_file():
+        found.images.append(name)
     else:
-        found.images.append(key)
+        reason = "a link to nothing" if entry.is_symlink() else "not a regular file"
+        _skip(name, reason, found)
+
+
+def _skip(name: str, reason: str, found: Scan) -> None:
+    printable = name.encode("utf-8", "backslashreplace").decode("utf-8")
+    found.skipped.append(Skipped(printable, reason))
+
+
+def _is_printable(name: str, found: Scan) -> bool:
+    """Whether a name is valid Unicode; else it could be neither printed nor stored as JSON."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        _skip(name, "its name is not valid Unicode; rename it", found)
+        return False
+    return True
 
 
 def _identity(entry: os.DirEntry[str] | Path, key: str, found: Scan) -> tuple[int, int]:
@@ -127,10 +133,6 @@ def _identity(entry: os.DirEntry[str] | Path, key: str, found: Scan) -> tuple[in
     # Before the folder is listed: what is added meanwhile makes the stamp stale, not wrong.
     found.stamps[key] = status.st_mtime_ns
     return status.st_dev, status.st_ino
-
-
-def _printable(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def scan(root: Path, *, cache: bool = True) -> Scan:
@@ -167,18 +169,12 @@ def cache_file(root: Path, kind: str) -> Path | None:
 
 def write_cache(file: Path, content: bytes) -> None:
     """All or nothing; a cache that cannot be written costs time only."""
-    try:
+    with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=file.parent)
-        try:
-            with os.fdopen(handle, "wb") as out:
-                out.write(content)
-            Path(name).replace(file)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError:
-        return
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            partial = Path(folder, file.name)
+            partial.write_bytes(content)
+            partial.replace(file)
 
 
 def _to_record(root: Path, found: Scan) -> dict[str, Any]:
@@ -207,22 +203,14 @@ def _read_list(file: Path, root: Path) -> Scan | None:
             below = ".." not in place.parts and place.is_relative_to(root)
             if not below or place.stat().st_mtime_ns != stamp:
                 return None
-        return Scan(
-            images=sorted(_keys(record["images"], stamps)),
-            folders=sorted(folder for folder in stamps if folder),
-            other_files=Counter({str(k): int(n) for k, n in record["other_files"].items()}),
-            stamps=stamps,
-        )
+        images: list[str] = []
+        for folder, names in record["images"].items():
+            # No name may lead elsewhere.
+            if folder not in stamps or any("/" in n or n[:1] in ("", ".") for n in names):
+                return None
+            images += [f"{folder}/{name}" for name in names] if folder else names
+        other = Counter({str(kind): int(count) for kind, count in record["other_files"].items()})
+        return Scan(sorted(images), sorted(filter(None, stamps)), other, stamps=stamps)
     # Whatever the file holds instead: it is listed anew.
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-
-
-def _keys(names: dict[str, list[str]], stamps: dict[str, int]) -> list[str]:
-    """Paths of the images. Raises `ValueError` for a name that would lead elsewhere."""
-    keys: list[str] = []
-    for folder, of_folder in names.items():
-        if folder not in stamps or any("/" in name or name[:1] in ("", ".") for name in of_folder):
-            raise ValueError(folder)
-        keys += [f"{folder}/{name}" for name in of_folder] if folder else of_folder
-    return keys

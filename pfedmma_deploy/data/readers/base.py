@@ -10,10 +10,10 @@ from typing import Any, Final, NamedTuple
 
 from PIL import Image
 
-from pfedmma_deploy.data.class_names import class_name
+from pfedmma_deploy.data.class_names import CLASSES_FILE, class_name
 from pfedmma_deploy.data.images import ImageSource
 from pfedmma_deploy.data.scan import Scan
-from pfedmma_deploy.errors import DataError
+from pfedmma_deploy.errors import DataError, nearest
 from pfedmma_deploy.types import Example, Problem, Skipped, Split
 
 Scanner = Callable[[Path], Scan]
@@ -53,7 +53,10 @@ class Listing:
 
 
 class Reader(NamedTuple):
-    """One way in which data sets lie on disk."""
+    """One way in which data sets lie on disk.
+
+    Both functions raise `DataError` that names the file, what was expected in it and what to do.
+    """
 
     find: Callable[[Path], Path | None]
     """The path to give to `read`, or None where the layout is another."""
@@ -85,18 +88,77 @@ def read_json(file: Path) -> Any:
         raise DataError(f"{file} is not valid JSON: {error}") from error
 
 
-def order_classes(
-    pairs: Iterable[tuple[int, str]], file: Path
-) -> tuple[tuple[str, ...], dict[int, int]]:
-    """Class names in the order of their numbers, and the label of each number, from 0 without gaps.
+def label_folders(root: Path, folders: Iterable[str]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Gives every class folder a label, in the order of classes.txt, else of the sorted folders.
+
+    classes.txt has one class per line, in class order: the name of its folder, or the folder, a
+    tab or comma, and the name to use instead (`n02123045,tabby cat`). Empty lines and lines that
+    begin with # do not count.
 
     Args:
-        pairs: (number, name) of the images; underscores in names become spaces.
-        file: where they stand, for messages.
+        root: the data folder, where classes.txt may lie.
+        folders: names of the class folders; the same name may come from several clients.
+
+    Returns:
+        The class names in order, and the label of each folder.
 
     Raises:
-        DataError: a number that has two names.
+        DataError: classes.txt has a line without a folder, or none for a folder.
     """
+    order = sorted(set(folders))
+    names = {folder: class_name(folder) for folder in order}
+    if (root / CLASSES_FILE).is_file():
+        names = _read_classes_file(root / CLASSES_FILE, order)
+    return tuple(names.values()), {folder: label for label, folder in enumerate(names)}
+
+
+def _read_classes_file(file: Path, folders: Sequence[str]) -> dict[str, str]:
+    by_name: dict[str, list[str]] = {}
+    for folder in folders:
+        by_name.setdefault(class_name(folder), []).append(folder)
+    names: dict[str, str] = {}
+    for number, line in read_lines(file):
+        if line.startswith("#"):
+            continue
+        # The whole line comes first: a folder may have a comma in its name.
+        found = [(line, class_name(line))] if line in folders else []
+        same = by_name.get(line, [])
+        if len(same) == 1:
+            found.append((same[0], line))
+        for separator in ("\t", ","):
+            folder, _, name = (part.strip() for part in line.partition(separator))
+            if folder in folders and name:
+                found.append((folder, name))
+        if not found:
+            raise DataError(
+                f"{file}, line {number}: there is no class folder '{line}'{nearest(line, folders)};"
+                " expected one line per folder: its name, or `folder,name`"
+            )
+        folder, name = found[0]
+        if folder in names:
+            raise DataError(f"{file}, line {number}: class folder '{folder}' stands there twice")
+        names[folder] = name
+    missing = [folder for folder in folders if folder not in names]
+    if missing:
+        raise DataError(
+            f"{file} has no line for the class folders {', '.join(missing)}; add them where they"
+            " belong in the class order, or remove the folders"
+        )
+    return names
+
+
+class Row(NamedTuple):
+    """One image as a list names it."""
+
+    path: str
+    number: int
+    """Of its class."""
+    split: Split
+    domain: str | None = None
+
+
+def name_numbers(pairs: Iterable[tuple[int, str]], file: Path) -> dict[int, str]:
+    """The class name of each number. Raises `DataError` for a number in `file` with two names."""
     names: dict[int, str] = {}
     for number, name in pairs:
         known = names.setdefault(number, name)
@@ -105,36 +167,64 @@ def order_classes(
                 f"{file}: class number {number} is called both '{known}' and '{name}'; expected"
                 " one name per number. Get the file again from where it came from"
             )
-    # Numbers have gaps where somebody took some of the classes only; labels have none.
-    order = sorted(names)
-    return tuple(class_name(names[n]) for n in order), {n: label for label, n in enumerate(order)}
+    return names
 
 
-def keep_present(
-    rows: Mapping[str, Example], found: Scan, file: Path, expected: str
-) -> tuple[list[Example], list[Skipped]]:
-    """The examples whose file exists, in ascending order of keys, and the others as skipped.
+def list_images(
+    root: Path,
+    layout: str,
+    rows: Iterable[Row],
+    names: Mapping[int, str],
+    found: Scan,
+    file: Path,
+    expected: str,
+    prefix: str = "",
+) -> Listing:
+    """The images of a list that exist, in ascending order of keys; the others are skipped.
 
     Args:
-        rows: examples by key.
+        root: what keys are relative to.
+        layout: as `pfedmma data info` shows it.
+        rows: what the list names.
+        names: class name by number, in any order; underscores in names become spaces. Labels have
+            the order of the numbers.
         found: what lies below the root.
-        file: the list that names them.
-        expected: where the images should lie, for the message.
+        file: the list, for messages.
+        expected: where the images should lie, for the message that there are none.
+        prefix: where the paths of the list begin, below the root.
 
     Raises:
-        DataError: none of them exists.
+        DataError: an image stands there twice, or none of them exists.
     """
+    # Numbers have gaps where somebody took some of the classes only; labels have none.
+    order = sorted(names)
+    labels = {number: label for label, number in enumerate(order)}
+    examples: dict[str, Example] = {}
+    for path, number, split, domain in rows:
+        key = prefix + path
+        if key in examples:
+            raise DataError(
+                f"{file} names {path} twice ({examples[key].split} and {split}); expected every"
+                " image once. Get the file again from where it came from"
+            )
+        examples[key] = Example(key, labels[number], split, domain=domain)
     # Compared with what lies there: a path in a list cannot lead out of the folder.
     present = set(found.images)
-    missing = sorted(key for key in rows if key not in present)
-    if len(missing) == len(rows):
+    missing = sorted(key for key in examples if key not in present)
+    if len(missing) == len(examples):
         shown = ", ".join(missing[:_NAMED]) or "nothing at all"
         raise DataError(
-            f"{file} names {len(rows):,} images and none of them is there: expected {expected},"
+            f"{file} names {len(examples):,} images and none of them is there: expected {expected},"
             f" for example {shown}. Unpack the images there, or name the folder that holds both"
         )
     reasons = {skipped.path: skipped.reason for skipped in found.skipped}
     absent = f"{file.name} names it, but there is no such file"
     skipped = [Skipped(key, reasons.pop(key, absent)) for key in missing]
     skipped += [Skipped(path, reason) for path, reason in reasons.items()]
-    return [rows[key] for key in sorted(rows.keys() - set(missing))], skipped
+    return Listing(
+        root=root,
+        layout=layout,
+        class_names=tuple(class_name(names[number]) for number in order),
+        examples=[examples[key] for key in sorted(examples.keys() & present)],
+        skipped=skipped,
+    )

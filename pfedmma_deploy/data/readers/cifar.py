@@ -51,15 +51,8 @@ _FORMS: Final = (
 )
 
 
-class _Images(NamedTuple):
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-
-
 def find(path: Path) -> Path | None:
     """The folder with the batches: `path` itself, or the archive's folder in it."""
-    if not path.is_dir():
-        return None
     for place in (path, *(path / form.folder for form in _FORMS)):
         if _form(place) is not None:
             return place
@@ -98,9 +91,13 @@ def read(root: Path, scan: Scanner) -> Listing:
     examples: list[Example] = []
     for split, of_split in files.items():
         batches = [_read_batch(root / name, form) for name in of_split]
-        labels = np.concatenate([batch.labels for batch in batches])
-        _check_labels(root, labels, len(names))
-        pixels[split] = np.concatenate([batch.pixels for batch in batches])
+        pixels[split] = np.concatenate([of_batch for of_batch, _ in batches])
+        labels = np.concatenate([of_batch for _, of_batch in batches])
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+            raise DataError(
+                f"data folder {root}: labels from {labels.min()} to {labels.max()}, but"
+                f" {len(names)} class names; get the archive again from {_PAGE}"
+            )
         for number, label in enumerate(labels.tolist()):
             examples.append(Example(f"{split}-{number:05}", label, split))
 
@@ -130,9 +127,15 @@ def _read_names(file: Path, form: _Form) -> list[str]:
     return names
 
 
-def _read_batch(file: Path, form: _Form) -> _Images:
+def _read_batch(file: Path, form: _Form) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Pixels [n, 32, 32, 3] and labels [n]."""
     try:
-        flat, numbers = _read_binary(file, form) if form.num_labels else _read_pickled(file, form)
+        if form.num_labels:
+            records = np.fromfile(file, np.uint8).reshape(-1, form.num_labels + _PIXELS)
+            flat, numbers = records[:, form.num_labels :], records[:, form.num_labels - 1]
+        else:
+            batch = _dictionary(file)
+            flat, numbers = array_of(batch["data"]), batch[form.key]
         labels = np.asarray(numbers, dtype=np.int64)
         if flat.shape != (len(labels), _PIXELS):
             raise ValueError(f"pixels of shape {flat.shape} for {len(labels)} labels")
@@ -141,17 +144,7 @@ def _read_batch(file: Path, form: _Form) -> _Images:
             f"{file} is damaged: {error}. Expected rows of 3,072 bytes of pixels, each with its"
             f" label; get it again from {_PAGE}"
         ) from error
-    return _Images(np.ascontiguousarray(flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels)
-
-
-def _read_pickled(file: Path, form: _Form) -> tuple[NDArray[np.uint8], Any]:
-    batch = _dictionary(file)
-    return array_of(batch["data"]), batch[form.key]
-
-
-def _read_binary(file: Path, form: _Form) -> tuple[NDArray[np.uint8], Any]:
-    records = np.fromfile(file, np.uint8).reshape(-1, form.num_labels + _PIXELS)
-    return records[:, form.num_labels :], records[:, form.num_labels - 1]
+    return np.ascontiguousarray(flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
 
 
 def _dictionary(file: Path) -> dict[str, Any]:
@@ -160,14 +153,6 @@ def _dictionary(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"{file} holds no table of images; get it again from {_PAGE}")
     return {k.decode("latin-1") if isinstance(k, bytes) else str(k): v for k, v in found.items()}
-
-
-def _check_labels(root: Path, labels: NDArray[np.int64], num_classes: int) -> None:
-    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
-        raise DataError(
-            f"data folder {root}: labels from {labels.min()} to {labels.max()}, but"
-            f" {num_classes} class names; get the archive again from {_PAGE}"
-        )
 
 
 READERS: Final = (Reader(find, read),)

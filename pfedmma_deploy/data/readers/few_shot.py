@@ -11,39 +11,63 @@ authors published. These are not the splits of the few-shot papers, and the user
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 from pfedmma_deploy.data.catalog import KnownDataset, known_datasets
-from pfedmma_deploy.data.class_names import fix_name
 from pfedmma_deploy.data.dataset_checks import find_problem
+from pfedmma_deploy.data.images import is_image_name
 from pfedmma_deploy.data.readers.base import (
     Listing,
     Reader,
+    Row,
     Scanner,
-    keep_present,
-    order_classes,
+    list_images,
+    name_numbers,
     read_json,
     read_lines,
 )
 from pfedmma_deploy.errors import DataError
-from pfedmma_deploy.types import Example, Split
-
-Row = tuple[str, str, Split]
-"""(path below the image folder, class, split)."""
+from pfedmma_deploy.types import Split
 
 _PATTERN: Final = "split_zhou_*.json"
 _FORM: Final = '{"train": [[path, class number, class name], ...], "val": [...], "test": [...]}'
 _IGNORED: Final = ("BACKGROUND_Google", "Faces_easy")
+_YEAR: Final = re.compile(r"(?P<car>.+) (?P<year>(?:19|20)\d\d)")
+_CAMEL: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+
+def fix_name(dataset: str, name: str) -> str:
+    """The name of a class as the few-shot literature writes it, whatever the file was made from.
+
+    The split files that CoOp's authors share hold these names already; files that others made from
+    the original annotations may not, and CLIP's accuracy depends on them.
+
+    - caltech-101, eurosat: the renamed classes of CoOp, in the catalog (`Faces` is `face`).
+    - stanford_cars: the year comes first (`2012 Audi TT RS Coupe`).
+    - sun397: indoor or outdoor comes first (`a/apse/indoor` is `indoor apse`).
+    - ucf101: words apart (`ApplyEyeMakeup` is `Apply Eye Makeup`).
+    - oxford_pets: lower case, as in CLIP's own list of breeds.
+
+    Underscores stay; `class_name` makes spaces of them.
+    """
+    if dataset == "stanford_cars" and (match := _YEAR.fullmatch(name)):
+        return f"{match['year']} {match['car']}"
+    if dataset == "sun397" and "/" in name:
+        words = [word for word in name.split("/") if len(word) > 1]
+        return " ".join(reversed(words))
+    if dataset == "ucf101" and "_" not in name:
+        return _CAMEL.sub(" ", name)
+    if dataset == "oxford_pets":
+        return name.lower()
+    return known_datasets()[dataset].renamed.get(name, name)
 
 
 def _find_split_file(path: Path) -> Path | None:
-    """The split file of a data set's folder.
-
-    Raises:
-        DataError: several split files.
-    """
+    """The split file of a data set's folder."""
     found = sorted(path.glob(_PATTERN)) if path.is_dir() else []
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
@@ -54,44 +78,26 @@ def _find_split_file(path: Path) -> Path | None:
 
 
 def _read_split_file(file: Path, scan: Scanner) -> Listing:
-    """The images that the split file names, in the parts that it puts them in.
-
-    Raises:
-        DataError: a split file of an unknown data set or of another form, one image in two places,
-            or no image where it should be.
-    """
-    known = _known_by_file(file)
-    root = file.parent
-    rows = list(_rows(file))
-    pairs = ((number, fix_name(known.name, name)) for _, _, number, name in rows)
-    names, labels = order_classes(pairs, file)
+    """The images that the split file names, in the parts that it puts them in."""
+    sets = {known.split_file: known for known in known_datasets().values() if known.split_file}
+    if file.name not in sets:
+        raise DataError(
+            f"{file}: no split file of a known data set; expected one of {', '.join(sets)}"
+        )
+    known, root = sets[file.name], file.parent
+    rows: list[Row] = []
+    pairs: list[tuple[int, str]] = []
+    for split, path, number, name in _read_rows(file):
+        rows.append(Row(path, number, split))
+        pairs.append((number, fix_name(known.name, name)))
+    where = f"{' and '.join(known.expects[:-1])} in {root}"
     prefix = f"{known.image_folder}/" if known.image_folder else ""
-    examples: dict[str, Example] = {}
-    for split, path, number, _ in rows:
-        key = prefix + path
-        if key in examples:
-            raise DataError(
-                f"{file} names {path} twice ({examples[key].split} and {split}); expected every"
-                " image once. Get the file again from where it came from"
-            )
-        examples[key] = Example(key, labels[number], split)
-    expected = " and ".join(known.expects[:-1])
-    present, skipped = keep_present(examples, scan(root), file, f"{expected} in {root}")
-    return Listing(root=root, layout="split", class_names=names, examples=present, skipped=skipped)
-
-
-def _known_by_file(file: Path) -> KnownDataset:
-    sets = [known for known in known_datasets().values() if known.split_file]
-    for known in sets:
-        if known.split_file == file.name:
-            return known
-    raise DataError(
-        f"{file}: no split file of a known data set; expected one of"
-        f" {', '.join(known.split_file for known in sets)}"
+    return list_images(
+        root, "split", rows, name_numbers(pairs, file), scan(root), file, where, prefix
     )
 
 
-def _rows(file: Path) -> Iterator[tuple[Split, str, int, str]]:
+def _read_rows(file: Path) -> Iterator[tuple[Split, str, int, str]]:
     table = read_json(file)
     if not isinstance(table, dict) or not {"train", "test"} <= table.keys():
         raise DataError(f"{file}: expected {_FORM}, found another kind of JSON")
@@ -100,27 +106,24 @@ def _rows(file: Path) -> Iterator[tuple[Split, str, int, str]]:
         if not isinstance(rows, list):
             raise DataError(f"{file}: '{split}' is no list; expected {_FORM}")
         for row in rows:
-            yield _row(file, split, row)
-
-
-def _row(file: Path, split: Split, row: Any) -> tuple[Split, str, int, str]:
-    match row:
-        case [str(path), int(number), str(name)] if path and number >= 0 and name.strip():
-            return split, path.lstrip("/"), number, name
-    raise DataError(f"{file}: row {row!r:.80} of '{split}' is not [path, class number, class name]")
+            match row:
+                case [str(path), int(number), str(name)] if path and number >= 0 and name.strip():
+                    yield split, path.lstrip("/"), number, name
+                case _:
+                    raise DataError(
+                        f"{file}: row {row!r:.80} of '{split}' is not [path, class number, class"
+                        " name]"
+                    )
 
 
 def _find_published(path: Path) -> Path | None:
     """`path`, where it is the folder of a known data set that lacks only its split file.
 
     Also the folder of the same name in it, as torchvision unpacks DTD.
-
-    Raises:
-        DataError: such a folder of a data set whose parts nobody but the split file tells.
     """
     for place in (path, path / path.name):
         known = _known_by_folder(place)
-        if known is not None and known.name in _PUBLISHED:
+        if known is not None and known.published is not None:
             return place
         if known is not None:
             raise DataError(
@@ -140,86 +143,47 @@ def _known_by_folder(path: Path) -> KnownDataset | None:
 
 
 def _read_published(root: Path, scan: Scanner) -> Listing:
-    """The images of the published parts; where there are none, all train and parts are set aside.
-
-    Raises:
-        DataError: a list that is missing or of another form, or no image where it says.
-    """
+    """The images of the published parts; without such, all train and parts are set aside later."""
     known = _known_by_folder(root)
     assert known is not None  # `find` has seen its folders
     found = scan(root)
     prefix = f"{known.image_folder}/"
     below = [key.removeprefix(prefix) for key in found.images if key.startswith(prefix)]
-    rows = list(_PUBLISHED[known.name](root, below))
+    named = list(_published(root, known, below))
     # Without numbers in a file, those that CoOp's script gives: of the sorted folders.
-    folders = sorted({folder for _, folder, _ in rows})
-    numbers = {folder: number for number, folder in enumerate(folders)}
-    pairs = [(number, fix_name(known.name, folder)) for folder, number in numbers.items()]
-    names, _ = order_classes(pairs, root)
-    examples = {}
-    for path, folder, split in rows:
-        examples[prefix + path] = Example(prefix + path, numbers[folder], split)
+    numbers = {name: number for number, name in enumerate(sorted({name for _, name, _ in named}))}
+    rows = [Row(path, numbers[name], split) for path, name, split in named]
+    names = {number: fix_name(known.name, name) for name, number in numbers.items()}
     where = f"{known.expects[0]} in {root}"
-    present, skipped = keep_present(examples, found, root, where)
-
+    listing = list_images(root, "official", rows, names, found, root, where, prefix)
     advice = [f"{known.split_file}, from {known.split}"]
-    return Listing(
-        root=root,
-        layout="official",
-        class_names=names,
-        examples=present,
-        skipped=skipped,
-        find_problems=lambda _: find_problem("no-split-file", advice),
-    )
+    return replace(listing, find_problems=lambda _: find_problem("no-split-file", advice))
 
 
-def _folders(root: Path, paths: Iterable[str]) -> Iterator[Row]:
-    """Caltech-101 and EuroSAT publish no parts."""
-    for path in paths:
-        name = path.partition("/")[0]
-        if name not in _IGNORED:
-            yield path, name, "train"
-
-
-def _pets(root: Path, paths: Iterable[str]) -> Iterator[Row]:
-    for file, split in _lists(root / "annotations", {"trainval.txt": "train", "test.txt": "test"}):
-        for _, line in read_lines(file):
-            image = line.split(" ")[0]
-            yield f"{image}.jpg", image.rpartition("_")[0].lower(), split
-
-
-def _food(root: Path, paths: Iterable[str]) -> Iterator[Row]:
-    for file, split in _lists(root / "meta", {"train.txt": "train", "test.txt": "test"}):
-        for _, line in read_lines(file):
-            yield f"{line}.jpg", line.partition("/")[0], split
-
-
-def _textures(root: Path, paths: Iterable[str]) -> Iterator[Row]:
-    """The first of the ten splits that the authors published."""
-    parts: dict[str, Split] = {"train1.txt": "train", "val1.txt": "val", "test1.txt": "test"}
-    for file, split in _lists(root / "labels", parts):
-        for _, line in read_lines(file):
-            yield line, line.partition("/")[0], split
-
-
-def _lists(folder: Path, parts: dict[str, Split]) -> Iterator[tuple[Path, Split]]:
-    absent = [name for name in parts if not (folder / name).is_file()]
+def _published(
+    root: Path, known: KnownDataset, paths: Iterable[str]
+) -> Iterator[tuple[str, str, Split]]:
+    """(path below the image folder, class, split) of the images; `paths` are those that exist."""
+    assert known.published is not None
+    if not known.published:  # Caltech-101 and EuroSAT come without parts
+        for path in paths:
+            name = path.partition("/")[0]
+            if name not in _IGNORED:
+                yield path, name, "train"
+        return
+    absent = [root / name for name in known.published if not (root / name).is_file()]
     if absent:
         raise DataError(
-            f"{folder} lacks {', '.join(absent)}, and there is no split file beside it; expected"
-            " either. Unpack the whole archive"
+            f"{absent[0].parent} lacks {', '.join(file.name for file in absent)}, and there is no"
+            " split file beside it; expected either. Unpack the whole archive"
         )
-    for name, split in parts.items():
-        yield folder / name, split
-
-
-_PUBLISHED: Final[dict[str, Callable[[Path, Iterable[str]], Iterator[Row]]]] = {
-    "caltech-101": _folders,
-    "eurosat": _folders,
-    "oxford_pets": _pets,
-    "food-101": _food,
-    "dtd": _textures,
-}
+    for file, split in known.published.items():
+        for _, line in read_lines(root / file):
+            path = line.split(" ")[0]
+            folder, slash, _ = path.partition("/")
+            # The pets lie in one folder, each named by its breed and a number.
+            name = folder if slash else path.rpartition("_")[0].lower()
+            yield path if is_image_name(path) else f"{path}.jpg", name, split
 
 
 READERS: Final = (

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from pfedmma_deploy.data.catalog import known_datasets
-from pfedmma_deploy.data.class_names import label_folders
 from pfedmma_deploy.data.dataset_checks import find_problem
-from pfedmma_deploy.data.readers.base import SPLITS, Listing, Reader, Scanner
+from pfedmma_deploy.data.readers.base import SPLITS, Listing, Reader, Scanner, label_folders
 from pfedmma_deploy.data.scan import Scan
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.types import Example, Problem, Split
@@ -62,22 +61,39 @@ def read(root: Path, scan: Scanner) -> Listing:
     found = scan(root)
     places = _read_places(found, root)
     layout = next(iter(places.values())).layout
-    class_folders = _class_folders(found, places, layout)
+    class_folders: dict[str, str] = {}
+    for folder in found.folders:
+        place = _place(folder)
+        # An empty folder called val is a split without classes, not a class without images.
+        is_class = folder in places or (place and not _is_split(place.class_folder))
+        if place and place.layout == layout and is_class:
+            class_folders[folder] = place.class_folder
     names, labels = label_folders(root, class_folders.values())
     by_domain = layout == "clients" and _is_by_domain(root)
     examples = []
     for key in found.images:
-        place = places[key.rpartition("/")[0]]
-        client, domain = (None, place.client) if by_domain else (place.client, None)
-        label, split = labels[place.class_folder], place.split or "train"
+        of_image = places[key.rpartition("/")[0]]
+        client, domain = of_image.client, None
+        if by_domain:
+            client, domain = None, of_image.client
+        label, split = labels[of_image.class_folder], of_image.split or "train"
         examples.append(Example(key, label, split, client, domain))
     clients = [folder for folder in found.folders if "/" not in folder and layout == "clients"]
 
     def problems(readable: Sequence[Example]) -> Iterator[Problem]:
-        yield from _find_empty(class_folders, clients, readable)
+        """Folders without an image that can be read, and files of another kind."""
+        used = {example.key.rpartition("/")[0] for example in readable}
+        names_used = {class_folders[folder] for folder in used}
+        clients_used = {folder.partition("/")[0] for folder in used}
+        unused = [folder for folder in class_folders if folder not in used]
+        elsewhere = [folder for folder in unused if class_folders[folder] in names_used]
+        empty = [folder for folder in unused if class_folders[folder] not in names_used]
+        yield from find_problem("empty-class", empty)
+        without = [client for client in clients if client not in clients_used]
+        yield from find_problem("empty-client", without)
+        yield from find_problem("empty-class-folder", elsewhere)
         yield from find_problem("one-client-folder", clients if len(clients) == 1 else [])
-        others = [f"{count} {suffix}" for suffix, count in sorted(found.other_files.items())]
-        yield from find_problem("other-files", others, found.other_files.total())
+        yield from find_problem("other-files", _count_others(found), found.other_files.total())
 
     return Listing(
         root=root,
@@ -90,18 +106,14 @@ def read(root: Path, scan: Scanner) -> Listing:
 
 
 def _is_by_domain(folder: Path) -> bool:
-    """Whether all domains of a known data set are there."""
+    """Whether all domains of a known data set are there; `Real World` counts as `real_world`."""
     try:
-        found = {_plain(entry.name) for entry in folder.iterdir() if entry.is_dir()}
+        names = [entry.name.lower() for entry in folder.iterdir() if entry.is_dir()]
     except OSError:  # absent, a file or unreadable: listing it says which
         return False
+    found = {name.replace(" ", "_").replace("-", "_") for name in names}
     sets = [set(known.domains) for known in known_datasets().values() if known.domains]
     return any(domains <= found for domains in sets)
-
-
-def _plain(name: str) -> str:
-    """`Real World` and `real_world` are one domain."""
-    return name.lower().replace(" ", "_").replace("-", "_")
 
 
 def _read_places(found: Scan, root: Path) -> dict[str, Place]:
@@ -109,12 +121,12 @@ def _read_places(found: Scan, root: Path) -> dict[str, Place]:
 
     A folder called train, val (or valid, validation) or test is a split where class folders lie in
     it, and a class where images lie directly in it.
-
-    Raises:
-        DataError: no image at all, or images in places of different layouts; both are named.
     """
     if not found.images:
-        raise DataError(f"data folder {root}: no images found{_others(found)}; {LAYOUTS}")
+        others = ", ".join(_count_others(found))
+        broken = ", ".join(f"{skipped.path} ({skipped.reason})" for skipped in found.skipped[:3])
+        instead = "".join(f", only {what}" for what in (others, broken) if what)
+        raise DataError(f"data folder {root}: no images found{instead}; {LAYOUTS}")
     places: dict[str, Place] = {}
     # One look at each folder, not at each image: there may be millions.
     first: dict[str, str] = {}
@@ -149,15 +161,13 @@ def _place(folder: str) -> Place | None:
     return None
 
 
+def _count_others(found: Scan) -> list[str]:
+    """Files that are no images, by suffix."""
+    return [f"{count} {suffix}" for suffix, count in sorted(found.other_files.items())]
+
+
 def _is_split(folder: str) -> bool:
     return folder.lower() in SPLITS
-
-
-def _others(found: Scan) -> str:
-    """What there is instead of images, as the end of a sentence."""
-    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.other_files.items()))
-    broken = ", ".join(f"{skipped.path} ({skipped.reason})" for skipped in found.skipped[:3])
-    return "".join(f", only {what}" for what in (kinds, broken) if what)
 
 
 def _refuse_bare_splits(root: Path, places: Mapping[str, Place]) -> None:
@@ -181,38 +191,6 @@ def _refuse_bare_splits(root: Path, places: Mapping[str, Place]) -> None:
                 f"data folder {where}: the layout is unclear; found class folders both directly"
                 f" in it ({min(names)}) and in its split folders; {LAYOUTS}"
             )
-
-
-def _class_folders(
-    found: Scan, places: Mapping[str, Place], layout: FolderLayout
-) -> dict[str, str]:
-    """The class of every class folder by its path, with images or without; ascending."""
-    folders = {}
-    for folder in found.folders:
-        place = _place(folder)
-        if place is None or place.layout != layout:
-            continue
-        # An empty folder called val is a split without classes, not a class without images.
-        if folder in places or not _is_split(place.class_folder):
-            folders[folder] = place.class_folder
-    return folders
-
-
-def _find_empty(
-    class_folders: Mapping[str, str], clients: Sequence[str], readable: Sequence[Example]
-) -> Iterator[Problem]:
-    """Folders without an image that can be read."""
-    used = {example.key.rpartition("/")[0] for example in readable}
-    names_used = {class_folders[folder] for folder in used}
-    empty: list[str] = []
-    elsewhere: list[str] = []
-    for folder, name in class_folders.items():
-        if folder not in used:
-            (elsewhere if name in names_used else empty).append(folder)
-    clients_used = {folder.partition("/")[0] for folder in used}
-    yield from find_problem("empty-class", empty)
-    yield from find_problem("empty-client", [each for each in clients if each not in clients_used])
-    yield from find_problem("empty-class-folder", elsewhere)
 
 
 READERS: Final = (Reader(find, read),)

@@ -11,17 +11,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, get_args
 
 from pfedmma_deploy.data.catalog import known_datasets
-from pfedmma_deploy.data.class_names import class_name
 from pfedmma_deploy.data.readers.base import (
     Listing,
     Reader,
+    Row,
     Scanner,
-    keep_present,
-    order_classes,
+    list_images,
+    name_numbers,
     read_lines,
 )
 from pfedmma_deploy.data.readers.pickles import read_pickle, texts_of
@@ -35,9 +36,6 @@ _LISTS: Final[dict[Split, str]] = {
     "test": "images_variant_test.txt",
 }
 _NAMES: Final = "classnames.txt"
-# The public validation set is what everybody tests on: the test labels were never published. A
-# validation split is set aside from the training images.
-_PARTS: Final[dict[str, Split]] = {"train": "train", "val": "test"}
 
 
 def _find_aircraft(path: Path) -> Path | None:
@@ -49,11 +47,7 @@ def _find_aircraft(path: Path) -> Path | None:
 
 
 def _read_aircraft(root: Path, scan: Scanner) -> Listing:
-    """Images by variant; lines of the lists are `<image number> <variant>`.
-
-    Raises:
-        DataError: a list that is absent, a variant that is not in variants.txt, no images.
-    """
+    """Images by variant; lines of the lists are `<image number> <variant>`."""
     names = [line for _, line in read_lines(root / _VARIANTS)]
     labels = {name: label for label, name in enumerate(names)}
     absent = [name for name in _LISTS.values() if not (root / name).is_file()]
@@ -63,7 +57,7 @@ def _read_aircraft(root: Path, scan: Scanner) -> Listing:
             " files of the archive's data folder (https://www.robots.ox.ac.uk/~vgg/data/"
             "fgvc-aircraft/)"
         )
-    examples: dict[str, Example] = {}
+    rows = []
     for split, name in _LISTS.items():
         for number, line in read_lines(root / name):
             image, _, variant = line.partition(" ")
@@ -72,27 +66,15 @@ def _read_aircraft(root: Path, scan: Scanner) -> Listing:
                     f"{root / name}, line {number}: variant '{variant.strip()}' is not in"
                     f" {_VARIANTS}; expected `<image number> <variant>`"
                 )
-            key = f"images/{image}.jpg"
-            if key in examples:
-                raise DataError(f"{root / name}, line {number}: image {image} is listed twice")
-            examples[key] = Example(key, labels[variant.strip()], split)
-    where = f"images/*.jpg in {root}"
-    present, skipped = keep_present(examples, scan(root), root / _LISTS["train"], where)
-    return Listing(
-        root=root,
-        layout="aircraft",
-        class_names=tuple(map(class_name, names)),
-        examples=present,
-        skipped=skipped,
+            rows.append(Row(f"{image}.jpg", labels[variant.strip()], split))
+    file, where = root / _LISTS["train"], f"images/*.jpg in {root}"
+    return list_images(
+        root, "aircraft", rows, dict(enumerate(names)), scan(root), file, where, "images/"
     )
 
 
 def _find_imagenet(path: Path) -> Path | None:
-    """`path`, where it has classnames.txt and images/train or train.
-
-    Raises:
-        DataError: images/train has folders named by WordNet ids, but there is no classnames.txt.
-    """
+    """`path`, where it has classnames.txt and images/train or train."""
     trained = any((path / base / "train").is_dir() for base in ("images", "."))
     if trained and (path / _NAMES).is_file():
         return path
@@ -106,12 +88,7 @@ def _find_imagenet(path: Path) -> Path | None:
 
 
 def _read_imagenet(root: Path, scan: Scanner) -> Listing:
-    """Training images, and those of val/ as test images, in the order of the WordNet ids.
-
-    Raises:
-        DataError: a class folder without a line in classnames.txt, a class folder of val/ that
-            train/ does not have, or no images.
-    """
+    """Training images, and those of val/ as test images, in the order of the WordNet ids."""
     names: dict[str, str] = {}
     for number, line in read_lines(root / _NAMES):
         folder, _, name = line.partition(" ")
@@ -123,54 +100,38 @@ def _read_imagenet(root: Path, scan: Scanner) -> Listing:
         names[folder] = name.strip()
     base = "images/" if (root / "images").is_dir() else ""
     found = scan(root)
-    by_folder = _images_by_folder(found.images, base)
-    order = sorted({folder for part, folder in by_folder if part == "train"})
+    folders: dict[str, set[str]] = {"train": set(), "val": set()}
+    images: list[tuple[str, str, Split]] = []
+    for key in found.images:
+        match key.removeprefix(base).split("/"):
+            case [("train" | "val") as part, folder, _] if key.startswith(base):
+                folders[part].add(folder)
+                # The public validation set is what everybody tests on: the test labels were never
+                # published. A validation split is set aside from the training images.
+                images.append((key, folder, "train" if part == "train" else "test"))
+    order = sorted(folders["train"])
     if not order:
         raise DataError(f"data folder {root}: no images in {base}train/<class>/")
-    _check_folders(root, by_folder, order, names)
-    labels = {folder: label for label, folder in enumerate(order)}
-    examples = []
-    for (part, folder), keys in by_folder.items():
-        examples += [Example(key, labels[folder], _PARTS[part]) for key in keys]
-    return Listing(
-        root=root,
-        layout="imagenet",
-        class_names=tuple(names[folder] for folder in order),
-        examples=sorted(examples, key=lambda example: example.key),
-        skipped=list(found.skipped),
-    )
-
-
-def _images_by_folder(keys: list[str], base: str) -> dict[tuple[str, str], list[str]]:
-    """Keys by (train or val, class folder); images elsewhere do not count."""
-    by_folder: dict[tuple[str, str], list[str]] = {}
-    for key in keys:
-        part, _, rest = key.removeprefix(base).partition("/")
-        folder, slash, name = rest.partition("/")
-        if key.startswith(base) and part in _PARTS and slash and "/" not in name:
-            by_folder.setdefault((part, folder), []).append(key)
-    return by_folder
-
-
-def _check_folders(
-    root: Path,
-    by_folder: dict[tuple[str, str], list[str]],
-    order: list[str],
-    names: dict[str, str],
-) -> None:
     unnamed = [folder for folder in order if folder not in names]
     if unnamed:
         raise DataError(
             f"{root / _NAMES} has no line for {len(unnamed)} class folders ({unnamed[0]}, ...);"
             " expected `<folder> <name>` for each. Get the file as CoOp's DATASETS.md says"
         )
-    known = set(order)
-    alone = sorted({folder for _, folder in by_folder} - known)
+    alone = sorted(folders["val"] - folders["train"])
     if alone:
         raise DataError(
             f"data folder {root}: val/ has class folders that train/ lacks ({alone[0]}, ...):"
             " unpack both parts of ImageNet"
         )
+    labels = {folder: label for label, folder in enumerate(order)}
+    return Listing(
+        root=root,
+        layout="imagenet",
+        class_names=tuple(names[folder] for folder in order),
+        examples=[Example(key, labels[folder], split) for key, folder, split in images],
+        skipped=found.skipped,
+    )
 
 
 class _List(NamedTuple):
@@ -181,20 +142,15 @@ class _List(NamedTuple):
     file: Path
 
 
-def _find_domain_texts(path: Path) -> Path | None:
+def _find_domains(suffix: str, path: Path) -> Path | None:
     """`path`, where a training list has a folder of the same domain."""
-    return path if any(one.split == "train" for one in _find_lists(path, ".txt")) else None
+    return path if any(one.split == "train" for one in _find_lists(path, suffix)) else None
 
 
 def _read_domain_texts(root: Path, scan: Scanner) -> Listing:
-    """The images that the lists name; the name of a class is that of its folder.
-
-    Raises:
-        DataError: a line of another form, an image in two lists, a class number with two folders,
-            or no image where the lists say.
-    """
+    """The images that the lists name; the name of a class is that of its folder."""
     lists = _find_lists(root, ".txt")
-    rows: list[tuple[str, int, _List]] = []
+    rows: list[Row] = []
     for one in lists:
         for number, line in read_lines(one.file):
             path, _, label = line.rpartition(" ")
@@ -204,76 +160,46 @@ def _read_domain_texts(root: Path, scan: Scanner) -> Listing:
                     f"{one.file}, line {number}: '{line}' is not `{one.domain}/<class>/<image>"
                     " <class number>`"
                 )
-            rows.append((path, int(label), one))
-    pairs = ((number, path.split("/")[1]) for path, number, _ in rows)
-    names, labels = order_classes(pairs, lists[0].file)
-    examples: dict[str, Example] = {}
-    for path, number, one in rows:
-        if path in examples:
-            raise DataError(
-                f"{root}: {path} is in the lists twice ({examples[path].split} and {one.split});"
-                " expected every image once"
-            )
-        examples[path] = Example(path, labels[number], one.split, domain=one.domain)
-    return _listing(root, scan, "lists", names, examples, lists)
-
-
-def _find_domain_pickles(path: Path) -> Path | None:
-    """`path`, where a pickled training list has a folder of the same domain."""
-    return path if any(one.split == "train" for one in _find_lists(path, ".pkl")) else None
+            rows.append(Row(path, int(label), one.split, one.domain))
+    file = lists[0].file
+    names = name_numbers(((row.number, row.path.split("/")[1]) for row in rows), file)
+    where = f"the domain folders in {root}"
+    return list_images(root, "lists", rows, names, scan(root), file, where)
 
 
 def _read_domain_pickles(root: Path, scan: Scanner) -> Listing:
-    """The images that the lists name, with the sorted class names.
-
-    Raises:
-        DataError: a list that cannot be read safely or is no pair, an image in two lists, or no
-            image where the lists say.
-    """
+    """The images that the lists name, with the sorted class names."""
     lists = _find_lists(root, ".pkl")
-    rows: list[tuple[str, str, _List]] = []
-    for one in lists:
-        rows += [(path, label, one) for path, label in _read_pairs(one.file)]
-    names = sorted({label for _, label, _ in rows})
-    labels = {name: number for number, name in enumerate(names)}
-    examples: dict[str, Example] = {}
-    for path, label, one in rows:
-        # Paths begin above the data set's folder, whatever that is called here.
-        before, found, after = path.replace("\\", "/").rpartition(f"{one.domain}/")
-        if not found or (before and not before.endswith("/")):
-            raise DataError(f"{one.file}: '{path}' is not in the folder of the domain {one.domain}")
-        key = f"{one.domain}/{after}"
-        if key in examples:
-            raise DataError(f"{one.file}: {key} is listed twice; expected every image once")
-        examples[key] = Example(key, labels[label], one.split, domain=one.domain)
-    return _listing(root, scan, "fedbn", tuple(map(class_name, names)), examples, lists)
+    pairs = {one: _read_pairs(one.file) for one in lists}
+    names = sorted({name for of_list in pairs.values() for _, name in of_list})
+    numbers = {name: number for number, name in enumerate(names)}
+    rows = []
+    for one, of_list in pairs.items():
+        for path, name in of_list:
+            # Paths begin above the data set's folder, whatever that is called here.
+            before, found, after = path.replace("\\", "/").rpartition(f"{one.domain}/")
+            if not found or (before and not before.endswith("/")):
+                raise DataError(
+                    f"{one.file}: '{path}' is not in the folder of the domain {one.domain}"
+                )
+            rows.append(Row(f"{one.domain}/{after}", numbers[name], one.split, one.domain))
+    where = f"the domain folders in {root}"
+    return list_images(
+        root, "fedbn", rows, dict(enumerate(names)), scan(root), lists[0].file, where
+    )
 
 
 def _find_lists(root: Path, suffix: str) -> list[_List]:
     """Every list that has a domain folder, ascending, training lists first."""
     found = []
-    splits: tuple[Split, ...] = ("train", "val", "test")
     for base in (root, root / "splits"):
-        for split in splits:
+        for split in get_args(Split):
             ending = f"_{split}{suffix}"
             for file in sorted(base.glob(f"*{ending}")):
                 domain = file.name.removesuffix(ending)
                 if (root / domain).is_dir():
                     found.append(_List(domain, split, file))
     return found
-
-
-def _listing(
-    root: Path,
-    scan: Scanner,
-    layout: str,
-    names: tuple[str, ...],
-    examples: dict[str, Example],
-    lists: list[_List],
-) -> Listing:
-    where = f"the domain folders in {root}"
-    present, skipped = keep_present(examples, scan(root), lists[0].file, where)
-    return Listing(root=root, layout=layout, class_names=names, examples=present, skipped=skipped)
 
 
 def _read_pairs(file: Path) -> list[tuple[str, str]]:
@@ -295,6 +221,6 @@ def _read_pairs(file: Path) -> list[tuple[str, str]]:
 READERS: Final = (
     Reader(_find_aircraft, _read_aircraft, keeps_order=True),
     Reader(_find_imagenet, _read_imagenet, keeps_order=True),
-    Reader(_find_domain_texts, _read_domain_texts, keeps_order=True),
-    Reader(_find_domain_pickles, _read_domain_pickles, keeps_order=True),
+    Reader(partial(_find_domains, ".txt"), _read_domain_texts, keeps_order=True),
+    Reader(partial(_find_domains, ".pkl"), _read_domain_pickles, keeps_order=True),
 )

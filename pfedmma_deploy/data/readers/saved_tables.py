@@ -18,9 +18,16 @@ from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 
-from pfedmma_deploy.data.class_names import class_name, label_folders
+from pfedmma_deploy.data.class_names import class_name
 from pfedmma_deploy.data.images import ImageSource
-from pfedmma_deploy.data.readers.base import SPLITS, Listing, Reader, Scanner, read_text
+from pfedmma_deploy.data.readers.base import (
+    SPLITS,
+    Listing,
+    Reader,
+    Scanner,
+    label_folders,
+    read_text,
+)
 from pfedmma_deploy.errors import DataError, ImageError, nearest
 from pfedmma_deploy.types import Example, Skipped
 
@@ -53,16 +60,17 @@ def _find_manifest(path: Path) -> Path | None:
 
 
 def _read_manifest(file: Path, scan: Scanner) -> Listing:
-    """The images of a manifest, in the class order of classes.txt beside it, else sorted.
-
-    Raises:
-        DataError: a column that is missing or misspelt, a row without path or label, a split of
-            another name, one path twice, no image that exists; pyarrow missing for Parquet.
-    """
+    """The images of a manifest, in the class order of classes.txt beside it, else sorted."""
     rows = _read_csv(file) if file.suffix.lower() == ".csv" else _read_parquet(file)
     table: dict[str, _Row] = {}
     for number, row in rows:
-        _check_row(file, number, row)
+        empty = [name for name in _NEEDED if not getattr(row, name)]
+        if empty:
+            raise DataError(f"{file}, row {number}: {empty[0]} is empty; every image needs one")
+        if row.split and row.split.lower() not in SPLITS:
+            raise DataError(
+                f"{file}, row {number}: split '{row.split}'; expected train, val or test"
+            )
         key = PurePosixPath(row.path.replace("\\", "/")).as_posix()
         if key in table:
             raise DataError(
@@ -89,14 +97,6 @@ def _read_manifest(file: Path, scan: Scanner) -> Listing:
     return Listing(
         root=file.parent, layout="manifest", class_names=names, examples=examples, skipped=skipped
     )
-
-
-def _check_row(file: Path, number: int, row: _Row) -> None:
-    for name in _NEEDED:
-        if not getattr(row, name):
-            raise DataError(f"{file}, row {number}: {name} is empty; every image needs one")
-    if row.split and row.split.lower() not in SPLITS:
-        raise DataError(f"{file}, row {number}: split '{row.split}'; expected train, val or test")
 
 
 def _check_header(file: Path, header: Sequence[str]) -> None:
@@ -168,10 +168,6 @@ def _read_hub(root: Path, scan: Scanner) -> Listing:
 
     The first image column and the column of class labels count; columns named client, domain and
     caption are taken over.
-
-    Raises:
-        DataError: `datasets` is not installed, files that it cannot read, no column of images or
-            labels, or a split of another name than train, validation or test.
     """
     tables = _load(root)
     features = next(iter(tables.values())).features

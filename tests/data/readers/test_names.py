@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pfedmma_deploy.data.class_names import fix_name
+from pfedmma_deploy.data.readers.few_shot import fix_name
 
 
 @pytest.mark.parametrize(
