@@ -41,8 +41,9 @@ class FineTuned:
     is_new: bool
     session: Session
     """The run's, with the client's own images where it brought some."""
-    before: Tensors
-    after: Tensors
+    before: tuple[Tensors, Any]
+    """Tensors and the method's state."""
+    after: tuple[Tensors, Any]
     loss: float
     """Mean training loss over the fine-tuning."""
     seconds: float
@@ -90,12 +91,12 @@ def personalize(
     space = tuned.session
     scorer = open_scorer(space)
     adapter = space.build_adapter()
-    states = (None, tuned.before, tuned.after)
+    models = (None, tuned.before, tuned.after)
     found = []
-    for state in progress.track(states, "models evaluated", len(states)):
-        if state is not None:
-            adapter.load(state)
-        found.extend(scorer.score(None if state is None else adapter, [tuned.client]))
+    for model in progress.track(models, "models evaluated", len(models)):
+        if model is not None:
+            space.method.load_client(adapter, *model)
+        found.extend(scorer.score(None if model is None else adapter, [tuned.client]))
     zero_shot, before, after = found
     folder = run.folder / "clients" / client
     return PersonalizeResult(client, tuned.is_new, zero_shot, before, after, tuned.loss, folder)
@@ -141,7 +142,7 @@ def fine_tune(
     chosen = next(c for c in session.federation.clients if c.id == client)
     shared, method = run.load_shared(), session.method
     adapter, state = _start(run, session, client, shared, is_new=is_new)
-    before = adapter.tensors()
+    before = adapter.tensors(), state
     _require_trainable(adapter, method.name, train_shared)
     scopes = {Scope.LOCAL, Scope.SHARED} if train_shared else {Scope.LOCAL}
     changes = {"epochs": epochs, "scopes": frozenset(scopes)} | ({"lr": lr} if lr else {})
@@ -184,7 +185,8 @@ def fine_tune(
     own = adapter.tensors() if train_shared else adapter.tensors(*KEPT)
     run.save_client(StoredClient(client, own, config), keep_federated=not is_new)
     run.save()
-    return FineTuned(chosen, is_new, session, before, adapter.tensors(), loss, seconds)
+    after = adapter.tensors(), work.state
+    return FineTuned(chosen, is_new, session, before, after, loss, seconds)
 
 
 def _start(

@@ -226,7 +226,8 @@ def require_personal(run: Run, local: Collection[str]) -> None:
             fine_tune(run, "clinic", epochs=1)
         return
     tuned = fine_tune(run, "clinic", epochs=1)
-    moved = {n for n, v in tuned.after.items() if not torch.equal(v, tuned.before[n])}
+    before, after = tuned.before[0], tuned.after[0]
+    moved = {n for n, v in after.items() if not torch.equal(v, before[n])}
     scopes = adapter_of(run.config.method).scopes()
     assert {scopes[n] for n in moved} == {Scope.LOCAL}
 

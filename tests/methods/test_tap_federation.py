@@ -14,7 +14,7 @@ from torch import Tensor
 from pfedmma_deploy.config import PartitionConfig, TrainConfig
 from pfedmma_deploy.export.merge import export_open_clip
 from pfedmma_deploy.federated.evaluate import evaluate_run
-from pfedmma_deploy.federated.personalize import fine_tune
+from pfedmma_deploy.federated.personalize import fine_tune, personalize
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.store.run import Run
 from tests.federated.conftest import COLOURS, write_images
@@ -105,7 +105,8 @@ def test_one_federation_of_both_kinds(manifest: Path, tmp_path: Path) -> None:
         "words-retrieve.safetensors",
     }
     tuned = fine_tune(run, "words")
-    moved = {n.split(".")[0] for n, v in tuned.after.items() if not torch.equal(v, tuned.before[n])}
+    before, after = tuned.before[0], tuned.after[0]
+    moved = {n.split(".")[0] for n, v in after.items() if not torch.equal(v, before[n])}
     assert moved == {"personal"}
     assert run.load_client("words").tensors.keys() == own["words"].keys()
 
@@ -129,3 +130,14 @@ def test_clients_of_one_task_each(manifest: Path, tmp_path: Path) -> None:
     assert {name.split(".")[0] for name in shared} == {"federated"}
     assert not [n for n in run.load_client("words").tensors if n.startswith("federated")]
     assert evaluate_run(run).personalized["words"].base is not None
+
+
+def test_personalize_scores_the_models_that_evaluate_scores(manifest: Path, tmp_path: Path) -> None:
+    """What a client holds is no tensor: without it the adapter would be zero-shot CLIP."""
+    run = run_tap(manifest, tmp_path / "run", distill_lr=0.05)
+    before = evaluate_run(run)
+    found = personalize(run, "plain")
+    assert found.zero_shot == before.zero_shot["plain"]
+    assert found.before == before.personalized["plain"]
+    assert found.after == evaluate_run(run).personalized["plain"]
+    assert found.zero_shot != found.before, "or nothing was compared"
