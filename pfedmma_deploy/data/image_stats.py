@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -120,31 +121,27 @@ def _look_at_all(
     keys: Sequence[str], look: Callable[[str], Found], label: str, progress: Progress
 ) -> tuple[dict[str, Found], dict[str, str]]:
     """What `look` finds by key, and the reason by key where it raises `ImageError`."""
-
-    def look_at(batch: Sequence[str]) -> list[tuple[str, Found | None, str]]:
-        rows: list[tuple[str, Found | None, str]] = []
-        for key in batch:
-            try:
-                rows.append((key, look(key), ""))
-            except ImageError as error:
-                rows.append((key, None, str(error)))
-        return rows
-
-    found: dict[str, Any] = {}
+    found: dict[str, Found] = {}
     broken: dict[str, str] = {}
     if not keys:
         return found, broken
+
+    def look_at(batch: Sequence[str]) -> Sequence[str]:
+        for key in batch:
+            try:
+                found[key] = look(key)
+            except ImageError as error:
+                broken[key] = str(error)
+        return batch
+
     # Batches, because one future per image would cost more than the image.
     batches = [keys[start : start + _BATCH] for start in range(0, len(keys), _BATCH)]
     # Threads: Pillow decodes without holding Python's lock.
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        rows = chain.from_iterable(pool.map(look_at, batches))
-        for key, value, reason in progress.track(rows, label, len(keys)):
-            if reason:
-                broken[key] = reason
-            else:
-                found[key] = value
-    return found, broken
+        looked_at = chain.from_iterable(pool.map(look_at, batches))
+        deque(progress.track(looked_at, label, len(keys)), maxlen=0)
+    # In the order of the keys: threads finish in any order.
+    return found, {key: broken[key] for key in keys if key in broken}
 
 
 class _Memory:

@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pfedmma_deploy.caches import cache_folder
 from pfedmma_deploy.data.class_names import CLASSES_FILE
@@ -34,7 +34,7 @@ _SYSTEM_FOLDERS: Final = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume I
 # Two levels below the deepest known layout: enough to show what is there, and a bound on what
 # folders that link to each other can cost.
 _MAX_DEPTH: Final = 5
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 # Some file systems count time in steps of two seconds: a change within the same step as the
 # listing would not show.
 _STEP_NS: Final = 2_000_000_000
@@ -154,7 +154,14 @@ def scan(root: Path, *, cache: bool = True) -> Scan:
     settled = max(found.stamps.values()) < started - _STEP_NS
     # What was skipped may come right without a change of any folder, as a link to nothing.
     if file and settled and not found.skipped and len(found.images) >= MIN_IMAGES:
-        write_cache(file, json.dumps(_to_record(root, found)).encode())
+        record = {
+            "format": _FORMAT,
+            "root": str(root.resolve()),
+            "stamps": found.stamps,
+            "images": found.images,
+            "other_files": found.other_files,
+        }
+        write_cache(file, json.dumps(record).encode())
     return found
 
 
@@ -177,20 +184,6 @@ def write_cache(file: Path, content: bytes) -> None:
             partial.replace(file)
 
 
-def _to_record(root: Path, found: Scan) -> dict[str, Any]:
-    names: dict[str, list[str]] = {}
-    for key in found.images:
-        folder, _, name = key.rpartition("/")
-        names.setdefault(folder, []).append(name)
-    return {
-        "format": _FORMAT,
-        "root": str(root.resolve()),
-        "stamps": found.stamps,
-        "images": names,
-        "other_files": found.other_files,
-    }
-
-
 def _read_list(file: Path, root: Path) -> Scan | None:
     """The listing in a cache file, where it is for this folder and every folder is unchanged."""
     try:
@@ -203,12 +196,11 @@ def _read_list(file: Path, root: Path) -> Scan | None:
             below = ".." not in place.parts and place.is_relative_to(root)
             if not below or place.stat().st_mtime_ns != stamp:
                 return None
-        images: list[str] = []
-        for folder, names in record["images"].items():
-            # No name may lead elsewhere.
-            if folder not in stamps or any("/" in n or n[:1] in ("", ".") for n in names):
+        images: list[str] = record["images"]
+        for key in images:
+            folder, _, name = key.rpartition("/")
+            if folder not in stamps or name[:1] in ("", "."):  # no name may lead elsewhere
                 return None
-            images += [f"{folder}/{name}" for name in names] if folder else names
         other = Counter({str(kind): int(count) for kind, count in record["other_files"].items()})
         return Scan(sorted(images), sorted(filter(None, stamps)), other, stamps=stamps)
     # Whatever the file holds instead: it is listed anew.
