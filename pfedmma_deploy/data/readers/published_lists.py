@@ -17,10 +17,10 @@ from typing import Final, NamedTuple, get_args
 
 from pfedmma_deploy.data.catalog import known_datasets
 from pfedmma_deploy.data.readers.base import (
-    Listing,
     Reader,
     Row,
     Scanner,
+    StoredDataset,
     list_images,
     name_numbers,
     read_lines,
@@ -46,7 +46,7 @@ def _find_aircraft(path: Path) -> Path | None:
     return None
 
 
-def _read_aircraft(root: Path, scan: Scanner) -> Listing:
+def _read_aircraft(root: Path, scan: Scanner) -> StoredDataset:
     """Images by variant; lines of the lists are `<image number> <variant>`."""
     names = [line for _, line in read_lines(root / _VARIANTS)]
     labels = {name: label for label, name in enumerate(names)}
@@ -87,7 +87,7 @@ def _find_imagenet(path: Path) -> Path | None:
     return None
 
 
-def _read_imagenet(root: Path, scan: Scanner) -> Listing:
+def _read_imagenet(root: Path, scan: Scanner) -> StoredDataset:
     """Training images, and those of val/ as test images, in the order of the WordNet ids."""
     names: dict[str, str] = {}
     for number, line in read_lines(root / _NAMES):
@@ -125,12 +125,12 @@ def _read_imagenet(root: Path, scan: Scanner) -> Listing:
             " unpack both parts of ImageNet"
         )
     labels = {folder: label for label, folder in enumerate(order)}
-    return Listing(
+    return StoredDataset(
         root=root,
         layout="imagenet",
         class_names=tuple(names[folder] for folder in order),
-        examples=[Example(key, labels[folder], split) for key, folder, split in images],
-        skipped=found.skipped,
+        examples=tuple(Example(key, labels[folder], split) for key, folder, split in images),
+        skipped=tuple(found.skipped),
     )
 
 
@@ -147,7 +147,7 @@ def _find_domains(suffix: str, path: Path) -> Path | None:
     return path if any(one.split == "train" for one in _find_lists(path, suffix)) else None
 
 
-def _read_domain_texts(root: Path, scan: Scanner) -> Listing:
+def _read_domain_texts(root: Path, scan: Scanner) -> StoredDataset:
     """The images that the lists name; the name of a class is that of its folder."""
     lists = _find_lists(root, ".txt")
     rows: list[Row] = []
@@ -167,7 +167,7 @@ def _read_domain_texts(root: Path, scan: Scanner) -> Listing:
     return list_images(root, "lists", rows, names, scan(root), file, where)
 
 
-def _read_domain_pickles(root: Path, scan: Scanner) -> Listing:
+def _read_domain_pickles(root: Path, scan: Scanner) -> StoredDataset:
     """The images that the lists name, with the sorted class names."""
     lists = _find_lists(root, ".pkl")
     pairs = {one: _read_pairs(one.file) for one in lists}
