@@ -68,7 +68,7 @@ def scan_folder(root: Path) -> Scan:
         reason = "it is a file" if root.exists() else "it does not exist"
         raise DataError(f"data folder {root}: {reason}; expected a folder of images")
     found = Scan()
-    _walk(root, "", (_identity(root, "", found),), found)
+    _walk(root, "", (), found)
     found.images.sort()
     found.folders.sort()
     found.skipped.sort(key=lambda skipped: skipped.path)
@@ -76,6 +76,20 @@ def scan_folder(root: Path) -> Scan:
 
 
 def _walk(folder: Path, key: str, above: tuple[tuple[int, int], ...], found: Scan) -> None:
+    status = folder.stat()
+    identity = status.st_dev, status.st_ino
+    if identity in above:
+        _skip(key, "a link back to a folder that contains it", found)
+        return
+    if len(above) > _MAX_DEPTH:
+        _skip(key, "a folder nested too deeply, not read", found)
+        return
+    if not _is_printable(key, found):
+        return
+    # Before the folder is listed: what is added meanwhile makes the stamp stale, not wrong.
+    found.stamps[key] = status.st_mtime_ns
+    if key:
+        found.folders.append(key)
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -88,29 +102,17 @@ def _walk(folder: Path, key: str, above: tuple[tuple[int, int], ...], found: Sca
             continue
         name = f"{key}/{entry.name}" if key else entry.name
         if entry.is_dir():
-            identity = _identity(entry, name, found)
-            if identity in above:
-                _skip(name, "a link back to a folder that contains it", found)
-            elif len(above) > _MAX_DEPTH:
-                _skip(name, "a folder nested too deeply, not read", found)
-            elif _is_printable(name, found):
-                found.folders.append(name)
-                _walk(Path(entry.path), name, (*above, identity), found)
+            _walk(Path(entry.path), name, (*above, identity), found)
+        elif not is_image_name(entry.name):
+            if name != CLASSES_FILE:
+                found.other_files[Path(entry.name).suffix.lower() or "no suffix"] += 1
+        elif not _is_printable(name, found):
+            continue
+        elif entry.is_file():
+            found.images.append(name)
         else:
-            _add_file(entry, name, found)
-
-
-def _add_file(entry: os.DirEntry[str], name: str, found: Scan) -> None:
-    if not is_image_name(entry.name):
-        if name != CLASSES_FILE:
-            found.other_files[Path(entry.name).suffix.lower() or "no suffix"] += 1
-    elif not _is_printable(name, found):
-        return
-    elif entry.is_file():
-        found.images.append(name)
-    else:
-        reason = "a link to nothing" if entry.is_symlink() else "not a regular file"
-        _skip(name, reason, found)
+            reason = "a link to nothing" if entry.is_symlink() else "not a regular file"
+            _skip(name, reason, found)
 
 
 def _skip(name: str, reason: str, found: Scan) -> None:
@@ -126,13 +128,6 @@ def _is_printable(name: str, found: Scan) -> bool:
         _skip(name, "its name is not valid Unicode; rename it", found)
         return False
     return True
-
-
-def _identity(entry: os.DirEntry[str] | Path, key: str, found: Scan) -> tuple[int, int]:
-    status = entry.stat()
-    # Before the folder is listed: what is added meanwhile makes the stamp stale, not wrong.
-    found.stamps[key] = status.st_mtime_ns
-    return status.st_dev, status.st_ino
 
 
 def scan(root: Path, *, cache: bool = True) -> Scan:
