@@ -72,10 +72,7 @@ def load_dataset(
     skipped = list(found.skipped)
     # Once now, with a list of what is wrong, instead of an error in the middle of the training.
     if verify:
-        keys = [example.key for example in found.examples]
-        source = found.source or (lambda key: found.root / key)
-        folder = found.root if cache and found.source is None else None
-        broken = find_broken(keys, source, folder, progress or Silent())
+        broken = find_broken(found, cache=cache, progress=progress or Silent())
         found.examples = tuple(each for each in found.examples if each.key not in broken)
         skipped += [Skipped(key, reason) for key, reason in broken.items()]
     found.skipped = tuple(sorted(skipped, key=lambda skip: skip.path))

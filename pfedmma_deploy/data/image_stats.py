@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from PIL import Image, ImageStat
 
 from pfedmma_deploy.data import scan
 from pfedmma_deploy.data.images import verify_image
+from pfedmma_deploy.data.readers.base import StoredDataset
 from pfedmma_deploy.errors import ImageError
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.types import Dataset, Example
@@ -92,22 +93,18 @@ def read_stats(
     return known | found, broken
 
 
-def find_broken(
-    keys: Sequence[str],
-    source: Callable[[str], Any],
-    root: Path | None,
-    progress: Progress,
-) -> dict[str, str]:
+def find_broken(dataset: StoredDataset, *, cache: bool, progress: Progress) -> dict[str, str]:
     """Reason by key of the images that cannot be read to their end.
 
-    `source` says where the image of a key is. What was read is remembered where `root` is given,
-    the folder that keys are paths below.
+    With `cache`, what was read of a large folder is remembered.
     """
-    memory = _Memory(root if len(keys) >= scan.MIN_IMAGES else None, keys)
+    keys = [example.key for example in dataset.examples]
+    is_large = dataset.source is None and len(keys) >= scan.MIN_IMAGES
+    memory = _Memory(dataset.root if cache and is_large else None, keys)
     readable = memory.readable()
 
     def verify(key: str) -> None:
-        place = source(key)
+        place = dataset.locate(key)
         if not isinstance(place, Image.Image):  # else it is decoded already
             verify_image(place)
 

@@ -51,9 +51,13 @@ class StoredDataset(Dataset):
     )
     """Called once, with the examples that can be read."""
 
+    def locate(self, key: str) -> Opened:
+        """Where the image of a key is, or the image itself."""
+        return self.source(key) if self.source else self.root / key
+
     def open_image(self, example: Example) -> Image.Image:
         """Decoded RGB pixels, EXIF orientation applied. Raises `ImageError`."""
-        place = self.source(example.key) if self.source else self.root / example.key
+        place = self.locate(example.key)
         return place if isinstance(place, Image.Image) else decode_image(place)
 
 
