@@ -288,7 +288,6 @@ def stored_config(values: Mapping[str, Any], source: str) -> TrainConfig:
     return config_from_mapping(values, source)
 
 
-_OPTION_OF: Final = {field: option for option, field in _PARTITION_FIELDS.items()}
 _RENAMED: Final = {"dropout": "client_dropout", "engine": "client_batching"}
 
 
@@ -313,7 +312,7 @@ def _flat(
                 f"{source}: {given} is called {name} now; the old name goes in the next version"
             )
         else:
-            new = {_OPTION_OF.get(given, given): value}
+            new = {_FLAG_OF.get(given, given): value}
         for name, each in new.items():
             if name not in known:
                 hint = nearest(name, known) or f"; known options are {', '.join(known)}"

@@ -12,7 +12,6 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,9 +115,7 @@ class Environment:
         return {**asdict(self), "instructions": list(self.instructions)}
 
 
-def describe_environment(
-    threads: int, *, gpu: str | None = None, packages: Sequence[str] = PACKAGES
-) -> Environment:
+def describe_environment(threads: int, *, gpu: str | None = None) -> Environment:
     """This machine, now; `gpu` is the name of the GPU that is measured."""
     from datetime import UTC, datetime
 
@@ -127,7 +124,7 @@ def describe_environment(
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     versions = {}
-    for name in packages:
+    for name in PACKAGES:
         found = [v for alias in _ALIASES.get(name, (name,)) if (v := package_version(alias))]
         if found:
             versions[name] = found[0]

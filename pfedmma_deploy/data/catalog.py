@@ -48,10 +48,7 @@ class KnownDataset:
     @property
     def split_file(self) -> str:
         """The file among `expects` that `split` is the place of; empty where there is none."""
-        for name in self.expects:
-            if name.startswith("split_zhou_"):
-                return name
-        return ""
+        return next((name for name in self.expects if name.startswith("split_zhou_")), "")
 
     @property
     def where(self) -> str:
@@ -86,15 +83,10 @@ def find_known(known: KnownDataset, root: str | Path | None = None) -> Path | No
     if base is None:
         return None
     start = known.expects[0].split("/")[0]
-    found = None
-    for folder in known.folders:
-        place = base / folder
-        if (place / start).exists():
-            return place
-        # Taken if there is no better one: the reader says what it lacks.
-        if found is None and place.is_dir():
-            found = place
-    return found
+    places = [base / folder for folder in known.folders if (base / folder).is_dir()]
+    # One that is not complete is taken if there is no better one: the reader says what it lacks.
+    complete = [place for place in places if (place / start).exists()]
+    return next(iter(complete or places), None)
 
 
 def absent(known: KnownDataset, root: str | Path | None = None) -> DataError:

@@ -33,7 +33,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from tomlkit import item
+from tomlkit import dumps, item
 
 from pfedmma_deploy.data.clients_check import FORMAT, FORMAT_VERSION, EditedFile
 from pfedmma_deploy.data.dataset_checks import check_federation, find_problem
@@ -130,7 +130,8 @@ def format_clients(federation: Federation, made_with: Mapping[str, str | int | f
     values = federation_to_dict(federation, made_with)
     # They are found again when the file is read, and may be mended by then.
     del values["warnings"]
-    return _HEADING + "".join(f"{line}\n" for line in _lines(values))
+    clients, tests = values.pop("clients"), values.pop("tests")
+    return _HEADING + dumps(values) + "".join(f"{line}\n" for line in _lines(clients, tests))
 
 
 def write_clients(
@@ -222,16 +223,9 @@ def _build(dataset: Dataset, values: Mapping[str, Any]) -> Federation:
     )
 
 
-def _lines(values: Mapping[str, Any]) -> Iterator[str]:
-    """The TOML, by hand for the sake of the counts beside the tables; values by tomlkit."""
-    for name, value in values.items():
-        if name not in ("data", "made_with", "clients", "tests"):
-            yield f"{name} = {_toml(value)}"
-    for table in ("data", "made_with"):
-        yield f"\n[{table}]"
-        for name, value in values[table].items():
-            yield f"{name} = {_toml(value)}"
-    for client in values["clients"]:
+def _lines(clients: Iterable[Mapping[str, Any]], tests: Mapping[str, Images]) -> Iterator[str]:
+    """The tables of images, by hand for the sake of the counts beside them; values by tomlkit."""
+    for client in clients:
         train, val, test = (sum(map(len, client[split].values())) for split in _SPLITS)
         yield f"\n[[clients]]  # {train} to train on, {val} to validate, {test} to test"
         for name in ("id", "domain"):
@@ -239,8 +233,8 @@ def _lines(values: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{name} = {_toml(client[name])}"
         for split in _SPLITS:
             yield from _image_lines(f"clients.{split}", client[split])
-    for kind in ("base", "novel"):
-        yield from _image_lines(f"tests.{kind}", values["tests"][kind])
+    for kind, images in tests.items():
+        yield from _image_lines(f"tests.{kind}", images)
 
 
 def _image_lines(table: str, images: Images) -> Iterator[str]:

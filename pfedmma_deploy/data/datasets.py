@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,7 @@ from PIL import Image
 from pfedmma_deploy.data.catalog import absent, find_known, known_datasets
 from pfedmma_deploy.data.class_names import class_key
 from pfedmma_deploy.data.image_stats import find_broken
-from pfedmma_deploy.data.images import decode_image
 from pfedmma_deploy.data.readers import cifar, few_shot, folders, published_lists, saved_tables
-from pfedmma_deploy.data.readers.base import Listing
 from pfedmma_deploy.data.samples import SAMPLE_NAMES, load_sample
 from pfedmma_deploy.data.scan import scan
 from pfedmma_deploy.errors import DataError, nearest
@@ -31,30 +28,6 @@ READERS = (
     *folders.READERS,
 )
 """In the order in which they are tried; the last takes any folder."""
-
-
-class StoredDataset(Dataset):
-    """Images on disk, opened when asked for."""
-
-    root: Path
-
-    def __init__(self, found: Listing, name: str, broken: Mapping[str, str]) -> None:
-        """What a reader found, without the images in `broken`, which has the reasons by key."""
-        self.name = found.name or name
-        self.root = found.root
-        self.layout = found.layout
-        self.class_names = found.class_names
-        self.source = found.source
-        # Ascending by key. Images of a layout without splits are all "train".
-        self.examples = tuple(example for example in found.examples if example.key not in broken)
-        skipped = [*found.skipped, *(Skipped(key, reason) for key, reason in broken.items())]
-        self.skipped = tuple(sorted(skipped, key=lambda skip: skip.path))
-        self.problems = tuple(found.find_problems(self.examples))
-
-    def open_image(self, example: Example) -> Image.Image:
-        """Decoded RGB pixels, EXIF orientation applied. Raises `ImageError`."""
-        place = self.source(example.key) if self.source else self.root / example.key
-        return place if isinstance(place, Image.Image) else decode_image(place)
 
 
 def load_dataset(
@@ -96,16 +69,18 @@ def load_dataset(
         except OSError as error:
             raise DataError(f"data {error.filename or path}: {error.strerror or error}") from error
         break
-    broken: dict[str, str] = {}
+    skipped = list(found.skipped)
     # Once now, with a list of what is wrong, instead of an error in the middle of the training.
     if verify:
-        keys = [example.key for example in found.examples]
-        source = found.source or (lambda key: found.root / key)
-        folder = found.root if cache and found.source is None else None
-        broken = find_broken(keys, source, folder, progress or Silent())
-    dataset = StoredDataset(found, path.resolve().name, broken)
-    dataset.has_published_order = reader.keeps_order
-    return dataset
+        broken = find_broken(found, cache=cache, progress=progress or Silent())
+        found.examples = tuple(each for each in found.examples if each.key not in broken)
+        skipped += [Skipped(key, reason) for key, reason in broken.items()]
+    found.skipped = tuple(sorted(skipped, key=lambda skip: skip.path))
+    found.problems = tuple(found.find_problems(found.examples))
+    del found.find_problems  # which may hold the names of all files
+    found.name = found.name or path.resolve().name
+    found.has_published_order = reader.keeps_order
+    return found
 
 
 def _locate(name_or_path: str | Path, root: str | Path | None) -> Path:

@@ -10,19 +10,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from PIL import Image, ImageStat
 
 from pfedmma_deploy.data import scan
 from pfedmma_deploy.data.images import verify_image
+from pfedmma_deploy.data.readers.base import StoredDataset
 from pfedmma_deploy.errors import ImageError
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.types import Dataset, Example
@@ -91,22 +93,18 @@ def read_stats(
     return known | found, broken
 
 
-def find_broken(
-    keys: Sequence[str],
-    source: Callable[[str], Any],
-    root: Path | None,
-    progress: Progress,
-) -> dict[str, str]:
+def find_broken(dataset: StoredDataset, *, cache: bool, progress: Progress) -> dict[str, str]:
     """Reason by key of the images that cannot be read to their end.
 
-    `source` says where the image of a key is. What was read is remembered where `root` is given,
-    the folder that keys are paths below.
+    With `cache`, what was read of a large folder is remembered.
     """
-    memory = _Memory(root if len(keys) >= scan.MIN_IMAGES else None, keys)
+    keys = [example.key for example in dataset.examples]
+    is_large = dataset.source is None and len(keys) >= scan.MIN_IMAGES
+    memory = _Memory(dataset.root if cache and is_large else None, keys)
     readable = memory.readable()
 
     def verify(key: str) -> None:
-        place = source(key)
+        place = dataset.locate(key)
         if not isinstance(place, Image.Image):  # else it is decoded already
             verify_image(place)
 
@@ -120,31 +118,27 @@ def _look_at_all(
     keys: Sequence[str], look: Callable[[str], Found], label: str, progress: Progress
 ) -> tuple[dict[str, Found], dict[str, str]]:
     """What `look` finds by key, and the reason by key where it raises `ImageError`."""
-
-    def look_at(batch: Sequence[str]) -> list[tuple[str, Found | None, str]]:
-        rows: list[tuple[str, Found | None, str]] = []
-        for key in batch:
-            try:
-                rows.append((key, look(key), ""))
-            except ImageError as error:
-                rows.append((key, None, str(error)))
-        return rows
-
-    found: dict[str, Any] = {}
+    found: dict[str, Found] = {}
     broken: dict[str, str] = {}
     if not keys:
         return found, broken
+
+    def look_at(batch: Sequence[str]) -> Sequence[str]:
+        for key in batch:
+            try:
+                found[key] = look(key)
+            except ImageError as error:
+                broken[key] = str(error)
+        return batch
+
     # Batches, because one future per image would cost more than the image.
     batches = [keys[start : start + _BATCH] for start in range(0, len(keys), _BATCH)]
     # Threads: Pillow decodes without holding Python's lock.
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        rows = chain.from_iterable(pool.map(look_at, batches))
-        for key, value, reason in progress.track(rows, label, len(keys)):
-            if reason:
-                broken[key] = reason
-            else:
-                found[key] = value
-    return found, broken
+        looked_at = chain.from_iterable(pool.map(look_at, batches))
+        deque(progress.track(looked_at, label, len(keys)), maxlen=0)
+    # In the order of the keys: threads finish in any order.
+    return found, {key: broken[key] for key in keys if key in broken}
 
 
 class _Memory:

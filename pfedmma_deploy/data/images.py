@@ -84,7 +84,11 @@ def _guarded(source: ImageSource, read: _Reader) -> Image.Image:
         if isinstance(source, bytes):
             return _open(BytesIO(source), read)
         if isinstance(source, str | os.PathLike):
-            with _open_regular_file(Path(source)) as file:
+            path = Path(source)
+            # A FIFO or a device called photo.jpg would block or never end.
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise ImageError("a folder, not a file" if path.is_dir() else "not a regular file")
+            with path.open("rb") as file:
                 return _open(file, read)
         return _open(source, read)
     except ImageError:
@@ -93,13 +97,6 @@ def _guarded(source: ImageSource, read: _Reader) -> Image.Image:
         raise ImageError("not enough memory to decode it") from error
     except Exception as error:  # Pillow's list of exception types is open-ended
         raise ImageError(_reason(error)) from error
-
-
-def _open_regular_file(path: Path) -> BinaryIO:
-    # A FIFO or a device called photo.jpg would block or never end.
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ImageError("a folder, not a file" if path.is_dir() else "not a regular file")
-    return path.open("rb")
 
 
 def _open(file: BinaryIO, read: _Reader) -> Image.Image:

@@ -60,7 +60,7 @@ def pachinko(
     totals = {split: count_classes(of_split, classes) for split, of_split in labels.items()}
     train = draw_counts(totals["train"], groups, clients, beta, rng)
     counts = {split: apportion(of_split, train) for split, of_split in totals.items()}
-    return deal(labels, classes, counts, clients, rng)
+    return deal(labels, classes, counts, rng)
 
 
 def draw_counts(

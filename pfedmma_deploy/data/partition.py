@@ -152,15 +152,14 @@ def dirichlet(
     total = len(labels["train"])
     if min_train is None:
         min_train = min(10, max(1, -(-total // (5 * clients))))
-    if total < clients * min_train:
-        raise _too_few(total, clients, beta, min_train, 0)
+    draws = MAX_REDRAWS if total >= clients * min_train else 0
     classes = np.unique(labels["train"])
     totals = {split: count_classes(of_split, classes) for split, of_split in labels.items()}
     # With fewer test images than clients some have none, however often it is drawn.
     unavoidable = sum(max(0, clients - int(total.sum())) for total in totals.values())
     best: dict[Split, Indices] | None = None
     fewest = len(totals) * clients + 1
-    for _ in range(MAX_REDRAWS):
+    for _ in range(draws):
         train = apportion(totals["train"], rng.dirichlet(np.full(clients, beta), len(classes)))
         if train.sum(axis=0).min() < min_train:
             continue  # a client that hardly trains would be no client
@@ -171,8 +170,13 @@ def dirichlet(
         if lacking <= unavoidable:
             break
     if best is None:
-        raise _too_few(total, clients, beta, min_train, MAX_REDRAWS)
-    return deal(labels, classes, best, clients, rng)
+        tried = f" in {draws:,} draws" if draws else ""
+        raise DataError(
+            f"partition 'dirichlet' could not give each of {clients} clients at least {min_train}"
+            f" of {total} training images{tried} (beta {beta:g}): use fewer clients, more shots or"
+            " images, or a larger --dirichlet-beta"
+        )
+    return deal(labels, classes, best, rng)
 
 
 def apportion(totals: Indices, weights: NDArray[np.float64] | NDArray[np.int64]) -> Indices:
@@ -199,26 +203,16 @@ def deal(
     labels: Labels,
     classes: NDArray[np.int64],
     counts: Mapping[Split, Indices],
-    clients: int,
     rng: np.random.Generator,
 ) -> tuple[Share, ...]:
     """Shuffles the images of each class and hands them out by `counts` [C, N] of each split."""
-    shares: tuple[Share, ...] = tuple({} for _ in range(clients))
+    shares: tuple[Share, ...] = tuple({} for _ in range(counts["train"].shape[1]))
     for split, of_split in labels.items():
-        hands: list[list[Indices]] = [[] for _ in range(clients)]
+        # Whose each image is; of classes that are not dealt out, nobody's.
+        owner = np.full(len(of_split), -1)
         for label, row in zip(classes, counts[split], strict=True):
             shuffled = rng.permutation(np.flatnonzero(of_split == label))
-            for hand, images in zip(hands, np.split(shuffled, np.cumsum(row)[:-1]), strict=True):
-                hand.append(images)
-        for share, hand in zip(shares, hands, strict=True):
-            share[split] = np.sort(np.concatenate(hand))
+            owner[shuffled] = np.repeat(np.arange(len(shares)), row)
+        for client, share in enumerate(shares):
+            share[split] = np.flatnonzero(owner == client)
     return shares
-
-
-def _too_few(total: int, clients: int, beta: float, min_train: int, draws: int) -> DataError:
-    tried = f" in {draws:,} draws" if draws else ""
-    return DataError(
-        f"partition 'dirichlet' could not give each of {clients} clients at least {min_train} of"
-        f" {total} training images{tried} (beta {beta:g}): use fewer clients, more shots or images,"
-        " or a larger --dirichlet-beta"
-    )

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,7 +158,7 @@ class PixelLoader:
 
         def crop(example: Example, seed: int) -> Pixels:
             own = np.random.default_rng(seed)
-            return self._decode(example, lambda image: random_resized_crop(image, self.size, own))
+            return self._decode(example, random_resized_crop, self.size, own)
 
         return self._stack(self._pool.map(crop, examples, seeds), len(examples))
 
@@ -166,18 +166,15 @@ class PixelLoader:
         kept = self._kept.get(example.key)
         if kept is not None:
             return kept
-        pixels = self._decode(
-            example,
-            lambda image: resize_crop(image, self.size, self.resize_mode, self.interpolation),
-        )
+        pixels = self._decode(example, resize_crop, self.size, self.resize_mode, self.interpolation)
         # What came first stays: dropping the oldest would drop, in every round, what comes next.
         if len(self._kept) < self._slots:
             self._kept[example.key] = pixels
         return pixels
 
-    def _decode(self, example: Example, transform: Callable[..., Pixels]) -> Pixels:
+    def _decode(self, example: Example, transform: Callable[..., Pixels], *options: Any) -> Pixels:
         try:
-            return transform(self.dataset.open_image(example))
+            return transform(self.dataset.open_image(example), *options)
         except ImageError as error:
             raise DataError(
                 f"The image {example.key} of {self.dataset.name} cannot be read any more: {error} "

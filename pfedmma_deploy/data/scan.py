@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pfedmma_deploy.caches import cache_folder
 from pfedmma_deploy.data.class_names import CLASSES_FILE
@@ -34,7 +34,7 @@ _SYSTEM_FOLDERS: Final = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume I
 # Two levels below the deepest known layout: enough to show what is there, and a bound on what
 # folders that link to each other can cost.
 _MAX_DEPTH: Final = 5
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 # Some file systems count time in steps of two seconds: a change within the same step as the
 # listing would not show.
 _STEP_NS: Final = 2_000_000_000
@@ -68,7 +68,7 @@ def scan_folder(root: Path) -> Scan:
         reason = "it is a file" if root.exists() else "it does not exist"
         raise DataError(f"data folder {root}: {reason}; expected a folder of images")
     found = Scan()
-    _walk(root, "", (_identity(root, "", found),), found)
+    _walk(root, "", (), found)
     found.images.sort()
     found.folders.sort()
     found.skipped.sort(key=lambda skipped: skipped.path)
@@ -76,6 +76,20 @@ def scan_folder(root: Path) -> Scan:
 
 
 def _walk(folder: Path, key: str, above: tuple[tuple[int, int], ...], found: Scan) -> None:
+    status = folder.stat()
+    identity = status.st_dev, status.st_ino
+    if identity in above:
+        _skip(key, "a link back to a folder that contains it", found)
+        return
+    if len(above) > _MAX_DEPTH:
+        _skip(key, "a folder nested too deeply, not read", found)
+        return
+    if not _is_printable(key, found):
+        return
+    # Before the folder is listed: what is added meanwhile makes the stamp stale, not wrong.
+    found.stamps[key] = status.st_mtime_ns
+    if key:
+        found.folders.append(key)
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -88,29 +102,17 @@ def _walk(folder: Path, key: str, above: tuple[tuple[int, int], ...], found: Sca
             continue
         name = f"{key}/{entry.name}" if key else entry.name
         if entry.is_dir():
-            identity = _identity(entry, name, found)
-            if identity in above:
-                _skip(name, "a link back to a folder that contains it", found)
-            elif len(above) > _MAX_DEPTH:
-                _skip(name, "a folder nested too deeply, not read", found)
-            elif _is_printable(name, found):
-                found.folders.append(name)
-                _walk(Path(entry.path), name, (*above, identity), found)
+            _walk(Path(entry.path), name, (*above, identity), found)
+        elif not is_image_name(entry.name):
+            if name != CLASSES_FILE:
+                found.other_files[Path(entry.name).suffix.lower() or "no suffix"] += 1
+        elif not _is_printable(name, found):
+            continue
+        elif entry.is_file():
+            found.images.append(name)
         else:
-            _add_file(entry, name, found)
-
-
-def _add_file(entry: os.DirEntry[str], name: str, found: Scan) -> None:
-    if not is_image_name(entry.name):
-        if name != CLASSES_FILE:
-            found.other_files[Path(entry.name).suffix.lower() or "no suffix"] += 1
-    elif not _is_printable(name, found):
-        return
-    elif entry.is_file():
-        found.images.append(name)
-    else:
-        reason = "a link to nothing" if entry.is_symlink() else "not a regular file"
-        _skip(name, reason, found)
+            reason = "a link to nothing" if entry.is_symlink() else "not a regular file"
+            _skip(name, reason, found)
 
 
 def _skip(name: str, reason: str, found: Scan) -> None:
@@ -126,13 +128,6 @@ def _is_printable(name: str, found: Scan) -> bool:
         _skip(name, "its name is not valid Unicode; rename it", found)
         return False
     return True
-
-
-def _identity(entry: os.DirEntry[str] | Path, key: str, found: Scan) -> tuple[int, int]:
-    status = entry.stat()
-    # Before the folder is listed: what is added meanwhile makes the stamp stale, not wrong.
-    found.stamps[key] = status.st_mtime_ns
-    return status.st_dev, status.st_ino
 
 
 def scan(root: Path, *, cache: bool = True) -> Scan:
@@ -154,7 +149,14 @@ def scan(root: Path, *, cache: bool = True) -> Scan:
     settled = max(found.stamps.values()) < started - _STEP_NS
     # What was skipped may come right without a change of any folder, as a link to nothing.
     if file and settled and not found.skipped and len(found.images) >= MIN_IMAGES:
-        write_cache(file, json.dumps(_to_record(root, found)).encode())
+        record = {
+            "format": _FORMAT,
+            "root": str(root.resolve()),
+            "stamps": found.stamps,
+            "images": found.images,
+            "other_files": found.other_files,
+        }
+        write_cache(file, json.dumps(record).encode())
     return found
 
 
@@ -177,20 +179,6 @@ def write_cache(file: Path, content: bytes) -> None:
             partial.replace(file)
 
 
-def _to_record(root: Path, found: Scan) -> dict[str, Any]:
-    names: dict[str, list[str]] = {}
-    for key in found.images:
-        folder, _, name = key.rpartition("/")
-        names.setdefault(folder, []).append(name)
-    return {
-        "format": _FORMAT,
-        "root": str(root.resolve()),
-        "stamps": found.stamps,
-        "images": names,
-        "other_files": found.other_files,
-    }
-
-
 def _read_list(file: Path, root: Path) -> Scan | None:
     """The listing in a cache file, where it is for this folder and every folder is unchanged."""
     try:
@@ -203,12 +191,11 @@ def _read_list(file: Path, root: Path) -> Scan | None:
             below = ".." not in place.parts and place.is_relative_to(root)
             if not below or place.stat().st_mtime_ns != stamp:
                 return None
-        images: list[str] = []
-        for folder, names in record["images"].items():
-            # No name may lead elsewhere.
-            if folder not in stamps or any("/" in n or n[:1] in ("", ".") for n in names):
+        images: list[str] = record["images"]
+        for key in images:
+            folder, _, name = key.rpartition("/")
+            if folder not in stamps or name[:1] in ("", "."):  # no name may lead elsewhere
                 return None
-            images += [f"{folder}/{name}" for name in names] if folder else names
         other = Counter({str(kind): int(count) for kind, count in record["other_files"].items()})
         return Scan(sorted(images), sorted(filter(None, stamps)), other, stamps=stamps)
     # Whatever the file holds instead: it is listed anew.

@@ -13,9 +13,10 @@ from PIL import Image
 from pfedmma_deploy.config import PartitionConfig
 from pfedmma_deploy.data import scan
 from pfedmma_deploy.data.dataset_checks import problem_kinds
-from pfedmma_deploy.data.datasets import StoredDataset, load_dataset
+from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.data.doctor_data import check_content, check_data, warn_of_content
 from pfedmma_deploy.data.image_stats import ImageStats, measure, read_stats
+from pfedmma_deploy.data.readers.base import StoredDataset
 from pfedmma_deploy.types import Example
 from tests.data.bad_folder import EXPECTED, make_bad_folder, noise
 from tests.data.toy import partitioned

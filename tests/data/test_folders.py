@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from pfedmma_deploy.data.dataset_checks import check_dataset
-from pfedmma_deploy.data.datasets import StoredDataset, load_dataset
+from pfedmma_deploy.data.datasets import load_dataset
+from pfedmma_deploy.data.readers.base import StoredDataset
 from pfedmma_deploy.data.readers.folders import LAYOUTS
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.progress import Item, Silent

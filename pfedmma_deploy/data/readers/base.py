@@ -11,10 +11,10 @@ from typing import Any, Final, NamedTuple
 from PIL import Image
 
 from pfedmma_deploy.data.class_names import CLASSES_FILE, class_name
-from pfedmma_deploy.data.images import ImageSource
+from pfedmma_deploy.data.images import ImageSource, decode_image
 from pfedmma_deploy.data.scan import Scan
 from pfedmma_deploy.errors import DataError, nearest
-from pfedmma_deploy.types import Example, Problem, Skipped, Split
+from pfedmma_deploy.types import Dataset, Example, Problem, Skipped, Split
 
 Scanner = Callable[[Path], Scan]
 """`scan.scan`: what lies below a folder, possibly remembered."""
@@ -32,24 +32,33 @@ SPLITS: Final[dict[str, Split]] = {
 _NAMED: Final = 3
 
 
-@dataclass(slots=True, kw_only=True)
-class Listing:
-    """The images that a data set names, before any of them is opened."""
+@dataclass(kw_only=True, eq=False, repr=False)
+class StoredDataset(Dataset):
+    """Images on disk, opened when asked for; a reader lists them without opening any."""
 
     root: Path
     """What keys are relative to."""
     layout: str
     class_names: tuple[str, ...]
-    examples: Sequence[Example]
-    skipped: Sequence[Skipped] = ()
+    examples: tuple[Example, ...]
+    """Ascending by key. Images of a layout without splits are all "train"."""
+    skipped: tuple[Skipped, ...] = ()
     name: str = ""
     """Empty for the name of the folder or file."""
     source: Callable[[str], Opened] | None = None
-    """Where the image of a key is; None means a file below `root`."""
     find_problems: Callable[[Sequence[Example]], Iterable[Problem]] = field(
         default=lambda readable: ()
     )
-    """Called with the examples that can be read."""
+    """Called once, with the examples that can be read."""
+
+    def locate(self, key: str) -> Opened:
+        """Where the image of a key is, or the image itself."""
+        return self.source(key) if self.source else self.root / key
+
+    def open_image(self, example: Example) -> Image.Image:
+        """Decoded RGB pixels, EXIF orientation applied. Raises `ImageError`."""
+        place = self.locate(example.key)
+        return place if isinstance(place, Image.Image) else decode_image(place)
 
 
 class Reader(NamedTuple):
@@ -60,7 +69,7 @@ class Reader(NamedTuple):
 
     find: Callable[[Path], Path | None]
     """The path to give to `read`, or None where the layout is another."""
-    read: Callable[[Path, Scanner], Listing]
+    read: Callable[[Path, Scanner], StoredDataset]
     keeps_order: bool = False
     """Whether classes have the order of the publisher's own lists, sorted or not."""
 
@@ -179,7 +188,7 @@ def list_images(
     file: Path,
     expected: str,
     prefix: str = "",
-) -> Listing:
+) -> StoredDataset:
     """The images of a list that exist, in ascending order of keys; the others are skipped.
 
     Args:
@@ -221,10 +230,10 @@ def list_images(
     absent = f"{file.name} names it, but there is no such file"
     skipped = [Skipped(key, reasons.pop(key, absent)) for key in missing]
     skipped += [Skipped(path, reason) for path, reason in reasons.items()]
-    return Listing(
+    return StoredDataset(
         root=root,
         layout=layout,
         class_names=tuple(class_name(names[number]) for number in order),
-        examples=[examples[key] for key in sorted(examples.keys() & present)],
-        skipped=skipped,
+        examples=tuple(examples[key] for key in sorted(examples.keys() & present)),
+        skipped=tuple(skipped),
     )

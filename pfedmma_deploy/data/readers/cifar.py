@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pfedmma_deploy.data.class_names import class_name
-from pfedmma_deploy.data.readers.base import Listing, Reader, Scanner, read_lines
+from pfedmma_deploy.data.readers.base import Reader, Scanner, StoredDataset, read_lines
 from pfedmma_deploy.data.readers.pickles import array_of, read_pickle
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.types import Example, Split
@@ -67,7 +67,7 @@ def _form(folder: Path) -> _Form | None:
     return None
 
 
-def read(root: Path, scan: Scanner) -> Listing:
+def read(root: Path, scan: Scanner) -> StoredDataset:
     """All images, in the order of the files, and in memory: 3,072 bytes each, 184 MB in all.
 
     Keys are `<split>-<number>`: no slash, because "train" is a class of CIFAR-100 and would look
@@ -107,12 +107,12 @@ def read(root: Path, scan: Scanner) -> Listing:
             return Image.fromarray(pixels[split][int(number)])
         raise DataError(f"{form.name} has no image {key}; use the examples of this data set")
 
-    return Listing(
+    return StoredDataset(
         root=root,
         layout="cifar",
         name=form.name,
         class_names=tuple(map(class_name, names)),
-        examples=examples,
+        examples=tuple(examples),
         source=source,
     )
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Final, get_args
 
@@ -21,10 +20,10 @@ from pfedmma_deploy.data.catalog import KnownDataset, known_datasets
 from pfedmma_deploy.data.dataset_checks import find_problem
 from pfedmma_deploy.data.images import is_image_name
 from pfedmma_deploy.data.readers.base import (
-    Listing,
     Reader,
     Row,
     Scanner,
+    StoredDataset,
     list_images,
     name_numbers,
     read_json,
@@ -77,7 +76,7 @@ def _find_split_file(path: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _read_split_file(file: Path, scan: Scanner) -> Listing:
+def _read_split_file(file: Path, scan: Scanner) -> StoredDataset:
     """The images that the split file names, in the parts that it puts them in."""
     sets = {known.split_file: known for known in known_datasets().values() if known.split_file}
     if file.name not in sets:
@@ -142,7 +141,7 @@ def _known_by_folder(path: Path) -> KnownDataset | None:
     return None
 
 
-def _read_published(root: Path, scan: Scanner) -> Listing:
+def _read_published(root: Path, scan: Scanner) -> StoredDataset:
     """The images of the published parts; without such, all train and parts are set aside later."""
     known = _known_by_folder(root)
     assert known is not None  # `find` has seen its folders
@@ -155,9 +154,10 @@ def _read_published(root: Path, scan: Scanner) -> Listing:
     rows = [Row(path, numbers[name], split) for path, name, split in named]
     names = {number: fix_name(known.name, name) for name, number in numbers.items()}
     where = f"{known.expects[0]} in {root}"
-    listing = list_images(root, "official", rows, names, found, root, where, prefix)
+    dataset = list_images(root, "official", rows, names, found, root, where, prefix)
     advice = [f"{known.split_file}, from {known.split}"]
-    return replace(listing, find_problems=lambda _: find_problem("no-split-file", advice))
+    dataset.find_problems = lambda _: find_problem("no-split-file", advice)
+    return dataset
 
 
 def _published(

@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple
 
 from pfedmma_deploy.data.catalog import known_datasets
 from pfedmma_deploy.data.dataset_checks import find_problem
-from pfedmma_deploy.data.readers.base import SPLITS, Listing, Reader, Scanner, label_folders
+from pfedmma_deploy.data.readers.base import SPLITS, Reader, Scanner, StoredDataset, label_folders
 from pfedmma_deploy.data.scan import Scan
 from pfedmma_deploy.errors import DataError
 from pfedmma_deploy.types import Example, Problem, Split
@@ -52,7 +52,7 @@ def find(path: Path) -> Path:
     return path
 
 
-def read(root: Path, scan: Scanner) -> Listing:
+def read(root: Path, scan: Scanner) -> StoredDataset:
     """Every image below `root`, in the layout that its folders show.
 
     Raises:
@@ -95,12 +95,12 @@ def read(root: Path, scan: Scanner) -> Listing:
         yield from find_problem("one-client-folder", clients if len(clients) == 1 else [])
         yield from find_problem("other-files", _count_others(found), found.other_files.total())
 
-    return Listing(
+    return StoredDataset(
         root=root,
         layout="domains" if by_domain else layout,
         class_names=names,
-        examples=examples,
-        skipped=found.skipped,
+        examples=tuple(examples),
+        skipped=tuple(found.skipped),
         find_problems=problems,
     )
 

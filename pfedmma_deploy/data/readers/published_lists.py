@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, get_args
+from typing import Final, get_args
 
 from pfedmma_deploy.data.catalog import known_datasets
 from pfedmma_deploy.data.readers.base import (
-    Listing,
     Reader,
     Row,
     Scanner,
+    StoredDataset,
     list_images,
     name_numbers,
     read_lines,
@@ -46,7 +46,7 @@ def _find_aircraft(path: Path) -> Path | None:
     return None
 
 
-def _read_aircraft(root: Path, scan: Scanner) -> Listing:
+def _read_aircraft(root: Path, scan: Scanner) -> StoredDataset:
     """Images by variant; lines of the lists are `<image number> <variant>`."""
     names = [line for _, line in read_lines(root / _VARIANTS)]
     labels = {name: label for label, name in enumerate(names)}
@@ -87,7 +87,7 @@ def _find_imagenet(path: Path) -> Path | None:
     return None
 
 
-def _read_imagenet(root: Path, scan: Scanner) -> Listing:
+def _read_imagenet(root: Path, scan: Scanner) -> StoredDataset:
     """Training images, and those of val/ as test images, in the order of the WordNet ids."""
     names: dict[str, str] = {}
     for number, line in read_lines(root / _NAMES):
@@ -125,72 +125,60 @@ def _read_imagenet(root: Path, scan: Scanner) -> Listing:
             " unpack both parts of ImageNet"
         )
     labels = {folder: label for label, folder in enumerate(order)}
-    return Listing(
+    return StoredDataset(
         root=root,
         layout="imagenet",
         class_names=tuple(names[folder] for folder in order),
-        examples=[Example(key, labels[folder], split) for key, folder, split in images],
-        skipped=found.skipped,
+        examples=tuple(Example(key, labels[folder], split) for key, folder, split in images),
+        skipped=tuple(found.skipped),
     )
-
-
-class _List(NamedTuple):
-    """A list that has a domain folder."""
-
-    domain: str
-    split: Split
-    file: Path
 
 
 def _find_domains(suffix: str, path: Path) -> Path | None:
     """`path`, where a training list has a folder of the same domain."""
-    return path if any(one.split == "train" for one in _find_lists(path, suffix)) else None
+    return path if any(split == "train" for _, split, _ in _find_lists(path, suffix)) else None
 
 
-def _read_domain_texts(root: Path, scan: Scanner) -> Listing:
+def _read_domain_texts(root: Path, scan: Scanner) -> StoredDataset:
     """The images that the lists name; the name of a class is that of its folder."""
     lists = _find_lists(root, ".txt")
     rows: list[Row] = []
-    for one in lists:
-        for number, line in read_lines(one.file):
+    for domain, split, file in lists:
+        for number, line in read_lines(file):
             path, _, label = line.rpartition(" ")
             parts = path.split("/")
-            if len(parts) != 3 or parts[0] != one.domain or not label.isdecimal():
+            if len(parts) != 3 or parts[0] != domain or not label.isdecimal():
                 raise DataError(
-                    f"{one.file}, line {number}: '{line}' is not `{one.domain}/<class>/<image>"
-                    " <class number>`"
+                    f"{file}, line {number}: '{line}' is not `{domain}/<class>/<image> <class"
+                    " number>`"
                 )
-            rows.append(Row(path, int(label), one.split, one.domain))
-    file = lists[0].file
-    names = name_numbers(((row.number, row.path.split("/")[1]) for row in rows), file)
+            rows.append(Row(path, int(label), split, domain))
+    first = lists[0][2]
+    names = name_numbers(((row.number, row.path.split("/")[1]) for row in rows), first)
     where = f"the domain folders in {root}"
-    return list_images(root, "lists", rows, names, scan(root), file, where)
+    return list_images(root, "lists", rows, names, scan(root), first, where)
 
 
-def _read_domain_pickles(root: Path, scan: Scanner) -> Listing:
+def _read_domain_pickles(root: Path, scan: Scanner) -> StoredDataset:
     """The images that the lists name, with the sorted class names."""
     lists = _find_lists(root, ".pkl")
-    pairs = {one: _read_pairs(one.file) for one in lists}
-    names = sorted({name for of_list in pairs.values() for _, name in of_list})
-    numbers = {name: number for number, name in enumerate(names)}
-    rows = []
-    for one, of_list in pairs.items():
-        for path, name in of_list:
+    images: list[tuple[str, str, Split, str]] = []
+    for domain, split, file in lists:
+        for path, name in _read_pairs(file):
             # Paths begin above the data set's folder, whatever that is called here.
-            before, found, after = path.replace("\\", "/").rpartition(f"{one.domain}/")
+            before, found, after = path.replace("\\", "/").rpartition(f"{domain}/")
             if not found or (before and not before.endswith("/")):
-                raise DataError(
-                    f"{one.file}: '{path}' is not in the folder of the domain {one.domain}"
-                )
-            rows.append(Row(f"{one.domain}/{after}", numbers[name], one.split, one.domain))
+                raise DataError(f"{file}: '{path}' is not in the folder of the domain {domain}")
+            images.append((f"{domain}/{after}", name, split, domain))
+    names = sorted({name for _, name, _, _ in images})
+    numbers = {name: number for number, name in enumerate(names)}
+    rows = [Row(path, numbers[name], split, domain) for path, name, split, domain in images]
     where = f"the domain folders in {root}"
-    return list_images(
-        root, "fedbn", rows, dict(enumerate(names)), scan(root), lists[0].file, where
-    )
+    return list_images(root, "fedbn", rows, dict(enumerate(names)), scan(root), lists[0][2], where)
 
 
-def _find_lists(root: Path, suffix: str) -> list[_List]:
-    """Every list that has a domain folder, ascending, training lists first."""
+def _find_lists(root: Path, suffix: str) -> list[tuple[str, Split, Path]]:
+    """(domain, split, file) of every list that has a domain folder, training lists first."""
     found = []
     for base in (root, root / "splits"):
         for split in get_args(Split):
@@ -198,7 +186,7 @@ def _find_lists(root: Path, suffix: str) -> list[_List]:
             for file in sorted(base.glob(f"*{ending}")):
                 domain = file.name.removesuffix(ending)
                 if (root / domain).is_dir():
-                    found.append(_List(domain, split, file))
+                    found.append((domain, split, file))
     return found
 
 

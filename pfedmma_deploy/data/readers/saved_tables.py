@@ -22,9 +22,9 @@ from pfedmma_deploy.data.class_names import class_name
 from pfedmma_deploy.data.images import ImageSource
 from pfedmma_deploy.data.readers.base import (
     SPLITS,
-    Listing,
     Reader,
     Scanner,
+    StoredDataset,
     label_folders,
     read_text,
 )
@@ -59,7 +59,7 @@ def _find_manifest(path: Path) -> Path | None:
     return None
 
 
-def _read_manifest(file: Path, scan: Scanner) -> Listing:
+def _read_manifest(file: Path, scan: Scanner) -> StoredDataset:
     """The images of a manifest, in the class order of classes.txt beside it, else sorted."""
     rows = _read_csv(file) if file.suffix.lower() == ".csv" else _read_parquet(file)
     table: dict[str, _Row] = {}
@@ -94,8 +94,12 @@ def _read_manifest(file: Path, scan: Scanner) -> Listing:
             f"{file} names {len(skipped):,} images and none of them is there; paths are relative to"
             f" {file.parent}"
         )
-    return Listing(
-        root=file.parent, layout="manifest", class_names=names, examples=examples, skipped=skipped
+    return StoredDataset(
+        root=file.parent,
+        layout="manifest",
+        class_names=names,
+        examples=tuple(examples),
+        skipped=tuple(skipped),
     )
 
 
@@ -163,7 +167,7 @@ def _find_hub(path: Path) -> Path | None:
     return path if one or (path / "dataset_dict.json").is_file() else None
 
 
-def _read_hub(root: Path, scan: Scanner) -> Listing:
+def _read_hub(root: Path, scan: Scanner) -> StoredDataset:
     """The rows of all splits; keys are `<split>-<row>`.
 
     The first image column and the column of class labels count; columns named client, domain and
@@ -197,11 +201,11 @@ def _read_hub(root: Path, scan: Scanner) -> Listing:
             return Path(value["path"])
         raise ImageError("the row has no image")
 
-    return Listing(
+    return StoredDataset(
         root=root,
         layout="hub",
         class_names=tuple(map(class_name, names)),
-        examples=sorted(examples, key=lambda example: example.key),
+        examples=tuple(sorted(examples, key=lambda example: example.key)),
         source=source,
     )
 

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from pfedmma_deploy.data.dataset_checks import check_dataset
-from pfedmma_deploy.data.datasets import StoredDataset, load_dataset
+from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.data.readers import folders
-from pfedmma_deploy.data.readers.base import Reader
+from pfedmma_deploy.data.readers.base import Reader, StoredDataset
 from pfedmma_deploy.errors import DataError
 from tests.layouts import (
     Tree,
