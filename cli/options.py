@@ -16,6 +16,8 @@ import typer
 from pfedmma_deploy.config import DEFAULTS, read_table
 from pfedmma_deploy.errors import BundleError, UsageError
 
+from .output import open_output
+
 if TYPE_CHECKING:
     from pfedmma_deploy.config import Scalar
     from pfedmma_deploy.store.run import Run
@@ -56,11 +58,13 @@ def option(name: str) -> Any:
     return typer.Option(spelled, help=text, metavar=metavar, hidden=hidden)
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", help="Show warnings of libraries, and where an error arose.")
-]
+_OUTPUT: Final[Mapping[str, Any]] = {
+    "as_json": typer.Option("--json", help="Print one JSON object and nothing else."),
+    "quiet": typer.Option("--quiet", "-q", help="Print results only."),
+    "verbose": typer.Option(
+        "--verbose", help="Show warnings of libraries, and where an error arose."
+    ),
+}
 RunFolder = Annotated[
     Path | None,
     typer.Option("--run", metavar="DIR", help="Run folder. [default: the newest in runs/]"),
@@ -92,6 +96,25 @@ DataRoot = Annotated[
 PartitionOptions = Mapping[str, Any]
 """The options of a partition that are given, by name."""
 NO_PARTITION: Final[PartitionOptions] = MappingProxyType({})
+
+
+def with_output(command: Callable[..., None]) -> Callable[..., None]:
+    """Opens a command's `output`, and gives it the options that all commands have."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters = [one for name, one in signature.parameters.items() if name != "output"]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    for name, entry in _OUTPUT.items():
+        annotation = Annotated[bool, entry]
+        parameters.append(inspect.Parameter(name, kind, default=False, annotation=annotation))
+
+    @functools.wraps(command)
+    def run(*, as_json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
+        with open_output(as_json=as_json, quiet=quiet, verbose=verbose) as output:
+            command(output=output, **values)
+
+    # What typer reads instead of the parameters of `run`.
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return run
 
 
 def with_partition(command: Callable[..., None]) -> Callable[..., None]:

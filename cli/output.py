@@ -21,10 +21,13 @@ class Output:
     results and drops notes and progress.
     """
 
-    def __init__(self, stdout: TextIO, *, as_json: bool, quiet: bool) -> None:
+    def __init__(
+        self, stdout: TextIO, *, as_json: bool, quiet: bool, verbose: bool = False
+    ) -> None:
         self.stdout = stdout
         self.as_json = as_json
         self.quiet = quiet
+        self.verbose = verbose
         self.progress: Progress = Silent()
 
     def say(self, text: str) -> None:
@@ -54,13 +57,13 @@ class Output:
 
 
 @contextmanager
-def open_output(*, as_json: bool, quiet: bool) -> Iterator[Output]:
+def open_output(*, as_json: bool, quiet: bool, verbose: bool = False) -> Iterator[Output]:
     """An `Output` whose progress bars are drawn while the block runs.
 
     With `as_json`, what libraries print meanwhile goes to stderr.
     """
     # Made before the redirection below: the JSON object goes to the real stdout.
-    output = Output(sys.stdout, as_json=as_json, quiet=quiet)
+    output = Output(sys.stdout, as_json=as_json, quiet=quiet, verbose=verbose)
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
         if quiet or not sys.stderr.isatty():
             output.progress = Silent() if quiet else _Notes()

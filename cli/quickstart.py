@@ -13,8 +13,8 @@ from pfedmma_deploy.system import peak_memory
 
 from .evaluate import evaluation_values
 from .export import print_report
-from .options import EXPORTS, AsJson, Clients, Quiet, Seed, Verbose, flag, free_folder
-from .output import Output, Row, open_output, print_accuracies, print_clients
+from .options import EXPORTS, Clients, Seed, flag, free_folder, with_output
+from .output import Output, Row, print_accuracies, print_clients
 
 if TYPE_CHECKING:
     from pfedmma_deploy.federated.session import Session
@@ -24,15 +24,14 @@ SHOWN = 6
 """Test images whose predictions are shown."""
 
 
+@with_output
 def quickstart(
+    output: Output,
     data: Annotated[
         str | None, flag("Other images. [default: cifar10-sample, in this package]", "NAME_OR_DIR")
     ] = None,
     clients: Clients = None,
     seed: Seed = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Run the whole job on what the package carries.
 
@@ -46,14 +45,13 @@ def quickstart(
       pfedmma quickstart
       pfedmma quickstart --data my_photos --clients 3
     """
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        flags = {"data": data, "clients": clients, "seed": seed}
-        options = read_options(flags, preset="quickstart")
-        from pfedmma_deploy.methods.registry import resolve_run
+    flags = {"data": data, "clients": clients, "seed": seed}
+    options = read_options(flags, preset="quickstart")
+    from pfedmma_deploy.methods.registry import resolve_run
 
-        config = resolve_run(options)
-        folder = free_folder(config.data)
-        _run(config, folder, output)
+    config = resolve_run(options)
+    folder = free_folder(config.data)
+    _run(config, folder, output)
 
 
 def _run(config: TrainConfig, folder: Path, output: Output) -> None:
