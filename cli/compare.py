@@ -11,19 +11,14 @@ from pfedmma_deploy.config import read_changes, read_options
 
 from .options import (
     NO_PARTITION,
-    BackboneName,
-    Data,
-    LocalEpochs,
     PartitionOptions,
     Preset,
-    Pretrained,
-    Rounds,
     flag,
     split_names,
     split_numbers,
     switch,
+    with_common_options,
     with_output,
-    with_partition,
 )
 from .output import Output, Row
 
@@ -31,18 +26,13 @@ if TYPE_CHECKING:
     from pfedmma_deploy.config import TrainConfig
 
 
-@with_partition
+@with_common_options
 @with_output
 def compare(
     output: Output,
     methods: Annotated[str, flag('Methods such as "pfedmma,promptfl", or "all".', "NAMES")] = "all",
     seeds: Annotated[str, flag("Seeds, one repetition each.", "LIST")] = "0,1,2",
-    data: Data = None,
-    backbone: BackboneName = None,
-    pretrained: Pretrained = None,
-    partition: PartitionOptions = NO_PARTITION,
-    rounds: Rounds = None,
-    local_epochs: LocalEpochs = None,
+    options: PartitionOptions = NO_PARTITION,
     tune: Annotated[
         bool, switch("--tune", "Choose each method's learning rate on validation images first.")
     ] = False,
@@ -62,14 +52,6 @@ def compare(
       pfedmma compare --methods pfedmma,plora,promptfl --seeds 0,1 --preset quickstart --tune
       pfedmma compare --data my_photos --backbone ViT-B-16 --pretrained openai --out my_table
     """
-    flags = {
-        "data": data,
-        "backbone": backbone,
-        "pretrained": pretrained,
-        **partition,
-        "rounds": rounds,
-        "local_epochs": local_epochs,
-    }
     from pfedmma_deploy.methods.registry import METHODS, resolve_run
     from pfedmma_deploy.report.compare import compare as run_comparison
     from pfedmma_deploy.report.comparison_files import to_dict, write_comparison
@@ -77,10 +59,10 @@ def compare(
     names = list(METHODS) if methods == "all" else split_names(methods) or []
 
     def configure(method: str, seed: int) -> TrainConfig:
-        options = read_options({**flags, "method": method, "seed": seed}, config, preset)
-        return resolve_run(options)
+        given = {**options, "method": method, "seed": seed}
+        return resolve_run(read_options(given, config, preset))
 
-    for warning in read_changes(flags, config, preset).warnings:
+    for warning in read_changes(options, config, preset).warnings:
         output.note(f"warning: {warning}")
     try:
         found = run_comparison(

@@ -76,11 +76,7 @@ Preset = Annotated[
         help="Values to start from: paper (the defaults), or quickstart (for pfedmma-tiny).",
     ),
 ]
-Data = Annotated[str | None, option("data")]
-BackboneName = Annotated[str | None, option("backbone")]
 Pretrained = Annotated[str | None, option("pretrained")]
-Rounds = Annotated[int | None, option("rounds")]
-LocalEpochs = Annotated[int | None, option("local_epochs")]
 Seed = Annotated[int | None, option("seed")]
 Clients = Annotated[int | None, option("clients")]
 
@@ -117,15 +113,23 @@ def with_output(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+_PARTITION = [name for name, entry in _TEXTS.items() if entry.get("partition")]
+
+
 def with_partition(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command every option of a partition, as `partition: PartitionOptions`."""
-    names = [name for name, entry in _TEXTS.items() if entry.get("partition")]
-    return _with_options(command, "partition", names)
+    return _with_options(command, "partition", _PARTITION)
 
 
 def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command every option of a run, those that are given as `options: Mapping`."""
     return _with_options(command, "options", list(_TEXTS))
+
+
+def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options that runs to be compared share, as `options: Mapping`."""
+    names = ["data", "backbone", "pretrained", *_PARTITION, "rounds", "local_epochs"]
+    return _with_options(command, "options", names)
 
 
 def _with_options(

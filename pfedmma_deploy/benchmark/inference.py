@@ -18,7 +18,6 @@ from pfedmma_deploy.benchmark.load import start_cold
 from pfedmma_deploy.benchmark.options import InferenceOptions
 from pfedmma_deploy.benchmark.report import (
     Columns,
-    Contestant,
     Measure,
     Row,
     Section,
@@ -153,7 +152,7 @@ class Bench:
                 continue
             items = images or batch
             windows = run_rounds(
-                [Contestant(one.label, one.prepare(batch), items) for one in compared],
+                {one.label: (one.prepare(batch), items) for one in compared},
                 self.options.rounds,
                 self.options.seconds,
                 progress=self.progress,

@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -52,23 +52,23 @@ class Trial:
     """Scored on the clients' validation images only."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """What a trial came to; accuracies in percent."""
 
     method: str
     seed: int
     lr: float
-    validation: float | None
+    validation: float | None = None
     """Mean over clients on their own validation images; only while tuning, and None where training
     diverged."""
-    zero_shot: Accuracy | None
+    zero_shot: Accuracy | None = None
     """Means over clients of the frozen backbone on the same images."""
-    accuracy: Accuracy | None
+    accuracy: Accuracy | None = None
     """Means over clients of their own models."""
-    worst_local: float | None
+    worst_local: float | None = None
     """Local accuracy of the worst client."""
-    clients: dict[str, Accuracy]
+    clients: dict[str, Accuracy] = field(default_factory=dict)
     trained: int
     """Parameters that a client trains."""
     shared: int
@@ -317,11 +317,6 @@ def _result(run: Run, config: TrainConfig, seconds: float) -> Result:
         method=config.method,
         seed=config.seed,
         lr=config.lr,
-        validation=None,
-        zero_shot=None,
-        accuracy=None,
-        worst_local=None,
-        clients={},
         trained=parameters["shared"] + parameters["local"],
         shared=parameters["shared"],
         bytes_up=bytes_up,
