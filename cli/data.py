@@ -11,7 +11,7 @@ import typer
 from pfedmma_deploy.errors import UsageError
 
 from . import data_check, data_partition
-from .options import DataRoot, with_output
+from .options import DataRoot, switch, with_output
 from .output import Output
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def info(
     ],
     data_root: DataRoot = None,
     no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="List the folder anew, whatever is remembered of it.")
+        bool, switch("--no-cache", "List the folder anew, whatever is remembered of it.")
     ] = False,
 ) -> None:
     """Show the classes, parts, domains and clients of a data set.

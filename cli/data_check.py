@@ -18,6 +18,7 @@ from .options import (
     PartitionOptions,
     Pretrained,
     Seed,
+    flag,
     with_output,
     with_partition,
 )
@@ -39,12 +40,11 @@ def check(
     partition: PartitionOptions = NO_PARTITION,
     seed: Seed = None,
     backbone: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Also test zero-shot, for example with pfedmma-tiny."),
+        str | None, flag("Also test zero-shot, for example with pfedmma-tiny.", "NAME")
     ] = None,
     pretrained: Pretrained = None,
     prompt: Annotated[
-        str, typer.Option(metavar="TEXT", help="Text around a class name, with --backbone.")
+        str, flag("Text around a class name, with --backbone.", "TEXT")
     ] = "a photo of a {}.",
     heatmap: Heatmap = None,
     data_root: DataRoot = None,

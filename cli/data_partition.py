@@ -11,15 +11,22 @@ import typer
 
 from pfedmma_deploy.types import Split
 
-from .options import NO_PARTITION, DataRoot, PartitionOptions, Seed, with_output, with_partition
+from .options import (
+    NO_PARTITION,
+    DataRoot,
+    PartitionOptions,
+    Seed,
+    flag,
+    with_output,
+    with_partition,
+)
 from .output import Output
 
 if TYPE_CHECKING:
     from pfedmma_deploy.types import Federation
 
 Heatmap = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE.png", help="Picture of training images by client and class."),
+    Path | None, flag("Picture of training images by client and class.", "FILE.png")
 ]
 
 
@@ -30,9 +37,7 @@ def partition(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Data set, sample or folder.")],
     partition: PartitionOptions = NO_PARTITION,
     seed: Seed = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Write the partition here.")
-    ] = None,
+    out: Annotated[Path | None, flag("Write the partition here.", "FILE.toml")] = None,
     heatmap: Heatmap = None,
     data_root: DataRoot = None,
 ) -> None:

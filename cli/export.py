@@ -51,7 +51,7 @@ def export(
     max_accuracy_drop: Annotated[float, flag("What reduced precision may lose.", "POINTS")] = 0.5,
     file_format: Annotated[
         FileFormat,
-        typer.Option("--format", help="open_clip: a stock state dict, for methods that merge."),
+        flag("open_clip: a stock state dict, for methods that merge.", None, "--format"),
     ] = "onnx",
     moved: Annotated[
         str | None, typer.Option("--add-client", "--remove-client", "--to", "--as", hidden=True)

@@ -66,15 +66,11 @@ _OUTPUT: Final[Mapping[str, Any]] = {
     ),
 }
 RunFolder = Annotated[
-    Path | None,
-    typer.Option("--run", metavar="DIR", help="Run folder. [default: the newest in runs/]"),
+    Path | None, flag("Run folder. [default: the newest in runs/]", "DIR", "--run")
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Values to start from: paper (the defaults), or quickstart (for pfedmma-tiny).",
-    ),
+    flag("Values to start from: paper (the defaults), or quickstart (for pfedmma-tiny).", "NAME"),
 ]
 Pretrained = Annotated[str | None, option("pretrained")]
 Seed = Annotated[int | None, option("seed")]
@@ -82,11 +78,7 @@ Clients = Annotated[int | None, option("clients")]
 
 DataRoot = Annotated[
     Path | None,
-    typer.Option(
-        "--data-root",
-        metavar="DIR",
-        help="Folder that holds data sets by name. [default: the variable PFEDMMA_DATA]",
-    ),
+    flag("Folder that holds data sets by name. [default: the variable PFEDMMA_DATA]", "DIR"),
 ]
 
 PartitionOptions = Mapping[str, Any]

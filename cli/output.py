@@ -42,13 +42,10 @@ class Output:
 
     def table(self, columns: Sequence[str], rows: Iterable[Row], title: str = "") -> None:
         """Rows under headings: framed on a terminal, aligned plain text in a pipe."""
-        cells = [[_cell(value) for value in row] for row in rows]
-        if self.as_json:
-            return
-        if self.stdout.isatty():
-            _print_framed(self.stdout, columns, cells, title)
-        else:
-            _print_plain(self.stdout, columns, cells, title)
+        if not self.as_json:
+            cells = [[_cell(value) for value in row] for row in rows]
+            show = _print_framed if self.stdout.isatty() else _print_plain
+            show(self.stdout, columns, cells, title)
 
     def result(self, values: Mapping[str, Any]) -> None:
         """The result for programs: one JSON object, when `--json` asks for it."""

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Preset, free_folder, open_run, parse_settings, with_output, with_run_options
+from .options import (
+    Preset,
+    flag,
+    free_folder,
+    open_run,
+    parse_settings,
+    switch,
+    with_output,
+    with_run_options,
+)
 from .output import Output
 
 if TYPE_CHECKING:
@@ -22,18 +31,13 @@ def train(
     output: Output,
     options: Mapping[str, Any],
     preset: Preset = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Options from a file, one a line.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run folder. [default: runs/DATA]")
-    ] = None,
+    config: Annotated[Path | None, flag("Options from a file, one a line.", "FILE.toml")] = None,
+    out: Annotated[Path | None, flag("Run folder. [default: runs/DATA]", "DIR")] = None,
     profile: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.json", help="Write a trace of where the time goes."),
+        Path | None, flag("Write a trace of where the time goes.", "FILE.json")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out, or else the newest.")
+        bool, switch("--resume", "Continue the run in --out, or else the newest.")
     ] = False,
 ) -> None:
     """Train a federation of clients.
