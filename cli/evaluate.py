@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pfedmma_deploy.errors import UsageError
 
 from .options import RunFolder, flag, open_run, with_output
-from .output import Output, Row, print_accuracies, print_clients
+from .output import Output, Row, print_evaluation
 
 if TYPE_CHECKING:
     from pfedmma_deploy.federated.evaluate import RunEvaluation
@@ -58,12 +58,8 @@ def _evaluate_run(folder: Path | None, output: Output) -> None:
 
     started = time.perf_counter()
     values = evaluation_values(evaluate_run(run, progress=output.progress))
-    print_clients(output, values["clients"])
-    print_accuracies(
-        output,
-        {"zero-shot": values["zero_shot"], "personalized": values["personalized"]},
-        f"{run.folder}: means over {len(values['clients'])} clients",
-    )
+    title = f"{run.folder}: means over {len(values['clients'])} clients"
+    print_evaluation(output, values, title)
     output.result({"run": str(run.folder), **values, "seconds": time.perf_counter() - started})
 
 

@@ -197,12 +197,14 @@ def print_accuracies(
     output.table(columns, [*lines, ["gain", *gains]], title)
 
 
-def print_clients(output: Output, clients: Mapping[str, Mapping[str, Any]]) -> None:
-    """Zero-shot and personalized local accuracy of every client, with its base and novel."""
+def print_evaluation(output: Output, values: Mapping[str, Any], title: str) -> None:
+    """Zero-shot and personalized accuracy of every client, and `title` over their means."""
     rows: list[Row] = []
-    for client, figures in clients.items():
+    for client, figures in values["clients"].items():
         own = figures["personalized"]
         local = figures["zero_shot"]["local"]
         rows.append([client, local, own["local"], own["base"], own["novel"]])
     columns = ["Client", "Zero-shot local", "Local", "Base", "Novel"]
     output.table(columns, rows, "Clients, accuracy in %")
+    means = {"zero-shot": values["zero_shot"], "personalized": values["personalized"]}
+    print_accuracies(output, means, title)

@@ -14,7 +14,7 @@ from pfedmma_deploy.system import peak_memory
 from .evaluate import evaluation_values
 from .export import print_report
 from .options import EXPORTS, Clients, Seed, flag, free_folder, with_output
-from .output import Output, Row, print_accuracies, print_clients
+from .output import Output, Row, print_evaluation
 
 if TYPE_CHECKING:
     from pfedmma_deploy.federated.session import Session
@@ -91,17 +91,22 @@ def _run(config: TrainConfig, folder: Path, output: Output) -> None:
     if predictions:
         columns = ["Image", "True class", "Zero-shot", f"Client {run.client_ids[0]}"]
         output.table(columns, predictions, "Predictions without torch")
-    print_clients(output, values["clients"])
     title = f"Means over {len(values['clients'])} clients (run {run.folder})"
-    means = {"zero-shot": values["zero_shot"], "personalized": values["personalized"]}
-    print_accuracies(output, means, title)
+    print_evaluation(output, values, title)
     sent = trained.bytes_up_per_client_round
     output.say(f"Sent per client and round: {sent:,} bytes each way.")
     total = sum(times.values())
     steps = ", ".join(f"{name} {seconds:.0f}" for name, seconds in times.items())
     memory = peak_memory()
     output.say(f"Seconds: {total:.0f} ({steps}). Peak memory: {memory / 1e9:.1f} GB.")
-    output.note(_next_steps(bundle, run.client_ids[0]))
+    predict = f"pfedmma predict PHOTO.jpg --model {bundle} --client {run.client_ids[0]}"
+    output.note(
+        f"Next:\n  {predict} --compare\n"
+        f'  {predict} --classes "cat,dog"\n'
+        f"  pfedmma demo --model {bundle}   both models in the browser\n"
+        f"  pfedmma inspect {bundle}\n"
+        "  pfedmma quickstart --data FOLDER   your own images, one sub-folder per class"
+    )
     output.result(
         {
             **values,
@@ -135,16 +140,3 @@ def _predict(session: Session, bundle: Path, client: str) -> list[Row]:
 def _best(prediction: Prediction) -> str:
     answer = prediction.top[0]
     return f"{answer.name} {answer.probability:.0%}"
-
-
-def _next_steps(bundle: Path, client: str) -> str:
-    return "\n".join(
-        [
-            "Next:",
-            f"  pfedmma predict PHOTO.jpg --model {bundle} --client {client} --compare",
-            f'  pfedmma predict PHOTO.jpg --model {bundle} --client {client} --classes "cat,dog"',
-            f"  pfedmma demo --model {bundle}   both models in the browser",
-            f"  pfedmma inspect {bundle}",
-            "  pfedmma quickstart --data FOLDER   your own images, one sub-folder per class",
-        ]
-    )

@@ -51,18 +51,9 @@ def run_rounds(
     progress: Progress | None = None,
     label: str = "rounds",
 ) -> dict[str, Windows]:
-    """Time all contestants in turns.
+    """Time all contestants in turns; their windows by name, in the order of `contestants`.
 
-    Args:
-        contestants: by name.
-        rounds: windows for each.
-        seconds: length of a window; it holds at least one call.
-        clock: tells seconds.
-        progress: is told of the windows.
-        label: what they are, in the plural.
-
-    Returns:
-        The windows by name, in the order of `contestants`.
+    Each gets `rounds` windows of `seconds`, which hold at least one call.
     """
     seen = {name: Windows() for name in contestants}
     # Turned around every time, so that nobody always runs behind the one that heats the processor.

@@ -255,11 +255,9 @@ def read_result(trial: Trial) -> Result | None:
 
 
 def run_trial(trial: Trial, threads: int | None = None) -> Result:
-    """Train (or continue), score, store the result and return it.
+    """Train (or continue), score, store the result and return it; a stored one as it is.
 
-    Args:
-        trial: what to run; a result that is stored already is returned as it is.
-        threads: torch's threads in this process; None leaves them.
+    `threads` are torch's in this process; None leaves them.
     """
     if threads is not None:
         torch.set_num_threads(threads)

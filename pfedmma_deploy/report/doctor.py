@@ -116,14 +116,8 @@ def diagnose(
 ) -> Diagnosis:
     """Look at the installation and the machine; takes as long as `import open_clip`.
 
-    Args:
-        device: what is to work: `auto`, `cpu`, `cuda` or `tensorrt`.
-        runs: where runs are written.
-        exports: where bundles are written.
-        progress: told of what takes long.
-
-    Raises:
-        UsageError: an unknown device.
+    `device` is what is to work; runs and bundles are written to `runs` and `exports`. Raises
+    `UsageError` for an unknown device.
     """
     if device not in DEVICES:
         raise UsageError(f"Device {device!r} is unknown: expected {', '.join(DEVICES)}.")
