@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -53,27 +53,17 @@ TARGET = 80.0
 """Percent of validation accuracy that the small real run is timed to."""
 
 
-@dataclass(frozen=True)
-class RoundFlop:
-    """Operations of one round: of the naive baseline, and with what can be left out left out."""
+def count_round(task: TrainingTask, backbone: Backbone) -> tuple[int, int]:
+    """Operations of a round, training and evaluation of its participants.
 
-    naive: int
-    ours: int
-
-    @property
-    def bound(self) -> float:
-        """The most that leaving out can win."""
-        return self.naive / self.ours
-
-
-def count_round(task: TrainingTask, backbone: Backbone) -> RoundFlop:
-    """Count a round of a task: training and evaluation of its participants."""
+    Of the naive baseline, and with what can be left out left out.
+    """
     adapter = make_method("pfedmma").build(backbone, torch.Generator())
     names = [f"class {i}" for i in range(2 * task.classes)]
     prompts = class_texts(backbone, names, "a photo of a {}.").prompts
     names_read = task.participants * 2 * task.classes  # each with one test image
-    found = []
-    for is_naive in (True, False):
+
+    def count(is_naive: bool) -> int:
         own = replace(backbone, token_shortcuts=not is_naive)
         first = {tower: adapter.first_block(own, tower) for tower in TOWERS}
         tokens = {"image": image_tokens(own), "text": own.prompt_length(prompts)}
@@ -87,12 +77,13 @@ def count_round(task: TrainingTask, backbone: Backbone) -> RoundFlop:
             )
             for tower in TOWERS
         )
-        found.append(
+        return (
             task.participants * task.images * image.total
             + task.steps * task.classes * text.total
             + names_read * (image.forward + text.forward)
         )
-    return RoundFlop(*found)
+
+    return count(is_naive=True), count(is_naive=False)
 
 
 BOUNDS: Columns = {**ROUND, "Bound": ("bound", 1), "% of bound": ("share_of_bound", 100)}
@@ -110,7 +101,8 @@ def measure_rounds(backbones: Sequence[str], threads: int) -> list[Row]:
     rows = []
     for backbone in backbones:
         for task in round_tasks(backbone):
-            bound = count_round(task, backbone_shapes(backbone)).bound
+            plain, least = count_round(task, backbone_shapes(backbone))
+            bound = plain / least
             for row in training_rows(task, time_ways(task, [naive, *slow, *ours], threads)):
                 share = row["ratio"] / bound if row["name"] == bounded.name else None
                 rows.append({**row, "bound": bound, "share_of_bound": share})

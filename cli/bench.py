@@ -14,8 +14,8 @@ from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.export.export_config import Flavour, Precision, Storage
 from pfedmma_deploy.system import available_cores, describe_environment
 
-from .options import AsJson, Quiet, Verbose, flag, split_names, split_numbers, switch
-from .output import Output, open_output
+from .options import flag, split_names, split_numbers, switch, with_output
+from .output import Output
 
 if TYPE_CHECKING:
     from pfedmma_deploy.benchmark.report import Report
@@ -24,7 +24,9 @@ OF_TRAINING = {"train", "backbone", "threads", "out", "as_json", "quiet", "verbo
 """Options that count beside --train."""
 
 
+@with_output
 def bench(
+    output: Output,
     context: typer.Context,
     model: Annotated[Path | None, flag("Bundle to measure, instead of backbones.", "DIR")] = None,
     backbone: Annotated[
@@ -50,9 +52,6 @@ def bench(
     rounds: Annotated[int, flag("Windows of every subject.", "N")] = 5,
     train: Annotated[bool, switch("--train", "Measure rounds of training instead.")] = False,
     out: Annotated[Path | None, flag("Write the tables there, .md and .json.", "DIR")] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Measure exported models beside torch and plain ONNX Runtime, in one run.
 
@@ -80,8 +79,7 @@ def bench(
                     f"--train measures rounds: --{name.replace('_', '-')} is for inference; "
                     "leave out one of them"
                 )
-        with open_output(as_json=as_json, quiet=quiet) as output:
-            _print(_measure_training(names, cores, output), out, output)
+        _print(_measure_training(names, cores, output), out, output)
         return
     # Checked first: none of it needs a library that takes seconds to load.
     options = InferenceOptions(
@@ -99,16 +97,15 @@ def bench(
         rounds=rounds,
         precisions=cast("tuple[Precision, ...]", tuple(split_names(precision) or ("fp32",))),
     )
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        from pfedmma_deploy.runtime.providers import resolve_device
+    from pfedmma_deploy.runtime.providers import resolve_device
 
-        found, reason = resolve_device(device)
-        if reason:
-            output.note(f"note: measuring the CPU: {reason}")
-        options = replace(options, device="cuda" if found == "cuda" else "cpu")
-        if precision is None:
-            options = replace(options, precisions=("fp32", "fp16" if found == "cuda" else "int8"))
-        _print(_measure(options, output), out, output)
+    found, reason = resolve_device(device)
+    if reason:
+        output.note(f"note: measuring the CPU: {reason}")
+    options = replace(options, device="cuda" if found == "cuda" else "cpu")
+    if precision is None:
+        options = replace(options, precisions=("fp32", "fp16" if found == "cuda" else "int8"))
+    _print(_measure(options, output), out, output)
 
 
 def _measure(options: InferenceOptions, output: Output) -> Report:

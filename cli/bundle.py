@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AsJson, Quiet, Verbose, find_bundle, flag
-from .output import Output, Row, open_output
+from .options import find_bundle, flag, with_output
+from .output import Output, Row
 
 if TYPE_CHECKING:
     from pfedmma_deploy.runtime import Bundle
@@ -20,15 +20,14 @@ app = typer.Typer(
 
 
 @app.command()
+@with_output
 def add(
+    output: Output,
     client: Annotated[
         Path, typer.Argument(metavar="CLIENT_DIR", help="Folder of a client: runs/NAME/clients/ID.")
     ],
     to: Annotated[Path, flag("The bundle that it joins.", "BUNDLE")],
     name: Annotated[str | None, flag("Id to serve it under. [default: its]", "ID", "--as")] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Add a client to a bundle, as its last one.
 
@@ -42,17 +41,15 @@ def add(
     """
     from pfedmma_deploy.export.bundle_clients import add_client
 
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        _show(output, add_client(to, client, name=name))
+    _show(output, add_client(to, client, name=name))
 
 
 @app.command()
+@with_output
 def remove(
+    output: Output,
     client: Annotated[str, typer.Argument(metavar="ID", help="Id of the client that leaves.")],
     bundle: Annotated[Path, flag("The bundle that it leaves.", "BUNDLE", "--from")],
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Take a client out of a bundle; those behind it move up by one index.
 
@@ -62,19 +59,17 @@ def remove(
     """
     from pfedmma_deploy.export.bundle_clients import remove_client
 
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        _show(output, remove_client(bundle, client))
+    _show(output, remove_client(bundle, client))
 
 
 @app.command("list")
+@with_output
 def list_clients(
+    output: Output,
     bundle: Annotated[
         Path | None,
         typer.Argument(metavar="[BUNDLE]", help="Bundle. [default: the newest in exports/]"),
     ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """List the clients of a bundle by index; 0 is zero-shot CLIP.
 
@@ -86,15 +81,14 @@ def list_clients(
     folder = find_bundle(bundle)
     from pfedmma_deploy.runtime import Bundle
 
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        opened = Bundle.open(folder)
-        names = opened.manifest.class_names
-        rows: list[Row] = []
-        for client in opened.manifest.clients:
-            seen = ", ".join(names[label] for label in client.seen)
-            rows.append([client.index, client.id, seen or "-"])
-        output.table(["Index", "Client", "Classes seen in training"], rows, str(folder))
-        output.result(_values(opened))
+    opened = Bundle.open(folder)
+    names = opened.manifest.class_names
+    rows: list[Row] = []
+    for client in opened.manifest.clients:
+        seen = ", ".join(names[label] for label in client.seen)
+        rows.append([client.index, client.id, seen or "-"])
+    output.table(["Index", "Client", "Classes seen in training"], rows, str(folder))
+    output.result(_values(opened))
 
 
 def _values(opened: Bundle) -> dict[str, Any]:

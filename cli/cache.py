@@ -9,8 +9,8 @@ import typer
 
 from pfedmma_deploy.caches import KINDS, VARIABLE, cache_folder, folder_size
 
-from .options import AsJson, Quiet, Verbose
-from .output import Row, open_output
+from .options import with_output
+from .output import Output, Row
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,38 +19,36 @@ app = typer.Typer(
 
 
 @app.command()
-def info(as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+@with_output
+def info(output: Output) -> None:
     """Show where caches are and how large they are.
 
     \b
     Examples:
       pfedmma cache info
     """
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        found = {kind: folder_size(cache_folder(kind)) for kind in KINDS}
-        place = cache_folder("")
-        if place is None:
-            output.say(f"Caches are off ({VARIABLE}).")
-        else:
-            output.say(f"Caches below {place}")
-            rows: list[Row] = [
-                [kind, KINDS[kind], files, f"{size / 1e6:.1f}"]
-                for kind, (files, size) in found.items()
-            ]
-            output.table(["Kind", "Holds", "Files", "MB"], rows)
-            output.note(f"{VARIABLE} names another place, or is `off`. Clear: pfedmma cache clear")
-        kinds = {kind: {"files": files, "bytes": size} for kind, (files, size) in found.items()}
-        output.result({"folder": None if place is None else str(place), "kinds": kinds})
+    found = {kind: folder_size(cache_folder(kind)) for kind in KINDS}
+    place = cache_folder("")
+    if place is None:
+        output.say(f"Caches are off ({VARIABLE}).")
+    else:
+        output.say(f"Caches below {place}")
+        rows: list[Row] = [
+            [kind, KINDS[kind], files, f"{size / 1e6:.1f}"] for kind, (files, size) in found.items()
+        ]
+        output.table(["Kind", "Holds", "Files", "MB"], rows)
+        output.note(f"{VARIABLE} names another place, or is `off`. Clear: pfedmma cache clear")
+    kinds = {kind: {"files": files, "bytes": size} for kind, (files, size) in found.items()}
+    output.result({"folder": None if place is None else str(place), "kinds": kinds})
 
 
 @app.command()
+@with_output
 def clear(
+    output: Output,
     kind: Annotated[
         list[str] | None, typer.Argument(metavar="[KIND]...", help="Which. [default: all]")
     ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Delete caches; they are made again when they are needed.
 
@@ -61,16 +59,15 @@ def clear(
     """
     from pfedmma_deploy.errors import UsageError, nearest
 
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        for name in kind or ():
-            if name not in KINDS:
-                known = ", ".join(KINDS)
-                raise UsageError(f"no cache is called {name!r}{nearest(name, KINDS)} ({known})")
-        freed = 0
-        for name in kind or KINDS:
-            folder = cache_folder(name)
-            freed += folder_size(folder)[1]
-            if folder is not None and folder.is_dir():
-                shutil.rmtree(folder)
-        output.say(f"Freed {freed / 1e6:.1f} MB.")
-        output.result({"cleared": list(kind or KINDS), "bytes": freed})
+    for name in kind or ():
+        if name not in KINDS:
+            known = ", ".join(KINDS)
+            raise UsageError(f"no cache is called {name!r}{nearest(name, KINDS)} ({known})")
+    freed = 0
+    for name in kind or KINDS:
+        folder = cache_folder(name)
+        freed += folder_size(folder)[1]
+        if folder is not None and folder.is_dir():
+            shutil.rmtree(folder)
+    output.say(f"Freed {freed / 1e6:.1f} MB.")
+    output.result({"cleared": list(kind or KINDS), "bytes": freed})

@@ -11,38 +11,28 @@ from pfedmma_deploy.config import read_changes, read_options
 
 from .options import (
     NO_PARTITION,
-    AsJson,
-    BackboneName,
-    Data,
-    LocalEpochs,
     PartitionOptions,
     Preset,
-    Pretrained,
-    Quiet,
-    Rounds,
-    Verbose,
     flag,
     split_names,
     split_numbers,
     switch,
-    with_partition,
+    with_common_options,
+    with_output,
 )
-from .output import Output, Row, open_output
+from .output import Output, Row
 
 if TYPE_CHECKING:
     from pfedmma_deploy.config import TrainConfig
 
 
-@with_partition
+@with_common_options
+@with_output
 def compare(
+    output: Output,
     methods: Annotated[str, flag('Methods such as "pfedmma,promptfl", or "all".', "NAMES")] = "all",
     seeds: Annotated[str, flag("Seeds, one repetition each.", "LIST")] = "0,1,2",
-    data: Data = None,
-    backbone: BackboneName = None,
-    pretrained: Pretrained = None,
-    partition: PartitionOptions = NO_PARTITION,
-    rounds: Rounds = None,
-    local_epochs: LocalEpochs = None,
+    options: PartitionOptions = NO_PARTITION,
     tune: Annotated[
         bool, switch("--tune", "Choose each method's learning rate on validation images first.")
     ] = False,
@@ -50,9 +40,6 @@ def compare(
     preset: Preset = None,
     config: Annotated[Path | None, flag("All other options of `train`.", "FILE.toml")] = None,
     out: Annotated[Path, flag("Where trials and tables are kept.", "DIR")] = Path("comparison"),
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Compare methods on the same data, backbone, splits and budget.
 
@@ -65,45 +52,36 @@ def compare(
       pfedmma compare --methods pfedmma,plora,promptfl --seeds 0,1 --preset quickstart --tune
       pfedmma compare --data my_photos --backbone ViT-B-16 --pretrained openai --out my_table
     """
-    flags = {
-        "data": data,
-        "backbone": backbone,
-        "pretrained": pretrained,
-        **partition,
-        "rounds": rounds,
-        "local_epochs": local_epochs,
-    }
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        from pfedmma_deploy.methods.registry import METHODS, resolve_run
-        from pfedmma_deploy.report.compare import compare as run_comparison
-        from pfedmma_deploy.report.comparison_files import to_dict, write_comparison
+    from pfedmma_deploy.methods.registry import METHODS, resolve_run
+    from pfedmma_deploy.report.compare import compare as run_comparison
+    from pfedmma_deploy.report.comparison_files import to_dict, write_comparison
 
-        names = list(METHODS) if methods == "all" else split_names(methods) or []
+    names = list(METHODS) if methods == "all" else split_names(methods) or []
 
-        def configure(method: str, seed: int) -> TrainConfig:
-            options = read_options({**flags, "method": method, "seed": seed}, config, preset)
-            return resolve_run(options)
+    def configure(method: str, seed: int) -> TrainConfig:
+        given = {**options, "method": method, "seed": seed}
+        return resolve_run(read_options(given, config, preset))
 
-        for warning in read_changes(flags, config, preset).warnings:
-            output.note(f"warning: {warning}")
-        try:
-            found = run_comparison(
-                names,
-                split_numbers("--seeds", seeds, "0,1,2"),
-                configure,
-                out,
-                tune=tune,
-                jobs=jobs,
-                progress=output.progress,
-            )
-        except KeyboardInterrupt:
-            output.note("Stopped. Repeat the command to go on; what is finished is kept.")
-            raise typer.Exit(130) from None
-        files = [str(file) for file in write_comparison(found)]
-        values = to_dict(found)
-        _print(output, values)
-        output.note("Written: " + ", ".join(files))
-        output.result({**values, "files": files})
+    for warning in read_changes(options, config, preset).warnings:
+        output.note(f"warning: {warning}")
+    try:
+        found = run_comparison(
+            names,
+            split_numbers("--seeds", seeds, "0,1,2"),
+            configure,
+            out,
+            tune=tune,
+            jobs=jobs,
+            progress=output.progress,
+        )
+    except KeyboardInterrupt:
+        output.note("Stopped. Repeat the command to go on; what is finished is kept.")
+        raise typer.Exit(130) from None
+    files = [str(file) for file in write_comparison(found)]
+    values = to_dict(found)
+    _print(output, values)
+    output.note("Written: " + ", ".join(files))
+    output.result({**values, "files": files})
 
 
 def _print(output: Output, values: dict[str, Any]) -> None:

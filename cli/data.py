@@ -11,8 +11,8 @@ import typer
 from pfedmma_deploy.errors import UsageError
 
 from . import data_check, data_partition
-from .options import AsJson, DataRoot, Quiet, Verbose
-from .output import Output, open_output
+from .options import DataRoot, switch, with_output
+from .output import Output
 
 if TYPE_CHECKING:
     from pfedmma_deploy.data.catalog import KnownDataset
@@ -43,11 +43,10 @@ def _data() -> None:
 
 
 @app.command("list")
+@with_output
 def list_datasets(
+    output: Output,
     data_root: DataRoot = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """List the data sets that are known by name, present or not.
 
@@ -60,39 +59,33 @@ def list_datasets(
     from pfedmma_deploy.data import catalog
     from pfedmma_deploy.data.samples import SAMPLE_NAMES
 
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        root = catalog.data_root(data_root)
-        entries, rows = [], []
-        for known in catalog.known_datasets().values():
-            entry = catalog.describe_known(known, data_root)
-            counts = f"{known.classes:,}", f"{known.images:,}"
-            entries.append(entry)
-            rows.append([known.name, *counts, known.licence, entry["folder"]])
-        output.table(["Name", "Classes", "Images", "Licence", "Folder"], rows)
-        output.note(
-            f"In the package: {', '.join(SAMPLE_NAMES)}. Any folder of images works as well.\n"
-            + (
-                f"Looked below {root}."
-                if root
-                else f"Set {catalog.ROOT_VARIABLE} or give --data-root."
-            )
-            + " Next: pfedmma data info NAME"
-        )
-        output.result({"data_root": str(root) if root else None, "datasets": entries})
+    root = catalog.data_root(data_root)
+    entries, rows = [], []
+    for known in catalog.known_datasets().values():
+        entry = catalog.describe_known(known, data_root)
+        counts = f"{known.classes:,}", f"{known.images:,}"
+        entries.append(entry)
+        rows.append([known.name, *counts, known.licence, entry["folder"]])
+    output.table(["Name", "Classes", "Images", "Licence", "Folder"], rows)
+    output.note(
+        f"In the package: {', '.join(SAMPLE_NAMES)}. Any folder of images works as well.\n"
+        + (f"Looked below {root}." if root else f"Set {catalog.ROOT_VARIABLE} or give --data-root.")
+        + " Next: pfedmma data info NAME"
+    )
+    output.result({"data_root": str(root) if root else None, "datasets": entries})
 
 
 @app.command()
+@with_output
 def info(
+    output: Output,
     data: Annotated[
         str, typer.Argument(metavar="NAME|DIR", help="A known name, a sample, a folder or a file.")
     ],
     data_root: DataRoot = None,
     no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="List the folder anew, whatever is remembered of it.")
+        bool, switch("--no-cache", "List the folder anew, whatever is remembered of it.")
     ] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Show the classes, parts, domains and clients of a data set.
 
@@ -108,15 +101,14 @@ def info(
     from pfedmma_deploy.data import catalog
     from pfedmma_deploy.data.datasets import load_dataset, summarize
 
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        known = catalog.known_datasets().get(data)
-        if known and not Path(data).exists() and catalog.find_known(known, data_root) is None:
-            _absent(output, known, data_root)
-            return
-        dataset = load_dataset(data, root=data_root, verify=False, cache=not no_cache)
-        found = summarize(dataset)
-        _present(output, found)
-        output.result({"present": True, **found})
+    known = catalog.known_datasets().get(data)
+    if known and not Path(data).exists() and catalog.find_known(known, data_root) is None:
+        _absent(output, known, data_root)
+        return
+    dataset = load_dataset(data, root=data_root, verify=False, cache=not no_cache)
+    found = summarize(dataset)
+    _present(output, found)
+    output.result({"present": True, **found})
 
 
 def _absent(output: Output, known: KnownDataset, root: Path | None) -> None:
@@ -165,13 +157,12 @@ def _present(output: Output, found: dict[str, Any]) -> None:
 
 
 @app.command()
+@with_output
 def fetch(
+    output: Output,
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name from `pfedmma data list`.")],
     data_root: DataRoot = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Download without asking.")] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Download a data set into the data root, after saying what, from where and how large.
 
@@ -182,35 +173,34 @@ def fetch(
     """
     from pfedmma_deploy.data import catalog
 
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        known = catalog.find_fetchable(name)
-        root = catalog.data_root(data_root)
-        if root is None:
-            raise UsageError(
-                f"nowhere to put {name}: give --data-root, or set the variable PFEDMMA_DATA"
-            )
-        import torchvision.datasets
-
-        size = f"{(known.download_bytes or 0) / 1e6:,.0f} MB"
-        output.note(
-            f"{known.title}: about {size} into {root.resolve()}, from where torchvision"
-            f" {torchvision.__version__} gets it.\n"
-            f"Licence: {known.licence}; its page decides: {known.homepage}"
+    known = catalog.find_fetchable(name)
+    root = catalog.data_root(data_root)
+    if root is None:
+        raise UsageError(
+            f"nowhere to put {name}: give --data-root, or set the variable PFEDMMA_DATA"
         )
-        if not yes:
-            if not sys.stdin.isatty():
-                raise UsageError("asking needs a terminal; --yes downloads without asking")
-            # On stderr, because stdout is for results.
-            if not typer.confirm("Download?", err=True):
-                raise UsageError("nothing was downloaded; --yes downloads without asking")
-        folder = catalog.fetch(known, torchvision.datasets, root)
-        lists = [name for name in known.expects if name.endswith((".json", ".txt"))]
-        missing = [name for name in lists if not (folder / name).is_file()]
-        output.say(f"{known.name} is in {folder}.")
-        if missing:
-            output.say(f"For the parts of the papers, put {missing[0]} there, from {known.split}")
-        output.note(f"Next: pfedmma data info {known.name} --data-root {root}")
-        output.result({"name": known.name, "folder": str(folder), "missing": missing})
+    import torchvision.datasets
+
+    size = f"{(known.download_bytes or 0) / 1e6:,.0f} MB"
+    output.note(
+        f"{known.title}: about {size} into {root.resolve()}, from where torchvision"
+        f" {torchvision.__version__} gets it.\n"
+        f"Licence: {known.licence}; its page decides: {known.homepage}"
+    )
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("asking needs a terminal; --yes downloads without asking")
+        # On stderr, because stdout is for results.
+        if not typer.confirm("Download?", err=True):
+            raise UsageError("nothing was downloaded; --yes downloads without asking")
+    folder = catalog.fetch(known, torchvision.datasets, root)
+    lists = [name for name in known.expects if name.endswith((".json", ".txt"))]
+    missing = [name for name in lists if not (folder / name).is_file()]
+    output.say(f"{known.name} is in {folder}.")
+    if missing:
+        output.say(f"For the parts of the papers, put {missing[0]} there, from {known.split}")
+    output.note(f"Next: pfedmma data info {known.name} --data-root {root}")
+    output.result({"name": known.name, "folder": str(folder), "missing": missing})
 
 
 app.command()(data_check.check)

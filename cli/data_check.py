@@ -14,16 +14,15 @@ from pfedmma_deploy.errors import UsageError
 from .data_partition import Heatmap, show_heatmap
 from .options import (
     NO_PARTITION,
-    AsJson,
     DataRoot,
     PartitionOptions,
     Pretrained,
-    Quiet,
     Seed,
-    Verbose,
+    flag,
+    with_output,
     with_partition,
 )
-from .output import Output, open_output
+from .output import Output
 
 if TYPE_CHECKING:
     from pfedmma_deploy.data.doctor_data import DataReport
@@ -34,23 +33,21 @@ _MARKS = {"fatal": "FATAL", "error": "ERROR", "warning": "warning"}
 
 
 @with_partition
+@with_output
 def check(
+    output: Output,
     data: Annotated[str, typer.Argument(metavar="DATA", help="Data set, sample or folder.")],
     partition: PartitionOptions = NO_PARTITION,
     seed: Seed = None,
     backbone: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Also test zero-shot, for example with pfedmma-tiny."),
+        str | None, flag("Also test zero-shot, for example with pfedmma-tiny.", "NAME")
     ] = None,
     pretrained: Pretrained = None,
     prompt: Annotated[
-        str, typer.Option(metavar="TEXT", help="Text around a class name, with --backbone.")
+        str, flag("Text around a class name, with --backbone.", "TEXT")
     ] = "a photo of a {}.",
     heatmap: Heatmap = None,
     data_root: DataRoot = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Say what is wrong with a data set: files, labels, names, copies, balance.
 
@@ -73,39 +70,38 @@ def check(
     from pfedmma_deploy.data.datasets import load_dataset
     from pfedmma_deploy.data.doctor_data import check_data
 
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        dataset = load_dataset(data, root=data_root, progress=output.progress)
-        wanted = PartitionConfig.from_options(partition) if partition or seed is not None else None
-        found = check_data(dataset, wanted, seed=seed or 0, progress=output.progress)
-        sanity = None
-        if backbone is not None:
-            from pfedmma_deploy.backbone.loading import load_backbone
-            from pfedmma_deploy.evaluation.zero_shot import check_zero_shot
+    dataset = load_dataset(data, root=data_root, progress=output.progress)
+    wanted = PartitionConfig.from_options(partition) if partition or seed is not None else None
+    found = check_data(dataset, wanted, seed=seed or 0, progress=output.progress)
+    sanity = None
+    if backbone is not None:
+        from pfedmma_deploy.backbone.loading import load_backbone
+        from pfedmma_deploy.evaluation.zero_shot import check_zero_shot
 
-            model = load_backbone(backbone, pretrained)
-            sanity = check_zero_shot(model, dataset, prompt, progress=output.progress)
-            found = found.add(sanity.problems)
-        _show(dataset, found, sanity, output)
-        federation = found.federation
-        if federation is not None:
-            show_heatmap(federation, heatmap, dataset.name, output)
-        problems = []
-        for problem in found.problems:
-            values = dataclasses.asdict(problem)
-            del values["title"]
-            problems.append(values)
-        output.result(
-            {
-                "data": data,
-                "images": found.images,
-                "classes": list(dataset.class_names),
-                "clients": federation and [client.id for client in federation.clients],
-                "problems": problems,
-                "zero_shot": sanity
-                and {name: getattr(sanity, name) for name in ("accuracy", "chance", "images")},
-                "heatmap": str(heatmap) if heatmap and federation else None,
-            }
-        )
+        model = load_backbone(backbone, pretrained)
+        sanity = check_zero_shot(model, dataset, prompt, progress=output.progress)
+        found = found.add(sanity.problems)
+    _show(dataset, found, sanity, output)
+    federation = found.federation
+    if federation is not None:
+        show_heatmap(federation, heatmap, dataset.name, output)
+    problems = []
+    for problem in found.problems:
+        values = dataclasses.asdict(problem)
+        del values["title"]
+        problems.append(values)
+    output.result(
+        {
+            "data": data,
+            "images": found.images,
+            "classes": list(dataset.class_names),
+            "clients": federation and [client.id for client in federation.clients],
+            "problems": problems,
+            "zero_shot": sanity
+            and {name: getattr(sanity, name) for name in ("accuracy", "chance", "images")},
+            "heatmap": str(heatmap) if heatmap and federation else None,
+        }
+    )
     if not found.is_good:
         raise typer.Exit(1)
 

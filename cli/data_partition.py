@@ -13,38 +13,33 @@ from pfedmma_deploy.types import Split
 
 from .options import (
     NO_PARTITION,
-    AsJson,
     DataRoot,
     PartitionOptions,
-    Quiet,
     Seed,
-    Verbose,
+    flag,
+    with_output,
     with_partition,
 )
-from .output import Output, open_output
+from .output import Output
 
 if TYPE_CHECKING:
     from pfedmma_deploy.types import Federation
 
 Heatmap = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE.png", help="Picture of training images by client and class."),
+    Path | None, flag("Picture of training images by client and class.", "FILE.png")
 ]
 
 
 @with_partition
+@with_output
 def partition(
+    output: Output,
     data: Annotated[str, typer.Argument(metavar="DATA", help="Data set, sample or folder.")],
     partition: PartitionOptions = NO_PARTITION,
     seed: Seed = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Write the partition here.")
-    ] = None,
+    out: Annotated[Path | None, flag("Write the partition here.", "FILE.toml")] = None,
     heatmap: Heatmap = None,
     data_root: DataRoot = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Partition a data set among clients and show who holds what.
 
@@ -69,27 +64,26 @@ def partition(
     for name, value in dataclasses.asdict(chosen).items():
         if name != "scheme" and value is not None:
             made_with[name] = value
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        dataset = load_dataset(data, root=data_root, progress=output.progress)
-        federation = build_federation(dataset, chosen, seed=seed or 0)
-        if out is not None:
-            write_clients(federation, out, made_with)
-        for warning in federation.warnings:
-            output.note(f"warning: {warning}")
-        _show_federation(federation, output)
-        show_heatmap(federation, heatmap, f"{dataset.name}: {chosen.scheme}", output)
-        if out is not None:
-            output.say(f"Partition: {out}")
-            output.note(f"Next: pfedmma train --data {data} --clients-file {out}")
-        output.result(
-            {
-                "data": data,
-                **made_with,
-                **_sizes(federation),
-                "clients_file": None if out is None else str(out),
-                "heatmap": None if heatmap is None else str(heatmap),
-            }
-        )
+    dataset = load_dataset(data, root=data_root, progress=output.progress)
+    federation = build_federation(dataset, chosen, seed=seed or 0)
+    if out is not None:
+        write_clients(federation, out, made_with)
+    for warning in federation.warnings:
+        output.note(f"warning: {warning}")
+    _show_federation(federation, output)
+    show_heatmap(federation, heatmap, f"{dataset.name}: {chosen.scheme}", output)
+    if out is not None:
+        output.say(f"Partition: {out}")
+        output.note(f"Next: pfedmma train --data {data} --clients-file {out}")
+    output.result(
+        {
+            "data": data,
+            **made_with,
+            **_sizes(federation),
+            "clients_file": None if out is None else str(out),
+            "heatmap": None if heatmap is None else str(heatmap),
+        }
+    )
 
 
 def _sizes(federation: Federation) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from .options import AsJson, Quiet, Verbose, find_bundle, flag, switch
-from .output import open_output
+from .options import find_bundle, flag, switch, with_output
+from .output import Output
 
 
+@with_output
 def demo(
+    output: Output,
     model: Annotated[
         Path | None,
         flag("Exported bundle. [default: exports/quickstart, else the newest in exports/]", "DIR"),
@@ -23,9 +25,6 @@ def demo(
     ] = False,
     mcp: Annotated[bool, switch("--mcp", "Also offer its functions as MCP tools.")] = False,
     device: Annotated[str, flag("Where to compute.", "auto|cpu|cuda")] = "auto",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Show zero-shot and personalized models in the browser.
 
@@ -40,22 +39,21 @@ def demo(
     """
     from pfedmma_deploy.demo.app import default_bundle, launch
 
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        folder = model or default_bundle() or find_bundle(None)
-        output.note(f"Opening {folder} ...")
-        running = launch(folder, port=port, device=device, share=share, mcp=mcp)
-        output.say(f"The demo of {folder} runs on {running.url} (Ctrl-C ends it)")
-        if running.share_url:
-            output.say(f"Public, for anybody who has the address: {running.share_url}")
-        if running.mcp_url:
-            output.say(f"MCP tools: {running.mcp_url}")
-        output.result(
-            {
-                "model": str(folder),
-                "url": running.url,
-                "share_url": running.share_url,
-                "mcp_url": running.mcp_url,
-            }
-        )
-        output.stdout.flush()
-        running.wait()
+    folder = model or default_bundle() or find_bundle(None)
+    output.note(f"Opening {folder} ...")
+    running = launch(folder, port=port, device=device, share=share, mcp=mcp)
+    output.say(f"The demo of {folder} runs on {running.url} (Ctrl-C ends it)")
+    if running.share_url:
+        output.say(f"Public, for anybody who has the address: {running.share_url}")
+    if running.mcp_url:
+        output.say(f"MCP tools: {running.mcp_url}")
+    output.result(
+        {
+            "model": str(folder),
+            "url": running.url,
+            "share_url": running.share_url,
+            "mcp_url": running.mcp_url,
+        }
+    )
+    output.stdout.flush()
+    running.wait()

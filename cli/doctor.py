@@ -6,21 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .options import EXPORTS, AsJson, Quiet, Verbose, flag
-from .output import Output, open_output
+from .options import EXPORTS, flag, with_output
+from .output import Output
 
 if TYPE_CHECKING:
     from pfedmma_deploy.report.doctor import Check, Diagnosis
 
 
+@with_output
 def doctor(
+    output: Output,
     device: Annotated[
         Literal["auto", "cpu", "cuda", "tensorrt"],
         flag("What is to work; auto takes CUDA, else the CPU."),
     ] = "auto",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Check the installation, and say what to do about each problem.
 
@@ -36,10 +35,9 @@ def doctor(
     """
     from pfedmma_deploy.report.doctor import diagnose
 
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        diagnosis = diagnose(device, exports=EXPORTS, progress=output.progress)
-        _print(output, diagnosis)
-        output.result(diagnosis.to_dict())
+    diagnosis = diagnose(device, exports=EXPORTS, progress=output.progress)
+    _print(output, diagnosis)
+    output.result(diagnosis.to_dict())
     if not diagnosis.works:
         raise typer.Exit(1)
 

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pfedmma_deploy.errors import UsageError
 
-from .options import AsJson, Quiet, RunFolder, Verbose, flag, open_run
-from .output import Output, Row, open_output, print_accuracies, print_clients
+from .options import RunFolder, flag, open_run, with_output
+from .output import Output, Row, print_evaluation
 
 if TYPE_CHECKING:
     from pfedmma_deploy.federated.evaluate import RunEvaluation
 
 
+@with_output
 def evaluate(
+    output: Output,
     run: RunFolder = None,
     data: Annotated[
         str | None, flag("Instead of a run: zero-shot on these images.", "NAME_OR_DIR")
@@ -25,9 +27,6 @@ def evaluate(
     prompt: Annotated[
         str, flag("Text around a class name, with --data.", "TEXT")
     ] = "a photo of a {}.",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Compare every client with zero-shot CLIP.
 
@@ -42,18 +41,15 @@ def evaluate(
       pfedmma evaluate --run runs/sites --json
       pfedmma evaluate --data domains-sample --backbone pfedmma-tiny
     """
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        if data is None and backbone is None:
-            _evaluate_run(run, output)
-        elif data is None or backbone is None:
-            missing = "--backbone" if backbone is None else "--data"
-            raise UsageError(
-                f"zero-shot accuracy needs --data and --backbone: {missing} is missing"
-            )
-        elif run is not None:
-            raise UsageError("--run and --data exclude each other: a run names its own data")
-        else:
-            _evaluate_zero_shot(data, backbone, pretrained, prompt, output)
+    if data is None and backbone is None:
+        _evaluate_run(run, output)
+    elif data is None or backbone is None:
+        missing = "--backbone" if backbone is None else "--data"
+        raise UsageError(f"zero-shot accuracy needs --data and --backbone: {missing} is missing")
+    elif run is not None:
+        raise UsageError("--run and --data exclude each other: a run names its own data")
+    else:
+        _evaluate_zero_shot(data, backbone, pretrained, prompt, output)
 
 
 def _evaluate_run(folder: Path | None, output: Output) -> None:
@@ -62,12 +58,8 @@ def _evaluate_run(folder: Path | None, output: Output) -> None:
 
     started = time.perf_counter()
     values = evaluation_values(evaluate_run(run, progress=output.progress))
-    print_clients(output, values["clients"])
-    print_accuracies(
-        output,
-        {"zero-shot": values["zero_shot"], "personalized": values["personalized"]},
-        f"{run.folder}: means over {len(values['clients'])} clients",
-    )
+    title = f"{run.folder}: means over {len(values['clients'])} clients"
+    print_evaluation(output, values, title)
     output.result({"run": str(run.folder), **values, "seconds": time.perf_counter() - started})
 
 

@@ -16,8 +16,8 @@ from pfedmma_deploy.export.export_config import (
     default_flavour,
 )
 
-from .options import EXPORTS, AsJson, Quiet, RunFolder, Verbose, flag, open_run, split_names, switch
-from .output import Output, open_output
+from .options import EXPORTS, RunFolder, flag, open_run, split_names, switch, with_output
+from .output import Output
 
 if TYPE_CHECKING:
     from pfedmma_deploy.store.run import Run
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 FileFormat = Literal["onnx", "open_clip"]
 
 
+@with_output
 def export(
+    output: Output,
     run: RunFolder = None,
     client: Annotated[
         str | None, flag("Only these clients. [default: all of them]", "ID[,ID]")
@@ -49,14 +51,11 @@ def export(
     max_accuracy_drop: Annotated[float, flag("What reduced precision may lose.", "POINTS")] = 0.5,
     file_format: Annotated[
         FileFormat,
-        typer.Option("--format", help="open_clip: a stock state dict, for methods that merge."),
+        flag("open_clip: a stock state dict, for methods that merge.", None, "--format"),
     ] = "onnx",
     moved: Annotated[
         str | None, typer.Option("--add-client", "--remove-client", "--to", "--as", hidden=True)
     ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Write an ONNX bundle from a run.
 
@@ -85,35 +84,32 @@ def export(
     config = ExportConfig(
         flavour or default_flavour(precision), precision, weights, max_accuracy_drop
     )
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        opened = open_run(run)
-        name = opened.folder.resolve().name
-        folder = out or EXPORTS / (name if client is None else f"{name}-{client.replace(',', '-')}")
-        if file_format == "open_clip":
-            if classifier or flavour or (precision, weights) != ("fp32", "fp32"):
-                raise UsageError(
-                    "--format open_clip writes fp32 weights, not a graph: leave out --classifier, "
-                    "--flavour, --precision and --weights"
-                )
-            _write_open_clip(
-                opened, out or folder.with_name(f"{folder.name}-open_clip"), client, output
+    opened = open_run(run)
+    name = opened.folder.resolve().name
+    folder = out or EXPORTS / (name if client is None else f"{name}-{client.replace(',', '-')}")
+    if file_format == "open_clip":
+        if classifier or flavour or (precision, weights) != ("fp32", "fp32"):
+            raise UsageError(
+                "--format open_clip writes fp32 weights, not a graph: leave out --classifier, "
+                "--flavour, --precision and --weights"
             )
-            return
-        from pfedmma_deploy.export.run import export_run
-
-        values: dict[str, Any] = export_run(
-            opened,
-            folder,
-            clients=split_names(client),
-            classifier=classifier,
-            config=config,
-            progress=output.progress,
-        ).to_dict()
-        print_report(output, values)
-        output.note(
-            f"Next: pfedmma predict IMAGE --model {folder} --client {values['clients'][-1]}"
+        _write_open_clip(
+            opened, out or folder.with_name(f"{folder.name}-open_clip"), client, output
         )
-        output.result(values)
+        return
+    from pfedmma_deploy.export.run import export_run
+
+    values: dict[str, Any] = export_run(
+        opened,
+        folder,
+        clients=split_names(client),
+        classifier=classifier,
+        config=config,
+        progress=output.progress,
+    ).to_dict()
+    print_report(output, values)
+    output.note(f"Next: pfedmma predict IMAGE --model {folder} --client {values['clients'][-1]}")
+    output.result(values)
 
 
 def _write_open_clip(run: Run, folder: Path, client: str | None, output: Output) -> None:

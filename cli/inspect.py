@@ -11,21 +11,20 @@ import typer
 
 from pfedmma_deploy.errors import StoreError
 
-from .options import AsJson, Quiet, Verbose, open_run
-from .output import Output, open_output
+from .options import open_run, with_output
+from .output import Output
 
 if TYPE_CHECKING:
     from pfedmma_deploy.store.run import Run
 
 
+@with_output
 def inspect(
+    output: Output,
     folder: Annotated[
         Path | None,
         typer.Argument(metavar="[DIR]", help="Run or bundle. [default: the newest run]"),
     ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Show what a run or a bundle holds.
 
@@ -37,11 +36,10 @@ def inspect(
       pfedmma inspect runs/sites
       pfedmma inspect exports/sites --json
     """
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        kind = "run" if folder is None else _kind(folder)
-        values = _bundle(folder) if folder and kind == "bundle" else _run(open_run(folder))
-        _print(output, values)
-        output.result(values)
+    kind = "run" if folder is None else _kind(folder)
+    values = _bundle(folder) if folder and kind == "bundle" else _run(open_run(folder))
+    _print(output, values)
+    output.result(values)
 
 
 def _kind(folder: Path) -> str:

@@ -7,23 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import AsJson, Quiet, Verbose, flag
-from .output import Output, open_output
+from .options import flag, with_output
+from .output import Output
 
 if TYPE_CHECKING:
     from pfedmma_deploy.report.methods import HyperParameter, MethodFacts
 
 
+@with_output
 def methods(
+    output: Output,
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="One method, with its hyper-parameters.")
     ] = None,
     backbone: Annotated[
         str, flag("open_clip model that sizes are counted for; not downloaded.", "NAME")
     ] = "ViT-B-16",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """List the methods, or show one of them with its hyper-parameters.
 
@@ -37,22 +36,21 @@ def methods(
       pfedmma methods pfedmoap
       pfedmma methods --json
     """
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        from pfedmma_deploy.backbone.loading import backbone_shapes
-        from pfedmma_deploy.methods.registry import METHODS, get_method
-        from pfedmma_deploy.report.methods import hyper_parameters, method_facts
+    from pfedmma_deploy.backbone.loading import backbone_shapes
+    from pfedmma_deploy.methods.registry import METHODS, get_method
+    from pfedmma_deploy.report.methods import hyper_parameters, method_facts
 
-        shapes = backbone_shapes(backbone)
-        if name is not None:
-            facts = method_facts(get_method(name), shapes)
-            known = hyper_parameters(facts.method)
-            _show(output, facts, known, backbone)
-            output.result({**facts.to_dict(), "hyper_parameters": [asdict(p) for p in known]})
-            return
-        rows = [method_facts(method, shapes) for method in METHODS.values()]
-        _list(output, rows, backbone)
-        output.note("Hyper-parameters of one: pfedmma methods NAME")
-        output.result({"backbone": backbone, "methods": [facts.to_dict() for facts in rows]})
+    shapes = backbone_shapes(backbone)
+    if name is not None:
+        facts = method_facts(get_method(name), shapes)
+        known = hyper_parameters(facts.method)
+        _show(output, facts, known, backbone)
+        output.result({**facts.to_dict(), "hyper_parameters": [asdict(p) for p in known]})
+        return
+    rows = [method_facts(method, shapes) for method in METHODS.values()]
+    _list(output, rows, backbone)
+    output.note("Hyper-parameters of one: pfedmma methods NAME")
+    output.result({"backbone": backbone, "methods": [facts.to_dict() for facts in rows]})
 
 
 def _list(output: Output, rows: list[MethodFacts], backbone: str) -> None:

@@ -16,6 +16,8 @@ import typer
 from pfedmma_deploy.config import DEFAULTS, read_table
 from pfedmma_deploy.errors import BundleError, UsageError
 
+from .output import open_output
+
 if TYPE_CHECKING:
     from pfedmma_deploy.config import Scalar
     from pfedmma_deploy.store.run import Run
@@ -56,37 +58,27 @@ def option(name: str) -> Any:
     return typer.Option(spelled, help=text, metavar=metavar, hidden=hidden)
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", help="Show warnings of libraries, and where an error arose.")
-]
+_OUTPUT: Final[Mapping[str, Any]] = {
+    "as_json": typer.Option("--json", help="Print one JSON object and nothing else."),
+    "quiet": typer.Option("--quiet", "-q", help="Print results only."),
+    "verbose": typer.Option(
+        "--verbose", help="Show warnings of libraries, and where an error arose."
+    ),
+}
 RunFolder = Annotated[
-    Path | None,
-    typer.Option("--run", metavar="DIR", help="Run folder. [default: the newest in runs/]"),
+    Path | None, flag("Run folder. [default: the newest in runs/]", "DIR", "--run")
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Values to start from: paper (the defaults), or quickstart (for pfedmma-tiny).",
-    ),
+    flag("Values to start from: paper (the defaults), or quickstart (for pfedmma-tiny).", "NAME"),
 ]
-Data = Annotated[str | None, option("data")]
-BackboneName = Annotated[str | None, option("backbone")]
 Pretrained = Annotated[str | None, option("pretrained")]
-Rounds = Annotated[int | None, option("rounds")]
-LocalEpochs = Annotated[int | None, option("local_epochs")]
 Seed = Annotated[int | None, option("seed")]
 Clients = Annotated[int | None, option("clients")]
 
 DataRoot = Annotated[
     Path | None,
-    typer.Option(
-        "--data-root",
-        metavar="DIR",
-        help="Folder that holds data sets by name. [default: the variable PFEDMMA_DATA]",
-    ),
+    flag("Folder that holds data sets by name. [default: the variable PFEDMMA_DATA]", "DIR"),
 ]
 
 PartitionOptions = Mapping[str, Any]
@@ -94,15 +86,42 @@ PartitionOptions = Mapping[str, Any]
 NO_PARTITION: Final[PartitionOptions] = MappingProxyType({})
 
 
+def with_output(command: Callable[..., None]) -> Callable[..., None]:
+    """Opens a command's `output`, and gives it the options that all commands have."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters = [one for name, one in signature.parameters.items() if name != "output"]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    for name, entry in _OUTPUT.items():
+        annotation = Annotated[bool, entry]
+        parameters.append(inspect.Parameter(name, kind, default=False, annotation=annotation))
+
+    @functools.wraps(command)
+    def run(*, as_json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
+        with open_output(as_json=as_json, quiet=quiet, verbose=verbose) as output:
+            command(output=output, **values)
+
+    # What typer reads instead of the parameters of `run`.
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return run
+
+
+_PARTITION = [name for name, entry in _TEXTS.items() if entry.get("partition")]
+
+
 def with_partition(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command every option of a partition, as `partition: PartitionOptions`."""
-    names = [name for name, entry in _TEXTS.items() if entry.get("partition")]
-    return _with_options(command, "partition", names)
+    return _with_options(command, "partition", _PARTITION)
 
 
 def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command every option of a run, those that are given as `options: Mapping`."""
     return _with_options(command, "options", list(_TEXTS))
+
+
+def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options that runs to be compared share, as `options: Mapping`."""
+    names = ["data", "backbone", "pretrained", *_PARTITION, "rounds", "local_epochs"]
+    return _with_options(command, "options", names)
 
 
 def _with_options(

@@ -21,10 +21,13 @@ class Output:
     results and drops notes and progress.
     """
 
-    def __init__(self, stdout: TextIO, *, as_json: bool, quiet: bool) -> None:
+    def __init__(
+        self, stdout: TextIO, *, as_json: bool, quiet: bool, verbose: bool = False
+    ) -> None:
         self.stdout = stdout
         self.as_json = as_json
         self.quiet = quiet
+        self.verbose = verbose
         self.progress: Progress = Silent()
 
     def say(self, text: str) -> None:
@@ -39,13 +42,10 @@ class Output:
 
     def table(self, columns: Sequence[str], rows: Iterable[Row], title: str = "") -> None:
         """Rows under headings: framed on a terminal, aligned plain text in a pipe."""
-        cells = [[_cell(value) for value in row] for row in rows]
-        if self.as_json:
-            return
-        if self.stdout.isatty():
-            _print_framed(self.stdout, columns, cells, title)
-        else:
-            _print_plain(self.stdout, columns, cells, title)
+        if not self.as_json:
+            cells = [[_cell(value) for value in row] for row in rows]
+            show = _print_framed if self.stdout.isatty() else _print_plain
+            show(self.stdout, columns, cells, title)
 
     def result(self, values: Mapping[str, Any]) -> None:
         """The result for programs: one JSON object, when `--json` asks for it."""
@@ -54,13 +54,13 @@ class Output:
 
 
 @contextmanager
-def open_output(*, as_json: bool, quiet: bool) -> Iterator[Output]:
+def open_output(*, as_json: bool, quiet: bool, verbose: bool = False) -> Iterator[Output]:
     """An `Output` whose progress bars are drawn while the block runs.
 
     With `as_json`, what libraries print meanwhile goes to stderr.
     """
     # Made before the redirection below: the JSON object goes to the real stdout.
-    output = Output(sys.stdout, as_json=as_json, quiet=quiet)
+    output = Output(sys.stdout, as_json=as_json, quiet=quiet, verbose=verbose)
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
         if quiet or not sys.stderr.isatty():
             output.progress = Silent() if quiet else _Notes()
@@ -197,12 +197,14 @@ def print_accuracies(
     output.table(columns, [*lines, ["gain", *gains]], title)
 
 
-def print_clients(output: Output, clients: Mapping[str, Mapping[str, Any]]) -> None:
-    """Zero-shot and personalized local accuracy of every client, with its base and novel."""
+def print_evaluation(output: Output, values: Mapping[str, Any], title: str) -> None:
+    """Zero-shot and personalized accuracy of every client, and `title` over their means."""
     rows: list[Row] = []
-    for client, figures in clients.items():
+    for client, figures in values["clients"].items():
         own = figures["personalized"]
         local = figures["zero_shot"]["local"]
         rows.append([client, local, own["local"], own["base"], own["novel"]])
     columns = ["Client", "Zero-shot local", "Local", "Base", "Novel"]
     output.table(columns, rows, "Clients, accuracy in %")
+    means = {"zero-shot": values["zero_shot"], "personalized": values["personalized"]}
+    print_accuracies(output, means, title)

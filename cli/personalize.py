@@ -6,11 +6,13 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-from .options import AsJson, Quiet, RunFolder, Verbose, flag, open_run, switch
-from .output import open_output, print_accuracies
+from .options import RunFolder, flag, open_run, switch, with_output
+from .output import Output, print_accuracies
 
 
+@with_output
 def personalize(
+    output: Output,
     client: Annotated[str, flag("A client of the run, or a new name together with --data.", "ID")],
     run: RunFolder = None,
     data: Annotated[
@@ -21,9 +23,6 @@ def personalize(
     train_shared: Annotated[
         bool, switch("--train-shared", "Also train this client's copy of what is shared.")
     ] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Bring one client to its own model.
 
@@ -36,36 +35,35 @@ def personalize(
       pfedmma personalize --client 3 --run runs/sites --epochs 5
       pfedmma personalize --client new_site --data new_site_photos
     """
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        opened = open_run(run)
-        from pfedmma_deploy.federated.personalize import personalize as personalize_client
+    opened = open_run(run)
+    from pfedmma_deploy.federated.personalize import personalize as personalize_client
 
-        started = time.perf_counter()
-        result = personalize_client(
-            opened,
-            client,
-            data=data,
-            epochs=epochs,
-            lr=lr,
-            train_shared=train_shared,
-            progress=output.progress,
-        )
-        states = {
-            "zero_shot": result.zero_shot.to_dict(),
-            "before": result.before.to_dict(),
-            "after": result.after.to_dict(),
+    started = time.perf_counter()
+    result = personalize_client(
+        opened,
+        client,
+        data=data,
+        epochs=epochs,
+        lr=lr,
+        train_shared=train_shared,
+        progress=output.progress,
+    )
+    states = {
+        "zero_shot": result.zero_shot.to_dict(),
+        "before": result.before.to_dict(),
+        "after": result.after.to_dict(),
+    }
+    rows = {name.replace("_", "-"): accuracies for name, accuracies in states.items()}
+    print_accuracies(output, rows, f"Client {client} of {opened.folder}")
+    output.note(f"Next: pfedmma export --client {client}")
+    output.result(
+        {
+            "run": str(opened.folder),
+            "client": client,
+            "new": result.is_new,
+            **states,
+            "loss": result.loss,
+            "folder": str(result.folder),
+            "seconds": time.perf_counter() - started,
         }
-        rows = {name.replace("_", "-"): accuracies for name, accuracies in states.items()}
-        print_accuracies(output, rows, f"Client {client} of {opened.folder}")
-        output.note(f"Next: pfedmma export --client {client}")
-        output.result(
-            {
-                "run": str(opened.folder),
-                "client": client,
-                "new": result.is_new,
-                **states,
-                "loss": result.loss,
-                "folder": str(result.folder),
-                "seconds": time.perf_counter() - started,
-            }
-        )
+    )

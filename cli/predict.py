@@ -15,19 +15,23 @@ import typer
 
 from pfedmma_deploy.errors import UsageError
 
-from .options import AsJson, Quiet, Verbose, find_bundle, flag, split_names, switch
-from .output import Output, open_output
+from .options import find_bundle, flag, split_names, switch, with_output
+from .output import Output
 
 if TYPE_CHECKING:
     from pfedmma_deploy.runtime import Classifier, Prediction
     from pfedmma_deploy.types import Skipped
+
+    Outcome = tuple[Prediction, ...] | Skipped
 
 SOME_SKIPPED = 3
 """Exit code where some images, but not all, could be read."""
 Format = Literal["table", "csv", "jsonl"]
 
 
+@with_output
 def predict(
+    output: Output,
     images: Annotated[
         list[Path],
         typer.Argument(
@@ -63,9 +67,6 @@ def predict(
         int | None, flag("CPU threads. [default: all cores it may use]", "N", min=1)
     ] = None,
     device: Annotated[str, flag("Where to compute.", "auto|cpu|cuda|tensorrt")] = "auto",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Classify images, without torch.
 
@@ -79,35 +80,43 @@ def predict(
       pfedmma predict photo.jpg --client 3 --classes "cat,dog,a steam locomotive" --json
       pfedmma predict "photos/**/*.jpg" --client 3 --out answers.csv
     """
-    if as_json and (file_format or out):
+    if output.as_json and (file_format or out):
         raise UsageError("--json prints one object on stdout: leave out --format and --out")
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        bundle = find_bundle(model)
-        from pfedmma_deploy.runtime.sources import find_images
+    bundle = find_bundle(model)
+    from pfedmma_deploy.runtime.sources import find_images
 
-        # Before the model is loaded: a wrong path is named at once, and the bar knows its end.
-        total = sum(1 for _ in find_images(images))
-        from pfedmma_deploy.runtime import Classifier
+    # Before the model is loaded: a wrong path is named at once, and the bar knows its end.
+    total = sum(1 for _ in find_images(images))
+    from pfedmma_deploy.runtime import Classifier
 
-        classifier = Classifier.load(bundle, device, threads)
-        if device == "auto" and classifier.fallback_reason and verbose:
-            output.note(f"note: computing on the CPU: {classifier.fallback_reason}")
-        chosen = client or _default_client(classifier, output)
-        clients: list[str | int] = [chosen, 0] if compare else [chosen]
-        names = split_names(classes)
-        chosen_format = file_format or _by_ending(out)
-        answers = min(top, len(names or classifier.class_names))
-        outcomes = _outcomes(classifier, find_images(images), clients, names, top, batch_size)
-        if out or chosen_format == "table" or not output.stdout.isatty():
-            # Elsewhere a bar would run through the rows.
-            outcomes = output.progress.track(outcomes, "images", total)
-        with destination(out, output.stdout) as stream:
-            writer = _writer(output, stream, chosen_format, answers, compare)
-            found, skipped = writer.write(outcomes, output)
-        if skipped:
-            output.note(f"{skipped} of {found + skipped} images could not be read")
-        if out and not as_json:
-            output.note(f"Wrote {out}")
+    classifier = Classifier.load(bundle, device, threads)
+    if device == "auto" and classifier.fallback_reason and output.verbose:
+        output.note(f"note: computing on the CPU: {classifier.fallback_reason}")
+    chosen = client or _default_client(classifier, output)
+    clients: list[str | int] = [chosen, 0] if compare else [chosen]
+    names = split_names(classes)
+    chosen_format = file_format or _by_ending(out)
+    answers = min(top, len(names or classifier.class_names))
+    outcomes = _outcomes(classifier, find_images(images), clients, names, top, batch_size)
+    if out or chosen_format == "table" or not output.stdout.isatty():
+        # Elsewhere a bar would run through the rows.
+        outcomes = output.progress.track(outcomes, "images", total)
+    counts = {"found": 0, "skipped": 0}
+    outcomes = _counted(outcomes, counts, output)
+    with destination(out, output.stdout) as stream:
+        if output.as_json:
+            print_object(outcomes, output)
+        elif chosen_format == "csv":
+            write_csv(outcomes, stream, answers, compare=compare)
+        elif chosen_format == "jsonl":
+            write_lines(outcomes, stream)
+        else:
+            write_table(outcomes, Output(stream, as_json=False, quiet=output.quiet))
+    found, skipped = counts.values()
+    if skipped:
+        output.note(f"{skipped} of {found + skipped} images could not be read")
+    if out and not output.as_json:
+        output.note(f"Wrote {out}")
     if skipped:
         raise typer.Exit(SOME_SKIPPED if found else 1)
 
@@ -126,18 +135,6 @@ def _by_ending(out: Path | None) -> Format:
     return endings.get(out.suffix.lower(), "table") if out else "table"
 
 
-def _writer(
-    output: Output, stream: TextIO, file_format: Format, answers: int, compare: bool
-) -> Writer:
-    if output.as_json:
-        return OneObject(output)
-    if file_format == "csv":
-        return Csv(stream, answers, compare=compare)
-    if file_format == "jsonl":
-        return JsonLines(stream)
-    return Table(Output(stream, as_json=False, quiet=output.quiet))
-
-
 def _outcomes(
     classifier: Classifier,
     images: Iterable[Path],
@@ -145,7 +142,7 @@ def _outcomes(
     names: list[str] | None,
     top: int,
     batch_size: int,
-) -> Iterator[tuple[Prediction, ...] | Skipped]:
+) -> Iterator[Outcome]:
     """Of each image what the clients answer, or why it was skipped, in order."""
     skipped: deque[Skipped] = deque()
     for predictions in classifier.iter_compare(
@@ -158,125 +155,80 @@ def _outcomes(
     yield from skipped
 
 
-class Writer:
-    """Takes what was found image by image; the last of `predictions` may be zero-shot's."""
-
-    def write(
-        self, outcomes: Iterable[tuple[Prediction, ...] | Skipped], output: Output
-    ) -> tuple[int, int]:
-        """All of them; how many images were read, and how many were not."""
-        found = skipped = 0
-        for outcome in outcomes:
-            if isinstance(outcome, tuple):
-                self.found(outcome)
-                found += 1
-            else:
-                output.note(f"skipped {printable(outcome.path)}: {outcome.reason}")
-                self.skipped(outcome)
-                skipped += 1
-        self.finish()
-        return found, skipped
-
-    def found(self, predictions: Sequence[Prediction]) -> None:
-        """One image's answers: the client's, and zero-shot's where they are compared."""
-        raise NotImplementedError
-
-    def skipped(self, entry: Skipped) -> None:
-        """An image that could not be read, which was said on stderr."""
-
-    def finish(self) -> None:
-        """All images are through."""
+def _counted(
+    outcomes: Iterable[Outcome], counts: dict[str, int], output: Output
+) -> Iterator[Outcome]:
+    """The same outcomes; what was skipped is said on stderr."""
+    for outcome in outcomes:
+        if isinstance(outcome, tuple):
+            counts["found"] += 1
+        else:
+            counts["skipped"] += 1
+            output.note(f"skipped {printable(outcome.path)}: {outcome.reason}")
+        yield outcome
 
 
-class JsonLines(Writer):
+def write_lines(outcomes: Iterable[Outcome], stream: TextIO) -> None:
     """One JSON object a line, written at once: as in `--json`, or `{"path", "skipped"}`."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def found(self, predictions: Sequence[Prediction]) -> None:
-        self._write(as_dict(predictions))
-
-    def skipped(self, entry: Skipped) -> None:
-        self._write({"path": printable(entry.path), "skipped": entry.reason})
-
-    def _write(self, values: dict[str, Any]) -> None:
-        print(json.dumps(values, ensure_ascii=False), file=self._stream, flush=True)
+    for outcome in outcomes:
+        if isinstance(outcome, tuple):
+            values = as_dict(outcome)
+        else:
+            values = {"path": printable(outcome.path), "skipped": outcome.reason}
+        print(json.dumps(values, ensure_ascii=False), file=stream, flush=True)
 
 
-class Csv(Writer):
+def write_csv(outcomes: Iterable[Outcome], stream: TextIO, answers: int, *, compare: bool) -> None:
     """Comma-separated values with a heading, one image a row, written at once.
 
-    A text that a spreadsheet would take for a formula (it begins with `=`, `+`, `-`, `@`, a tab or
-    a line feed) gets an apostrophe in front, a path `./`, which changes nothing about the path.
+    There is room for `answers` classes an image, twice as many with `compare`. A text that a
+    spreadsheet would take for a formula (it begins with `=`, `+`, `-`, `@`, a tab or a line feed)
+    gets an apostrophe in front, a path `./`, which changes nothing about the path.
     """
-
-    def __init__(self, stream: TextIO, answers: int, *, compare: bool) -> None:
-        """With room for `answers` classes an image, twice as many with `compare`."""
-        self._stream = stream
-        self._rows = csv.writer(stream, lineterminator="\n")
-        self._columns = ["path", "client"]
-        for prefix in ("", "zero_shot_") if compare else ("",):
-            for number in range(1, answers + 1):
-                self._columns += [f"{prefix}class_{number}", f"{prefix}probability_{number}"]
-        self._columns.append("skipped")
-        self._write(self._columns)
-
-    def found(self, predictions: Sequence[Prediction]) -> None:
-        first = predictions[0]
-        cells = [_harmless_path(first.source), _harmless(first.client)]
-        for prediction in predictions:
-            for score in prediction.top:
-                cells += [_harmless(score.name), f"{score.probability:.6f}"]
-        self._write([*cells, ""])
-
-    def skipped(self, entry: Skipped) -> None:
-        nothing = [""] * (len(self._columns) - 2)
-        self._write([_harmless_path(entry.path), *nothing, _harmless(entry.reason)])
-
-    def _write(self, cells: Sequence[str]) -> None:
-        self._rows.writerow(cells)
-        self._stream.flush()
+    rows = csv.writer(stream, lineterminator="\n")
+    columns = ["path", "client"]
+    for prefix in ("", "zero_shot_") if compare else ("",):
+        for number in range(1, answers + 1):
+            columns += [f"{prefix}class_{number}", f"{prefix}probability_{number}"]
+    rows.writerow([*columns, "skipped"])
+    stream.flush()
+    for outcome in outcomes:
+        if isinstance(outcome, tuple):
+            cells = [_harmless_path(outcome[0].source), _harmless(outcome[0].client)]
+            for prediction in outcome:
+                for score in prediction.top:
+                    cells += [_harmless(score.name), f"{score.probability:.6f}"]
+            rows.writerow([*cells, ""])
+        else:
+            nothing = [""] * (len(columns) - 1)
+            rows.writerow([_harmless_path(outcome.path), *nothing, _harmless(outcome.reason)])
+        stream.flush()
 
 
-class Table(Writer):
+def write_table(outcomes: Iterable[Outcome], output: Output) -> None:
     """Aligned columns; held until the end, since widths depend on all rows."""
-
-    def __init__(self, output: Output) -> None:
-        self._output = output
-        self._rows: list[list[str]] = []
-        self._columns: list[str] = []
-
-    def found(self, predictions: Sequence[Prediction]) -> None:
-        first = predictions[0]
-        self._columns = ["Image", f"Client {first.client}", "Zero-shot"][: 1 + len(predictions)]
-        cells = [printable(first.source)]
-        for prediction in predictions:
-            scores = [f"{score.name} {score.probability:.0%}" for score in prediction.top]
-            cells.append(", ".join(scores))
-        self._rows.append(cells)
-
-    def finish(self) -> None:
-        if self._rows:
-            self._output.table(self._columns, self._rows)
+    rows, columns = [], []
+    for outcome in outcomes:
+        if isinstance(outcome, tuple):
+            columns = ["Image", f"Client {outcome[0].client}", "Zero-shot"][: 1 + len(outcome)]
+            cells = [printable(outcome[0].source)]
+            for prediction in outcome:
+                scores = [f"{score.name} {score.probability:.0%}" for score in prediction.top]
+                cells.append(", ".join(scores))
+            rows.append(cells)
+    if rows:
+        output.table(columns, rows)
 
 
-class OneObject(Writer):
+def print_object(outcomes: Iterable[Outcome], output: Output) -> None:
     """`--json`: everything in one object, held until the end."""
-
-    def __init__(self, output: Output) -> None:
-        self._output = output
-        self._predictions: list[dict[str, Any]] = []
-        self._skipped: list[dict[str, str]] = []
-
-    def found(self, predictions: Sequence[Prediction]) -> None:
-        self._predictions.append(as_dict(predictions))
-
-    def skipped(self, entry: Skipped) -> None:
-        self._skipped.append({"path": printable(entry.path), "reason": entry.reason})
-
-    def finish(self) -> None:
-        self._output.result({"predictions": self._predictions, "skipped": self._skipped})
+    predictions, skipped = [], []
+    for outcome in outcomes:
+        if isinstance(outcome, tuple):
+            predictions.append(as_dict(outcome))
+        else:
+            skipped.append({"path": printable(outcome.path), "reason": outcome.reason})
+    output.result({"predictions": predictions, "skipped": skipped})
 
 
 def as_dict(predictions: Sequence[Prediction]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pfedmma_deploy.system import peak_memory
 
 from .evaluate import evaluation_values
 from .export import print_report
-from .options import EXPORTS, AsJson, Clients, Quiet, Seed, Verbose, flag, free_folder
-from .output import Output, Row, open_output, print_accuracies, print_clients
+from .options import EXPORTS, Clients, Seed, flag, free_folder, with_output
+from .output import Output, Row, print_evaluation
 
 if TYPE_CHECKING:
     from pfedmma_deploy.federated.session import Session
@@ -24,15 +24,14 @@ SHOWN = 6
 """Test images whose predictions are shown."""
 
 
+@with_output
 def quickstart(
+    output: Output,
     data: Annotated[
         str | None, flag("Other images. [default: cifar10-sample, in this package]", "NAME_OR_DIR")
     ] = None,
     clients: Clients = None,
     seed: Seed = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Run the whole job on what the package carries.
 
@@ -46,14 +45,13 @@ def quickstart(
       pfedmma quickstart
       pfedmma quickstart --data my_photos --clients 3
     """
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        flags = {"data": data, "clients": clients, "seed": seed}
-        options = read_options(flags, preset="quickstart")
-        from pfedmma_deploy.methods.registry import resolve_run
+    flags = {"data": data, "clients": clients, "seed": seed}
+    options = read_options(flags, preset="quickstart")
+    from pfedmma_deploy.methods.registry import resolve_run
 
-        config = resolve_run(options)
-        folder = free_folder(config.data)
-        _run(config, folder, output)
+    config = resolve_run(options)
+    folder = free_folder(config.data)
+    _run(config, folder, output)
 
 
 def _run(config: TrainConfig, folder: Path, output: Output) -> None:
@@ -93,17 +91,22 @@ def _run(config: TrainConfig, folder: Path, output: Output) -> None:
     if predictions:
         columns = ["Image", "True class", "Zero-shot", f"Client {run.client_ids[0]}"]
         output.table(columns, predictions, "Predictions without torch")
-    print_clients(output, values["clients"])
     title = f"Means over {len(values['clients'])} clients (run {run.folder})"
-    means = {"zero-shot": values["zero_shot"], "personalized": values["personalized"]}
-    print_accuracies(output, means, title)
+    print_evaluation(output, values, title)
     sent = trained.bytes_up_per_client_round
     output.say(f"Sent per client and round: {sent:,} bytes each way.")
     total = sum(times.values())
     steps = ", ".join(f"{name} {seconds:.0f}" for name, seconds in times.items())
     memory = peak_memory()
     output.say(f"Seconds: {total:.0f} ({steps}). Peak memory: {memory / 1e9:.1f} GB.")
-    output.note(_next_steps(bundle, run.client_ids[0]))
+    predict = f"pfedmma predict PHOTO.jpg --model {bundle} --client {run.client_ids[0]}"
+    output.note(
+        f"Next:\n  {predict} --compare\n"
+        f'  {predict} --classes "cat,dog"\n'
+        f"  pfedmma demo --model {bundle}   both models in the browser\n"
+        f"  pfedmma inspect {bundle}\n"
+        "  pfedmma quickstart --data FOLDER   your own images, one sub-folder per class"
+    )
     output.result(
         {
             **values,
@@ -137,16 +140,3 @@ def _predict(session: Session, bundle: Path, client: str) -> list[Row]:
 def _best(prediction: Prediction) -> str:
     answer = prediction.top[0]
     return f"{answer.name} {answer.probability:.0%}"
-
-
-def _next_steps(bundle: Path, client: str) -> str:
-    return "\n".join(
-        [
-            "Next:",
-            f"  pfedmma predict PHOTO.jpg --model {bundle} --client {client} --compare",
-            f'  pfedmma predict PHOTO.jpg --model {bundle} --client {client} --classes "cat,dog"',
-            f"  pfedmma demo --model {bundle}   both models in the browser",
-            f"  pfedmma inspect {bundle}",
-            "  pfedmma quickstart --data FOLDER   your own images, one sub-folder per class",
-        ]
-    )

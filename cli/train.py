@@ -10,41 +10,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import (
-    AsJson,
     Preset,
-    Quiet,
-    Verbose,
+    flag,
     free_folder,
     open_run,
     parse_settings,
+    switch,
+    with_output,
     with_run_options,
 )
-from .output import Output, open_output
+from .output import Output
 
 if TYPE_CHECKING:
     from pfedmma_deploy.config import Options, TrainConfig
 
 
 @with_run_options
+@with_output
 def train(
+    output: Output,
     options: Mapping[str, Any],
     preset: Preset = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Options from a file, one a line.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run folder. [default: runs/DATA]")
-    ] = None,
+    config: Annotated[Path | None, flag("Options from a file, one a line.", "FILE.toml")] = None,
+    out: Annotated[Path | None, flag("Run folder. [default: runs/DATA]", "DIR")] = None,
     profile: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.json", help="Write a trace of where the time goes."),
+        Path | None, flag("Write a trace of where the time goes.", "FILE.json")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out, or else the newest.")
+        bool, switch("--resume", "Continue the run in --out, or else the newest.")
     ] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Train a federation of clients.
 
@@ -65,26 +59,25 @@ def train(
     flags = dict(options)
     if "parameters" in flags:
         flags["parameters"] = parse_settings(flags["parameters"])
-    with open_output(as_json=as_json, quiet=quiet) as output:
-        from pfedmma_deploy.config import read_changes, read_options
+    from pfedmma_deploy.config import read_changes, read_options
 
-        given = (read_changes if resume else read_options)(flags, config, preset)
-        for warning in given.warnings:
-            output.note(f"warning: {warning}")
-        if resume:
-            folder = open_run(out).folder
-            resolved = _resumed(folder, given)
-        else:
-            from pfedmma_deploy.methods.registry import resolve_run
+    given = (read_changes if resume else read_options)(flags, config, preset)
+    for warning in given.warnings:
+        output.note(f"warning: {warning}")
+    if resume:
+        folder = open_run(out).folder
+        resolved = _resumed(folder, given)
+    else:
+        from pfedmma_deploy.methods.registry import resolve_run
 
-            resolved = resolve_run(given)
-            folder = out or free_folder(resolved.data)
-        try:
-            with _profiled(profile, output):
-                _train(resolved, folder, resume, output)
-        except KeyboardInterrupt:
-            output.note(f"Stopped. Continue with: pfedmma train --resume --out {folder}")
-            raise typer.Exit(130) from None
+        resolved = resolve_run(given)
+        folder = out or free_folder(resolved.data)
+    try:
+        with _profiled(profile, output):
+            _train(resolved, folder, resume, output)
+    except KeyboardInterrupt:
+        output.note(f"Stopped. Continue with: pfedmma train --resume --out {folder}")
+        raise typer.Exit(130) from None
 
 
 @contextlib.contextmanager

@@ -18,7 +18,6 @@ from pfedmma_deploy.benchmark.load import start_cold
 from pfedmma_deploy.benchmark.options import InferenceOptions
 from pfedmma_deploy.benchmark.report import (
     Columns,
-    Contestant,
     Measure,
     Row,
     Section,
@@ -58,10 +57,7 @@ def bench_inference(
 ) -> Iterator[Row]:
     """Measure; rows come as they are found. What is written on the way is removed at the end.
 
-    Args:
-        options: what is measured.
-        progress: is told of what takes long.
-        peers: further subjects for the rates, made of a backbone.
+    `peers` makes further subjects for the rates of a backbone.
 
     Raises:
         BackboneError: an unknown backbone, or one that cannot be adapted.
@@ -136,12 +132,8 @@ class Bench:
     ) -> Iterator[Row]:
         """Rows of all subjects for every batch size, smallest batch first.
 
-        Args:
-            measure: what the rows are called.
-            compared: measured in turns with each other.
-            peer: label of the subject that `Row.ratio` refers to.
-            batch_sizes: images per batch.
-            images: of one call; None where a call is a batch.
+        Their `ratio` is the one to the subject labelled `peer`. A call takes `images`, or where
+        that is None one batch.
         """
         name, slowest = self.backbone.name, 0.0
         for batch in sorted(batch_sizes):
@@ -153,7 +145,7 @@ class Bench:
                 continue
             items = images or batch
             windows = run_rounds(
-                [Contestant(one.label, one.prepare(batch), items) for one in compared],
+                {one.label: (one.prepare(batch), items) for one in compared},
                 self.options.rounds,
                 self.options.seconds,
                 progress=self.progress,

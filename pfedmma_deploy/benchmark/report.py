@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,15 +28,8 @@ ENOUGH_FOR_P99 = 100
 """Calls below which the slowest hundredth is no measurement."""
 
 
-@dataclass(frozen=True)
-class Contestant:
-    """Something to be timed."""
-
-    name: str
-    run: Callable[[], object]
-    """One call; it returns when its result is there."""
-    items: float
-    """What one call does, in the unit of the rate, such as images."""
+Contestant = tuple[Callable[[], object], float]
+"""One call, which returns when its result is there; and what it does, such as images."""
 
 
 @dataclass
@@ -50,7 +43,7 @@ class Windows:
 
 
 def run_rounds(
-    contestants: Sequence[Contestant],
+    contestants: Mapping[str, Contestant],
     rounds: int,
     seconds: float,
     *,
@@ -58,58 +51,35 @@ def run_rounds(
     progress: Progress | None = None,
     label: str = "rounds",
 ) -> dict[str, Windows]:
-    """Time all contestants in turns.
+    """Time all contestants in turns; their windows by name, in the order of `contestants`.
 
-    Args:
-        contestants: with names of their own.
-        rounds: windows for each.
-        seconds: length of a window; it holds at least one call.
-        clock: tells seconds.
-        progress: is told of the windows.
-        label: what they are, in the plural.
-
-    Returns:
-        The windows by name, in the order of `contestants`.
+    Each gets `rounds` windows of `seconds`, which hold at least one call.
     """
-    seen = {contestant.name: Windows() for contestant in contestants}
+    seen = {name: Windows() for name in contestants}
     # Turned around every time, so that nobody always runs behind the one that heats the processor.
-    order: list[Contestant] = []
+    order: list[str] = []
     for turn in range(rounds):
-        order += contestants if turn % 2 == 0 else reversed(contestants)
-    for contestant in (progress or Silent()).track(order, label, len(order)):
-        windows = seen[contestant.name]
+        order += contestants if turn % 2 == 0 else reversed(seen)
+    for name in (progress or Silent()).track(order, label, len(order)):
+        windows, (run, items) = seen[name], contestants[name]
         # Caches and thread pools hold the previous contestant's state. A long call outlasts that.
         if not windows.calls or windows.calls[-1] * FEW_CALLS < seconds:
-            contestant.run()
+            run()
         start = before = clock()
         count = 0
         while count == 0 or before - start < seconds:
-            contestant.run()
+            run()
             after = clock()
             windows.calls.append(after - before)
             before, count = after, count + 1
-        windows.rates.append(count * contestant.items / (before - start))
+        windows.rates.append(count * items / (before - start))
     return seen
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A median and the quartiles around it."""
-
-    median: float
-    low: float
-    high: float
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles of one value or more, linear between neighbours."""
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """`median`, `low` and `high` quartile of one value or more, linear between neighbours."""
     low, middle, high = np.percentile(values, (25, 50, 75)).tolist()
-    return Spread(middle, low, high)
-
-
-def ratio(ours: Windows, theirs: Windows) -> Spread:
-    """How many times the rate of `theirs` is reached, round by round."""
-    return spread([a / b for a, b in zip(ours.rates, theirs.rates, strict=True)])
+    return {"median": middle, "low": low, "high": high}
 
 
 def new_row(measure: Measure, backbone: str, about: Row, **values: Any) -> Row:
@@ -125,13 +95,15 @@ def timed(windows: Mapping[str, Windows], label: str, peer: str) -> Row:
         `images_per_second` with the `quartiles` of the rounds; `peer` and the `ratio` to it; and
         `ratios`, to every other contestant, with quartiles.
     """
-    own = windows[label]
-    rate = spread(own.rates)
+    rates = windows[label].rates
+    rate = quartiles(rates)
     ratios = {}
     for other, theirs in windows.items():
         if other != label:
-            ratios[other] = asdict(ratio(own, theirs))
-    row = {"images_per_second": rate.median, "quartiles": [rate.low, rate.high], "ratios": ratios}
+            # Round by round: the ratio of two medians would mix what disturbed different rounds.
+            ratios[other] = quartiles([a / b for a, b in zip(rates, theirs.rates, strict=True)])
+    row: Row = {"images_per_second": rate["median"], "ratios": ratios}
+    row["quartiles"] = [rate["low"], rate["high"]]
     return row | {"peer": peer, "ratio": ratios[peer]["median"]} if peer in ratios else row
 
 

@@ -223,10 +223,9 @@ def torch_photos(backbone: Backbone, photos: Sequence[str], device: Device) -> S
     """As open_clip's README does it: its transform, `encode_image`, the most similar text."""
     tower = plain_tower(backbone, device)
 
-    def encode(pixels: Tensor) -> NDArray[Any]:
-        with torch.inference_mode():
-            features: NDArray[Any] = tower(pixels.to(device)).cpu().numpy()
-        return features
+    @torch.inference_mode()
+    def encode(pixels: Tensor) -> Any:
+        return tower(pixels.to(device)).cpu().numpy()
 
     return _through_transform("torch eager fp32", backbone, photos, encode)
 
@@ -237,9 +236,8 @@ def onnx_photos(
     """The same with the plain tower in ONNX Runtime."""
     session = open_tuned(plain_file(backbone, folder), device, threads)
 
-    def encode(pixels: Tensor) -> NDArray[Any]:
-        features: NDArray[Any] = session.run(None, {"pixel_values": pixels.numpy()})[0]
-        return features
+    def encode(pixels: Tensor) -> Any:
+        return session.run(None, {"pixel_values": pixels.numpy()})[0]
 
     return _through_transform("onnxruntime fp32", backbone, photos, encode)
 
@@ -248,7 +246,7 @@ def _through_transform(
     name: str,
     backbone: Backbone,
     photos: Sequence[str],
-    encode: Callable[[Tensor], NDArray[Any]],
+    encode: Callable[[Tensor], Any],
 ) -> Subject:
     """Labels of photographs, image by image through open_clip's transform."""
     transform = open_clip.image_transform(

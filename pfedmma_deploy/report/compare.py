@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -52,23 +52,23 @@ class Trial:
     """Scored on the clients' validation images only."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """What a trial came to; accuracies in percent."""
 
     method: str
     seed: int
     lr: float
-    validation: float | None
+    validation: float | None = None
     """Mean over clients on their own validation images; only while tuning, and None where training
     diverged."""
-    zero_shot: Accuracy | None
+    zero_shot: Accuracy | None = None
     """Means over clients of the frozen backbone on the same images."""
-    accuracy: Accuracy | None
+    accuracy: Accuracy | None = None
     """Means over clients of their own models."""
-    worst_local: float | None
+    worst_local: float | None = None
     """Local accuracy of the worst client."""
-    clients: dict[str, Accuracy]
+    clients: dict[str, Accuracy] = field(default_factory=dict)
     trained: int
     """Parameters that a client trains."""
     shared: int
@@ -125,17 +125,13 @@ def compare(
     if tune:
         first = {name: configs[name, seeds[0]] for name in methods if get_method(name).is_trained}
         tuning = _tune(first, folder, jobs, progress)
-    trials = {}
+    trials = []
     for (name, seed), config in configs.items():
         if name in tuning:
             config = replace(config, lr=best_rate(tuning[name]))
-        trials[name, seed] = Trial(folder / "trials" / name / f"seed-{seed}", config)
-    found = _run_all(list(trials.values()), jobs, progress, "trials")
-    results: dict[str, list[Result]] = {name: [] for name in methods}
-    for (name, _), trial in trials.items():
-        results[name].append(found[trial.folder])
-    common = trials[methods[0], seeds[0]].config
-    return Comparison(folder, common, results, tuning)
+        trials.append(Trial(folder / "trials" / name / f"seed-{seed}", config))
+    results = _run_all(trials, jobs, progress, "trials")
+    return Comparison(folder, trials[0].config, results, tuning)
 
 
 def best_rate(results: Sequence[Result]) -> float:
@@ -150,16 +146,13 @@ def _tune(
     rates = {name: [config.lr * factor for factor in GRID] for name, config in configs.items()}
     found: dict[str, list[Result]] = {}
     for _ in range(MOST_STEPS_OUT + 1):
-        trials = {}
+        trials = []
         for name, config in configs.items():
             for rate in sorted(rates[name]):
                 place = folder / "tuning" / name / f"lr-{rate:.3g}"
                 tuned = replace(config, lr=float(f"{rate:.3g}"))
-                trials[name, rate] = Trial(place, tuned, is_tuning=True)
-        done = _run_all(list(trials.values()), jobs, progress, "trials of the grid")
-        found = {name: [] for name in configs}
-        for (name, _), trial in trials.items():
-            found[name].append(done[trial.folder])
+                trials.append(Trial(place, tuned, is_tuning=True))
+        found = _run_all(trials, jobs, progress, "trials of the grid")
         is_settled = True
         for name, results in found.items():
             best = best_rate(results)
@@ -178,8 +171,8 @@ def _tune(
 
 def _run_all(
     trials: Sequence[Trial], jobs: int, progress: Progress, what: str
-) -> dict[Path, Result]:
-    """Results by folder; what is stored is read, the rest is run, `jobs` at a time."""
+) -> dict[str, list[Result]]:
+    """Results by method; what is stored is read, the rest is run, `jobs` at a time."""
     found = {trial.folder: read_result(trial) for trial in trials}
     missing = [trial for trial in trials if found[trial.folder] is None]
     if missing and len(missing) < len(trials):
@@ -187,7 +180,12 @@ def _run_all(
     for trial, result in progress.track(_finished(missing, jobs), what, len(missing)):
         found[trial.folder] = result
         progress.note(_line(trial, result))
-    return {folder: result for folder, result in found.items() if result is not None}
+    results: dict[str, list[Result]] = {}
+    for trial in trials:
+        done = found[trial.folder]
+        assert done is not None
+        results.setdefault(trial.config.method, []).append(done)
+    return results
 
 
 def _finished(trials: Sequence[Trial], jobs: int) -> Iterator[tuple[Trial, Result]]:
@@ -257,11 +255,9 @@ def read_result(trial: Trial) -> Result | None:
 
 
 def run_trial(trial: Trial, threads: int | None = None) -> Result:
-    """Train (or continue), score, store the result and return it.
+    """Train (or continue), score, store the result and return it; a stored one as it is.
 
-    Args:
-        trial: what to run; a result that is stored already is returned as it is.
-        threads: torch's threads in this process; None leaves them.
+    `threads` are torch's in this process; None leaves them.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -317,11 +313,6 @@ def _result(run: Run, config: TrainConfig, seconds: float) -> Result:
         method=config.method,
         seed=config.seed,
         lr=config.lr,
-        validation=None,
-        zero_shot=None,
-        accuracy=None,
-        worst_local=None,
-        clients={},
         trained=parameters["shared"] + parameters["local"],
         shared=parameters["shared"],
         bytes_up=bytes_up,

@@ -12,8 +12,7 @@ import math
 import platform
 import statistics
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
@@ -101,28 +100,25 @@ accuracy in percent.
 """
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A figure over several seeds."""
+Figure = dict[str, float | None]
+"""Of several seeds `mean`, sample `deviation`, and half the 95 % `interval` by Student's t.
 
-    mean: float
-    deviation: float | None
-    """Sample standard deviation; None of a single seed."""
-    interval: float | None
-    """Half the width of the 95 % interval of the mean, by Student's t; None of a single seed."""
+The last two are None of a single seed.
+"""
 
 
-def spread(values: Sequence[float | None]) -> Spread | None:
+def spread(values: Sequence[float | None]) -> Figure | None:
     """Mean, deviation and 95 % interval; None where a value is not measured."""
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return None
     if len(known) == 1:
-        return Spread(known[0], None, None)
+        return {"mean": known[0], "deviation": None, "interval": None}
     deviation = statistics.stdev(known)
     degrees = len(known) - 1
     t = _T[degrees - 1] if degrees <= len(_T) else _NORMAL
-    return Spread(statistics.fmean(known), deviation, t * deviation / math.sqrt(len(known)))
+    interval = t * deviation / math.sqrt(len(known))
+    return {"mean": statistics.fmean(known), "deviation": deviation, "interval": interval}
 
 
 def write_comparison(comparison: Comparison) -> list[Path]:
@@ -182,9 +178,6 @@ def _row(results: Sequence[Result]) -> dict[str, Any]:
     for key in ACCURACIES:
         row[key] = spread([one[key] for one in accuracies])
     row["worst_local"] = spread([one.worst_local for one in results])
-    for key, found in row.items():
-        if isinstance(found, Spread):
-            row[key] = asdict(found)
     return row | {
         "parameters_trained": first.trained,
         "parameters_shared": first.shared,
@@ -217,7 +210,7 @@ def markdown(values: dict[str, Any]) -> str:
     )
 
 
-def _cell(figure: Mapping[str, float | None] | None) -> str:
+def _cell(figure: Figure | None) -> str:
     if figure is None:
         return "-"
     if figure["interval"] is None:

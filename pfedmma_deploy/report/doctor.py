@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
@@ -116,14 +116,8 @@ def diagnose(
 ) -> Diagnosis:
     """Look at the installation and the machine; takes as long as `import open_clip`.
 
-    Args:
-        device: what is to work: `auto`, `cpu`, `cuda` or `tensorrt`.
-        runs: where runs are written.
-        exports: where bundles are written.
-        progress: told of what takes long.
-
-    Raises:
-        UsageError: an unknown device.
+    `device` is what is to work; runs and bundles are written to `runs` and `exports`. Raises
+    `UsageError` for an unknown device.
     """
     if device not in DEVICES:
         raise UsageError(f"Device {device!r} is unknown: expected {', '.join(DEVICES)}.")
@@ -155,13 +149,15 @@ def guarded(name: str, look: Callable[[], Iterable[Check]]) -> list[Check]:
     except Exception as error:  # whatever a broken installation raises
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         advice = "install the packages again in a fresh environment; if this stays, report it"
-        checks.append(Check(name, False, f"could not be looked at ({reason})", advice))
+        checks.append(judged(name, f"could not be looked at ({reason})", advice, stops=False))
     return checks
 
 
-def judged(name: str, found: str, advice: str = "", *, stops: bool = True) -> Check:
+def judged(
+    name: str, found: str, advice: str = "", *, stops: bool = True, absent: bool = False
+) -> Check:
     """A finding that is well unless there is something to advise."""
-    return Check(name, not advice, found, advice, stops and advice != "")
+    return Check(name, not advice, found, advice, stops and advice != "", absent)
 
 
 def check_packages(device: str) -> Iterator[Check]:
@@ -255,7 +251,7 @@ def check_driver(device: str) -> Iterator[Check]:
     except OSError:
         found = f"no NVIDIA driver ({name} cannot be loaded)"
         advice = "install NVIDIA's driver (in a container: start it with --gpus all)"
-        yield Check("driver", not asked, found, advice if asked else "", asked, absent=not asked)
+        yield judged("driver", found, advice if asked else "", absent=not asked)
         return
     code, version, count = driver.cuInit(0), ctypes.c_int(0), ctypes.c_int(0)
     driver.cuDriverGetVersion(ctypes.byref(version))
@@ -296,14 +292,20 @@ def check_providers(device: str) -> Iterator[Check]:
     names = [CPU, CUDA, TENSORRT, *sorted(available - {CPU, CUDA, TENSORRT})]
     tried = [name for name in names if name in available and not problems.get(name)]
     needed = NEEDED.get(device, (CPU,))
-    checks = {}
     with ThreadPoolExecutor() as pool:
         answers = dict(zip(tried, pool.map(lambda name: probe("run", name), tried), strict=True))
+    checks = {}
     for name in names:
+        asked = name in needed
         if name in answers:
-            checks[name] = _ran(name, answers[name], stops=name in needed)
-        else:
-            checks[name] = _not_tried(name, problems, stops=name in needed)
+            checks[name] = _ran(name, answers[name], stops=asked)
+            continue
+        # By what is known it cannot run, which matters if it was asked for.
+        reason = problems.get(name) or "this ONNX Runtime does not have it"
+        what, _, rest = reason.partition("; ")
+        advice = rest if rest.startswith("run ") else "see the driver"
+        found = f"cannot be used: {what}"
+        checks[name] = judged(name, found, advice if asked else "", absent=not asked)
     yield from checks.values()
     if device == "auto":
         chosen = "cuda" if CUDA in answers and checks[CUDA].ok else "cpu"
@@ -313,15 +315,6 @@ def check_providers(device: str) -> Iterator[Check]:
     else:
         advice = "see the advice above, or choose --device cpu"
         yield judged("device", f"{device} cannot be used", advice)
-
-
-def _not_tried(name: str, problems: Mapping[str, str | None], *, stops: bool) -> Check:
-    """A provider that cannot run by what is known; that matters if it was asked for."""
-    reason = problems.get(name) or "this ONNX Runtime does not have it"
-    what, _, rest = reason.partition("; ")
-    advice = rest if rest.startswith("run ") else "see the driver"
-    found = f"cannot be used: {what}"
-    return Check(name, not stops, found, advice if stops else "", stops, absent=not stops)
 
 
 def _ran(name: str, answer: Answer, *, stops: bool) -> Check:

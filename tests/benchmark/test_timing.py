@@ -12,9 +12,8 @@ from pfedmma_deploy.benchmark.report import (
     environment_lines,
     latency,
     number,
-    ratio,
+    quartiles,
     run_rounds,
-    spread,
     timed,
 )
 from tests.test_system import MACHINE
@@ -35,16 +34,16 @@ class FakeMachine:
             self.calls.append(name)
             self.now += seconds()
 
-        return Contestant(name, run, items)
+        return run, items
 
 
 def test_rates_by_hand() -> None:
     """Two seconds for 8 images is 4 a second; half a second for 1 is 2 a second."""
     machine = FakeMachine()
-    both = [
-        machine.contestant("a", lambda: 2.0, 8),
-        machine.contestant("b", lambda: 0.5, 1),
-    ]
+    both = {
+        "a": machine.contestant("a", lambda: 2.0, 8),
+        "b": machine.contestant("b", lambda: 0.5, 1),
+    }
     windows = run_rounds(both, rounds=3, seconds=1.0, clock=machine.clock)
     assert windows["a"].rates == [4.0, 4.0, 4.0]
     assert windows["b"].rates == [2.0, 2.0, 2.0]
@@ -55,7 +54,7 @@ def test_rates_by_hand() -> None:
 
 def test_short_calls_are_warmed_up_in_every_window() -> None:
     machine = FakeMachine()
-    one = [machine.contestant("a", lambda: 0.25, 1)]
+    one = {"a": machine.contestant("a", lambda: 0.25, 1)}
     windows = run_rounds(one, rounds=2, seconds=2.0, clock=machine.clock)
     assert len(machine.calls) == 2 * (1 + 8)
     assert len(windows["a"].calls) == 16
@@ -74,19 +73,19 @@ def test_a_ratio_survives_a_machine_that_slows_down() -> None:
 
         return take
 
-    both = [machine.contestant("a", seconds(1.0), 1), machine.contestant("b", seconds(0.5), 1)]
+    both = {name: machine.contestant(name, seconds(s), 1) for name, s in (("a", 1.0), ("b", 0.5))}
     windows = run_rounds(both, rounds=3, seconds=0.1, clock=machine.clock)
     assert windows["a"].rates == [1.0, 0.2, 0.1]
-    found = ratio(windows["b"], windows["a"])
-    assert (found.low, found.median, found.high) == (2.0, 2.0, 2.0)
+    found = timed(windows, "b", "a")["ratios"]["a"]
+    assert found == {"low": 2.0, "median": 2.0, "high": 2.0}
 
 
 def test_quartiles_by_hand() -> None:
-    found = spread([4.0, 1.0, 3.0, 2.0, 5.0])
-    assert (found.low, found.median, found.high) == (2.0, 3.0, 4.0)
-    found = spread([1.0, 2.0, 3.0, 10.0])
-    assert (found.low, found.median, found.high) == (1.75, 2.5, 4.75)
-    assert spread([7.0]).high == 7.0
+    found = quartiles([4.0, 1.0, 3.0, 2.0, 5.0])
+    assert found == {"low": 2.0, "median": 3.0, "high": 4.0}
+    found = quartiles([1.0, 2.0, 3.0, 10.0])
+    assert found == {"low": 1.75, "median": 2.5, "high": 4.75}
+    assert quartiles([7.0])["high"] == 7.0
 
 
 def test_few_calls_have_no_p99() -> None:

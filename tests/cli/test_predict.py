@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pfedmma_deploy.cli import predict as module
 from pfedmma_deploy.cli.main import run
-from pfedmma_deploy.cli.predict import Csv, printable
+from pfedmma_deploy.cli.predict import printable, write_csv
 from pfedmma_deploy.runtime import Classifier, ClassScore, Prediction
 from pfedmma_deploy.types import Skipped
 from tests.export.sample import CLASS_NAMES, images
@@ -99,11 +100,9 @@ def test_csv(photos: Path, capsys: Printed, compare: bool) -> None:
 
 def test_csv_rows_are_quoted_and_no_formulas() -> None:
     stream = io.StringIO()
-    rows = Csv(stream, 2, compare=False)
     scores = (ClassScore("=1+1", 0.75), ClassScore('cat, "big"', 0.25))
-    rows.found([Prediction("=cmd.jpg", "@home", scores)])
-    rows.skipped(Skipped("a,b.jpg", "-1"))
-    rows.finish()
+    outcomes = [(Prediction("=cmd.jpg", "@home", scores),), Skipped("a,b.jpg", "-1")]
+    write_csv(outcomes, stream, 2, compare=False)
     assert stream.getvalue().splitlines()[1:] == [
         """./=cmd.jpg,'@home,'=1+1,0.750000,"cat, ""big\""",0.250000,""",
         '"a,b.jpg",,,,,,\'-1',
@@ -178,14 +177,16 @@ def test_a_link_stays_a_link(photos: Path) -> None:
 def test_nothing_half_written(
     photos: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    written = Csv.found
+    def fail_later(outcomes: Any, *rest: Any, **more: Any) -> None:
+        def failing() -> Any:
+            for outcome in outcomes:
+                yield outcome
+                if isinstance(outcome, tuple) and outcome[0].source == NAMES[2]:
+                    raise error
 
-    def fail_later(self: Csv, predictions: Any) -> None:
-        written(self, predictions)
-        if predictions[0].source == NAMES[2]:
-            raise error
+        write_csv(failing(), *rest, **more)
 
-    monkeypatch.setattr(Csv, "found", fail_later)
+    monkeypatch.setattr(module, "write_csv", fail_later)
     Path("answers.csv").write_text("older")
     assert predict("photos --out answers.csv") == (1 if isinstance(error, OSError) else 130)
     assert Path("answers.csv").read_text() == "older"
@@ -229,18 +230,17 @@ def test_rows_come_while_later_images_are_still_to_be_found(
         while calls > 1:  # the first call only counts
             yield Path(NAMES[0])
 
-    written = Csv.found
-    rows = 0
+    def stop(outcomes: Any, *rest: Any, **more: Any) -> None:
+        def stopping() -> Any:
+            for row, outcome in enumerate(outcomes, 1):
+                yield outcome
+                if row == 100:
+                    raise KeyboardInterrupt
 
-    def stop(self: Csv, predictions: Any) -> None:
-        nonlocal rows
-        written(self, predictions)
-        rows += 1
-        if rows == 100:
-            raise KeyboardInterrupt
+        write_csv(stopping(), *rest, **more)
 
     monkeypatch.setattr(sources, "find_images", endless)
-    monkeypatch.setattr(Csv, "found", stop)
+    monkeypatch.setattr(module, "write_csv", stop)
     assert predict("photos --format csv --batch-size 4 --threads 1") == 130
     assert len(capsys.readouterr().out.splitlines()) == 101
 
