@@ -158,21 +158,17 @@ def open_images(
             raise DataError(
                 "There are no images in these files: .jpg, .png, .webp and .bmp are read."
             )
-        yield items[:most], _remarks_on_all(items, most, others)
-
-
-def _remarks_on_all(items: Sequence[Item], most: int, others: int) -> list[str]:
-    said = []
-    if len(items) > most:
-        said.append(f"Only the first {most:,} of {len(items):,} images were taken.")
-    if others:
-        said.append(f"{others:,} other files in the zip were left out.")
-    if all(item.label is None for item in items[:most]):
-        said.append(
-            "True classes are not known, so nothing can be right or wrong: for that, choose a "
-            "folder or a zip with one folder per class inside."
-        )
-    return said
+        said = []
+        if len(items) > most:
+            said.append(f"Only the first {most:,} of {len(items):,} images were taken.")
+        if others:
+            said.append(f"{others:,} other files in the zip were left out.")
+        if all(item.label is None for item in items[:most]):
+            said.append(
+                "True classes are not known, so nothing can be right or wrong: for that, choose a "
+                "folder or a zip with one folder per class inside."
+            )
+        yield items[:most], said
 
 
 def _zip_items(model: DemoModel, file: Upload, stack: ExitStack) -> tuple[list[Item], int]:
