@@ -138,12 +138,10 @@ def among(scores: Sequence[ClassScore], names: Collection[str]) -> list[ClassSco
     wanted = set(names)
     kept = [score for score in scores if score.name in wanted]
     total = sum(map(attrgetter("probability"), kept))
-    found = []
-    for score in kept:
-        # 0 where all others are so much likelier that nothing is left to share out.
-        share = score.probability / total if total else 1 / len(kept)
-        found.append(ClassScore(score.name, share))
-    return found
+    if not total:
+        # All others are so much likelier that nothing is left to share out.
+        return [ClassScore(score.name, 1 / len(kept)) for score in kept]
+    return [ClassScore(score.name, score.probability / total) for score in kept]
 
 
 def require_truth(model: DemoModel, truth: str | None, names: Collection[str]) -> str | None:

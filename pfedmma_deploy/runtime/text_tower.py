@@ -50,13 +50,9 @@ class TextTower:
         """Features [C, D] of typed class names, in the client's prompt."""
 
     @cached_property
-    def _known(self) -> Features:
+    def known(self) -> Features:
+        """Features of the bundle's class names, [clients, C, D]."""
         return self._bundle.text_embeds()
-
-    def known(self, index: int) -> Features:
-        """Features [C, D] of the bundle's class names."""
-        features: Features = self._known[index]
-        return features
 
     def _encode(self, index: int, classes: tuple[str, ...]) -> Features:
         return self.embed(build_prompts(classes, self._bundle.manifest.prompt_of(index)), index)
