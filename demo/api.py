@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def _add_compare(model: DemoModel, first: str) -> None:
             raise gr.Error("Give an image file.", print_exception=False)
         with _sentences():
             found = compare(model, Path(image), client, class_set, typed, other, truth)
-        return found.to_dict()
+        return asdict(found)
 
     ids = client_choices(model)
     fields = [

@@ -33,15 +33,6 @@ def default_bundle() -> Path | None:
     return None
 
 
-def require_mcp() -> None:
-    """Raises `UsageError` with the command that installs what `--mcp` needs."""
-    if importlib.util.find_spec("mcp") is None:
-        raise UsageError(
-            "--mcp needs the package mcp, which is not installed. Install it with\n"
-            f"  {sys.executable} -m pip install 'gradio[mcp]'"
-        )
-
-
 @dataclass(frozen=True)
 class RunningDemo:
     """A page that is being served."""
@@ -87,8 +78,11 @@ def launch(
     Raises:
         PfedmmaError: the bundle cannot be opened, the port is taken, or a package is missing.
     """
-    if mcp:
-        require_mcp()
+    if mcp and importlib.util.find_spec("mcp") is None:
+        raise UsageError(
+            "--mcp needs the package mcp, which is not installed. Install it with\n"
+            f"  {sys.executable} -m pip install 'gradio[mcp]'"
+        )
     # Before Gradio is imported, which reads them.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

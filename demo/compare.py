@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -70,10 +69,6 @@ class Comparison:
     def personalized(self) -> ModelAnswers:
         """The chosen client."""
         return self.models[1]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 def compare(
@@ -143,12 +138,10 @@ def among(scores: Sequence[ClassScore], names: Collection[str]) -> list[ClassSco
     wanted = set(names)
     kept = [score for score in scores if score.name in wanted]
     total = sum(map(attrgetter("probability"), kept))
-    found = []
-    for score in kept:
-        # 0 where all others are so much likelier that nothing is left to share out.
-        share = score.probability / total if total else 1 / len(kept)
-        found.append(ClassScore(score.name, share))
-    return found
+    if not total:
+        # All others are so much likelier that nothing is left to share out.
+        return [ClassScore(score.name, 1 / len(kept)) for score in kept]
+    return [ClassScore(score.name, score.probability / total) for score in kept]
 
 
 def require_truth(model: DemoModel, truth: str | None, names: Collection[str]) -> str | None:

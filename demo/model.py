@@ -20,7 +20,7 @@ from pfedmma_deploy.data.pixels import resize_crop
 from pfedmma_deploy.data.samples import SAMPLE_NAMES
 from pfedmma_deploy.errors import DataError, ImageError, UsageError, nearest
 from pfedmma_deploy.runtime import Classifier
-from pfedmma_deploy.runtime.manifest import ClientInfo, Figures, Manifest
+from pfedmma_deploy.runtime.manifest import ClientHistory, ClientInfo, Figures, Manifest
 from pfedmma_deploy.types import Dataset, Example
 
 ClassSet = Literal["all", "seen", "base", "novel", "typed"]
@@ -195,14 +195,12 @@ class ClientRow:
 def client_rows(model: DemoModel) -> list[ClientRow]:
     """All personalized clients in the bundle's order."""
     history, rows = model.manifest.history, []
+    clients = history.clients if history else {}
     for info in model.clients:
+        known = clients.get(info.id, ClientHistory((), None, None))
+        images = sum(known.num_examples) if known.num_examples else None
         seen = model.named(info.seen)
-        known = history.clients.get(info.id) if history else None
-        if known is None:
-            rows.append(ClientRow(info.id, seen, None, None, None))
-        else:
-            images = sum(known.num_examples) if known.num_examples else None
-            rows.append(ClientRow(info.id, seen, images, known.zero_shot, known.personalized))
+        rows.append(ClientRow(info.id, seen, images, known.zero_shot, known.personalized))
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class CompareTab:
         """Lay out the tab, with the first example of client `first` answered already."""
         self.model = model
         # Computed once per client, for everybody who looks.
-        self.examples = lru_cache(maxsize=128)(self._find_examples)
+        self.examples = lru_cache(maxsize=128)(partial(find_examples, model))
         start = next(iter(self.examples(first)), None)
         self._lay_out_fields(first, start)
         answer = views.render("hint", self.EMPTY) if start is None else self._answer(start, first)
@@ -52,9 +52,6 @@ class CompareTab:
             js_on_load=asset("examples.js"),
         )
         self._connect()
-
-    def _find_examples(self, client: str) -> tuple[Example, ...]:
-        return tuple(find_examples(self.model, client))
 
     def _lay_out_fields(self, first: str, start: Example | None) -> None:
         clients = client_choices(self.model)
@@ -102,7 +99,7 @@ class CompareTab:
         self.image.input(self.take, values[:-1], [result, truth], **latest)
         # The answers first: finding a client's examples takes longer.
         self.client.input(self.switch, values, [result, self.card], **latest).then(
-            lambda client: views.render("examples", self.examples(client)),
+            lambda one: views.render("examples", self.examples(one)),
             self.client,
             self.shelf,
             **latest,
@@ -263,17 +260,16 @@ class GalleryTab:
         asked += [self.client, self.names, self.chosen]
         self.button.click(
             lambda: self.WORKING, None, self.figures, show_progress="hidden", **QUIET
-        ).then(
-            self.run,
-            asked,
-            shown,
-            show_progress_on=self.figures,
-            **QUIET,
-        )
+        ).then(self.run, asked, shown, show_progress_on=self.figures, **QUIET)
         self.picker.upload(picked_files, None, self.picked, **QUIET)
         page = [self.grid, self.more, self.limit]
         self.chosen.input(self.show, [self.gallery, self.chosen], page, **QUIET)
-        self.more.click(self.show_more, [self.gallery, self.chosen, self.limit], page, **QUIET)
+        self.more.click(
+            lambda gallery, chosen, limit: self.show(gallery, chosen, limit + self.PAGE),
+            [self.gallery, self.chosen, self.limit],
+            page,
+            **QUIET,
+        )
 
     def run(
         self,
@@ -303,14 +299,14 @@ class GalleryTab:
             )
         except PfedmmaError as error:
             return views.render("problem", str(error)), *nothing
-        html, has_more = views.grid(gallery, chosen, self.PAGE)
+        html, more, limit = self.show(gallery, chosen)
         return (
             views.figures(gallery),
             gallery,
-            self.PAGE,
+            limit,
             gr.update(visible=True),
             html,
-            gr.update(visible=has_more),
+            more,
             views.confusions(gallery),
             gr.update(value=write_csv(gallery, self.download.GRADIO_CACHE)),
         )
@@ -323,12 +319,6 @@ class GalleryTab:
             return views.render("hint", self.EMPTY), gr.update(visible=False), self.PAGE
         html, has_more = views.grid(gallery, chosen, limit)
         return html, gr.update(visible=has_more), limit
-
-    def show_more(
-        self, gallery: Gallery | None, chosen: Filter, limit: int
-    ) -> tuple[str, dict[str, Any], int]:
-        """One page more of them."""
-        return self.show(gallery, chosen, limit + self.PAGE)
 
 
 def clients_tab(model: DemoModel) -> None:

@@ -10,7 +10,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -59,8 +59,10 @@ def remarks(source: Path | bytes) -> list[str]:
         frames = getattr(image, "n_frames", 1)
         if frames > 1:
             found.append(f"Of its {frames} frames, the first was used.")
-        if _is_turned(image):
-            found.append("It was turned upright, as its camera noted.")
+        # Damaged EXIF is ignored when the pixels are read, too.
+        with suppress(Exception):
+            if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
+                found.append("It was turned upright, as its camera noted.")
         if image.has_transparency_data:
             found.append("Its transparency was ignored.")
         if min(image.size) < 24:
@@ -79,13 +81,6 @@ def thumbnail(image: Image.Image, side: int = 112) -> bytes:
         small.thumbnail((side, side))
         small.save(buffer, "JPEG", quality=82)
     return buffer.getvalue()
-
-
-def _is_turned(image: Image.Image) -> bool:
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-    except Exception:  # damaged EXIF is ignored when the pixels are read, too
-        return False
 
 
 @dataclass(frozen=True)
@@ -163,21 +158,17 @@ def open_images(
             raise DataError(
                 "There are no images in these files: .jpg, .png, .webp and .bmp are read."
             )
-        yield items[:most], _remarks_on_all(items, most, others)
-
-
-def _remarks_on_all(items: Sequence[Item], most: int, others: int) -> list[str]:
-    said = []
-    if len(items) > most:
-        said.append(f"Only the first {most:,} of {len(items):,} images were taken.")
-    if others:
-        said.append(f"{others:,} other files in the zip were left out.")
-    if all(item.label is None for item in items[:most]):
-        said.append(
-            "True classes are not known, so nothing can be right or wrong: for that, choose a "
-            "folder or a zip with one folder per class inside."
-        )
-    return said
+        said = []
+        if len(items) > most:
+            said.append(f"Only the first {most:,} of {len(items):,} images were taken.")
+        if others:
+            said.append(f"{others:,} other files in the zip were left out.")
+        if all(item.label is None for item in items[:most]):
+            said.append(
+                "True classes are not known, so nothing can be right or wrong: for that, choose a "
+                "folder or a zip with one folder per class inside."
+            )
+        yield items[:most], said
 
 
 def _zip_items(model: DemoModel, file: Upload, stack: ExitStack) -> tuple[list[Item], int]:
@@ -196,17 +187,13 @@ def _zip_items(model: DemoModel, file: Upload, stack: ExitStack) -> tuple[list[I
         )
     items = []
     for info in sorted(members, key=lambda info: info.filename):
-        if _is_wanted(info.filename):
+        parts = PurePosixPath(info.filename).parts
+        # macOS adds a hidden twin to every file.
+        hidden = any(part.startswith(".") and part not in {".", ".."} for part in parts)
+        if is_image_name(info.filename) and not hidden and "__MACOSX" not in parts:
             read = partial(_read_member, archive, info)
             items.append(Item(info.filename, _label(model, info.filename), read))
     return items, len(members) - len(items)
-
-
-def _is_wanted(name: str) -> bool:
-    # macOS adds a hidden twin to every file.
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith(".") and part not in {".", ".."} for part in parts)
-    return is_image_name(name) and not hidden and "__MACOSX" not in parts
 
 
 def _label(model: DemoModel, name: str) -> int | None:

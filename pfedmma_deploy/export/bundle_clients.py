@@ -64,7 +64,7 @@ def add_client(bundle: Path, client: Path, *, name: str | None = None) -> Bundle
     manifest, index = opened.manifest, len(opened.manifest.clients)
     info = ClientInfo(index, newcomer.id, newcomer.seen)
     manifest = replace(manifest, clients=(*manifest.clients, info))
-    pixels, tokens = _check_images(manifest), _tokens(opened)
+    pixels, tokens = _check_inputs(opened)
     with staged(bundle) as folder:
         text = _append(opened, folder, manifest, newcomer, tokens)
         worst = 0.0
@@ -103,7 +103,7 @@ def remove_client(bundle: Path, client: str) -> Bundle:
     kept = [info for info in old.clients if info.index != index]
     fewer = tuple(replace(info, index=number) for number, info in enumerate(kept))
     manifest = replace(old, clients=fewer, history=without_client(old.history, client))
-    pixels, tokens = _check_images(manifest), _tokens(opened)
+    pixels, tokens = _check_inputs(opened)
     with staged(bundle) as folder:
         for file in TOWER_OF:
             _change_model(
@@ -183,19 +183,17 @@ def _copy_rest(opened: Bundle, folder: Path) -> None:
 # Checks.
 
 
-def _check_images(manifest: Manifest) -> NDArray[np.uint8]:
-    """Real images from the sample in the package, uint8 [N, H, W, 3] at the model's size."""
+def _check_inputs(opened: Bundle) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images of the sample, uint8 [N, H, W, 3], and the clients' class prompts, [C, context]."""
+    manifest = opened.manifest
     dataset = load_dataset("cifar10-sample", verify=False)
     step = max(1, len(dataset.examples) // IMAGES)
-    chosen = dataset.examples[::step][:IMAGES]
-    return np.stack([load_pixels(dataset.open_image(o), manifest.preprocessing) for o in chosen])
-
-
-def _tokens(opened: Bundle) -> NDArray[np.int64]:
-    """Token ids of the class prompts as the clients read them, [C, context]."""
-    manifest = opened.manifest
+    images = []
+    for example in dataset.examples[::step][:IMAGES]:
+        images.append(load_pixels(dataset.open_image(example), manifest.preprocessing))
     tokenizer = Tokenizer(opened.file(names.TOKENIZER), manifest.context_length)
-    return tokenizer(build_prompts(manifest.class_names, manifest.prompt_of(1)))
+    prompts = build_prompts(manifest.class_names, manifest.prompt_of(1))
+    return np.stack(images), tokenizer(prompts)
 
 
 def _require_unchanged(

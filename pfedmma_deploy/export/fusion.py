@@ -38,18 +38,6 @@ class TowerShape:
     banks: int
     """Number of matrices that are gathered by client."""
 
-    @property
-    def expected(self) -> dict[str, int]:
-        """Operators of a fully fused graph. The first `ln_1` and the last norm skip nothing.
-
-        The last block of an image tower asks for the class token alone, which is no self-attention.
-        """
-        return {
-            "Attention": self.depth if self.is_causal else self.depth - 1,
-            "SkipLayerNormalization": 2 * self.depth - 1,
-            "QuickGelu" if self.quick_gelu else "BiasGelu": self.depth,
-        }
-
 
 def fuse(model: onnx.ModelProto, shape: TowerShape) -> onnx.ModelProto:
     """The same model with fused operators; every name of an adapter bank stays.
@@ -97,7 +85,14 @@ def fused_counts(model: onnx.ModelProto) -> dict[str, int]:
 
 def require_fused(found: Mapping[str, int], shape: TowerShape) -> None:
     """Raises `ExportError` where an operator is missing, or a client's matrix got lost."""
-    wanted = {**shape.expected, "banks": shape.banks}
+    wanted = {
+        # The last block of an image tower asks for the class token alone: no self-attention.
+        "Attention": shape.depth if shape.is_causal else shape.depth - 1,
+        # The first `ln_1` and the last norm skip nothing.
+        "SkipLayerNormalization": 2 * shape.depth - 1,
+        "QuickGelu" if shape.quick_gelu else "BiasGelu": shape.depth,
+        "banks": shape.banks,
+    }
     counts = {name: found.get(name, 0) for name in wanted}
     if counts != wanted:
         raise ExportError(

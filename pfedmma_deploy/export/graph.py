@@ -158,7 +158,11 @@ class _Block(nn.Module):
             x, query = x[:, :1], query[:, :1]
         x = x + self.attend(query, keys, client, mask)
         z = self.up(self.ln_2(x))
-        z = z * torch.sigmoid(1.702 * z) if self.quick_gelu else _gelu(z)
+        if self.quick_gelu:
+            z = z * torch.sigmoid(1.702 * z)
+        else:
+            # The exact GELU in operators of any opset, in the order that ONNX Runtime fuses.
+            z = z * 0.5 * (torch.erf(z / math.sqrt(2)) + 1)
         x = x + self.down(z)
         return x if self.adapter is None else x + self.adapter(query, client)
 
@@ -217,11 +221,6 @@ def _scaled(layer: nn.Linear, scale: nn.Module) -> nn.Linear:
         return layer
     gamma = gamma.detach()
     return _linear(layer.weight.detach() * gamma[:, None], layer.bias.detach() * gamma)
-
-
-def _gelu(x: Tensor) -> Tensor:
-    """The exact GELU in operators of any opset, in the order that ONNX Runtime fuses at loading."""
-    return x * 0.5 * (torch.erf(x / math.sqrt(2)) + 1)
 
 
 def _buffer(value: Tensor) -> nn.Buffer:

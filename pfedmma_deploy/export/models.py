@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,20 +90,15 @@ def portable_model(
     finally:
         for bank, values in zip(banks.values(), kept, strict=True):
             bank.copy_(values)
-    _fill_banks(model, banks)
-    return model
-
-
-def _fill_banks(model: onnx.ModelProto, banks: Mapping[str, Tensor]) -> None:
-    """Put the true values of the banks into the model, by name."""
     entries = {entry.name: entry for entry in model.graph.initializer}
-    for name, values in banks.items():
-        if name not in entries or list(entries[name].dims) != list(values.shape):
+    for key, bank in banks.items():
+        if key not in entries or list(entries[key].dims) != list(bank.shape):
             raise ExportError(
-                f"torch's exporter left no {name} in the model: torch 2.15 does; please report "
+                f"torch's exporter left no {key} in the model: torch 2.15 does; please report "
                 "this with the version installed."
             )
-        entries[name].CopyFrom(numpy_helper.from_array(values.cpu().numpy(), name))
+        entries[key].CopyFrom(numpy_helper.from_array(bank.cpu().numpy(), key))
+    return model
 
 
 def write_fp32(

@@ -23,7 +23,7 @@ from pfedmma_deploy.adapters.base import Adapter, ExportBanks
 from pfedmma_deploy.backbone.loading import backbone_shapes
 from pfedmma_deploy.errors import ExportError, StoreError
 from pfedmma_deploy.export.banks import TOWER_OF, client_banks, client_rows
-from pfedmma_deploy.methods.base import Method, Tensors
+from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.methods.registry import make_method
 from pfedmma_deploy.runtime import bundle as names
 from pfedmma_deploy.runtime.bundle import Bundle
@@ -120,26 +120,20 @@ def _load_model(
     tensors, state = method.read_state(stored, config.get("state"))
     missing = adapter.scopes().keys() - tensors.keys()
     if missing:
-        tensors = {**_shared_of_run(folder, min(missing), method, config), **tensors}
+        run = folder.resolve().parents[1]
+        if not (run / "manifest.json").is_file():
+            raise ExportError(
+                f"{folder} lacks {min(missing)} and does not lie in a run, whose shared/ "
+                "would have what its method shares: personalize the client first (then it has its "
+                "own copy), or name its folder inside the run, runs/NAME/clients/ID."
+            )
+        shared = method.distribute(Run.open(run).load_shared(), str(config["client"]))
+        tensors = {**shared, **tensors}
     try:
         method.load_client(adapter, tensors, state)
     except ValueError as error:
         raise ExportError(f"{folder}: {error}. Train the client again.") from error
     adapter.eval()
-
-
-def _shared_of_run(
-    folder: Path, missing: str, method: Method[Any, Any], config: Mapping[str, Any]
-) -> Tensors:
-    """What the run that the folder lies in shares with its client."""
-    run = folder.resolve().parents[1]
-    if not (run / "manifest.json").is_file():
-        raise ExportError(
-            f"{folder} lacks {missing} and does not lie in a run, whose shared/ "
-            "would have what its method shares: personalize the client first (then it has its "
-            "own copy), or name its folder inside the run, runs/NAME/clients/ID."
-        )
-    return method.distribute(Run.open(run).load_shared(), str(config["client"]))
 
 
 def _require_same(id: str, *pairs: tuple[str, Any, Any]) -> None:

@@ -190,7 +190,7 @@ class Classifier:
 
         def answer(name: str, index: int, image: Features) -> Prediction:
             known = typed is None
-            text = self._texts.known(index) if known else self._texts.typed(index, names)
+            text = self._texts.known[index] if known else self._texts.typed(index, names)
             logits = self.manifest.logit_scale * (text @ image)
             return Prediction(name, self.clients[index].id, _best_classes(logits, names, top_k))
 

@@ -29,7 +29,12 @@ def prefetch(
     A sequence of one item needs no threads, which would only delay it.
     """
     if isinstance(items, Sequence) and len(items) == 1:
-        yield items[0], _done(work, items[0])
+        done: Future[Result] = Future()
+        try:
+            done.set_result(work(items[0]))
+        except Exception as error:
+            done.set_exception(error)
+        yield items[0], done
         return
     drawn: SimpleQueue[tuple[Item, Future[Result]] | BaseException | None] = SimpleQueue()
     places = threading.Semaphore(most)
@@ -64,13 +69,3 @@ def prefetch(
             left = drawn.get()
             if isinstance(left, tuple):
                 left[1].cancel()
-
-
-def _done(work: Callable[[Item], Result], item: Item) -> Future[Result]:
-    """The work on one item, done here and now."""
-    future: Future[Result] = Future()
-    try:
-        future.set_result(work(item))
-    except Exception as error:
-        future.set_exception(error)
-    return future

@@ -189,16 +189,14 @@ def usable_cores() -> int:
     """
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
-    cores = {_core(cpu) for cpu in os.sched_getaffinity(0)}
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        try:
+            # The same text for the hyper-threads of one core.
+            cores.add((CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip())
+        except OSError:
+            cores.add(str(cpu))
     return max(1, math.ceil(min(len(cores), _quota())))
-
-
-def _core(cpu: int) -> str:
-    """A name that hyper-threads of one core share; the CPU's number where nothing is known."""
-    try:
-        return (CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip()
-    except OSError:
-        return str(cpu)
 
 
 def _quota() -> float:

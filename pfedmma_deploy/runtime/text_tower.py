@@ -13,8 +13,8 @@ from __future__ import annotations
 import html
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -43,33 +43,19 @@ class TextTower:
         # Not worth the minutes that TensorRT takes: typed classes are encoded once and kept.
         self._device: RealDevice = "cuda" if device == "tensorrt" else device
         self._bundle, self._threads = bundle, threads
-        self._opening, self._keeping = threading.Lock(), threading.Lock()
+        self._opening = threading.Lock()
         self._opened: tuple[onnxruntime.InferenceSession, Tokenizer] | None = None
-        self._known: Features | None = None
-        self._typed: OrderedDict[tuple[int, tuple[str, ...]], Features] = OrderedDict()
-
-    def known(self, index: int) -> Features:
-        """Features [C, D] of the bundle's class names."""
-        with self._keeping:
-            if self._known is None:
-                self._known = self._bundle.text_embeds()
-            features: Features = self._known[index]
-        return features
-
-    def typed(self, index: int, classes: tuple[str, ...]) -> Features:
+        # No lock while it encodes: two threads may do it twice, none waits for the other.
+        self.typed = lru_cache(CACHED_LISTS)(self._encode)
         """Features [C, D] of typed class names, in the client's prompt."""
-        key = index, classes
-        with self._keeping:
-            if key in self._typed:
-                self._typed.move_to_end(key)
-                return self._typed[key]
-        # Encoded outside the lock: two threads may do it twice, none waits for the other.
-        features = self.embed(build_prompts(classes, self._bundle.manifest.prompt_of(index)), index)
-        with self._keeping:
-            self._typed[key] = features
-            while len(self._typed) > CACHED_LISTS:
-                self._typed.popitem(last=False)
-        return features
+
+    @cached_property
+    def known(self) -> Features:
+        """Features of the bundle's class names, [clients, C, D]."""
+        return self._bundle.text_embeds()
+
+    def _encode(self, index: int, classes: tuple[str, ...]) -> Features:
+        return self.embed(build_prompts(classes, self._bundle.manifest.prompt_of(index)), index)
 
     def embed(self, texts: Sequence[str], index: int) -> Features:
         """Features [N, D] of texts as they are, L2-normalised."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_both_models_answer_in_one_call() -> None:
     assert not found.agree and found.zero_shot.is_right is None
     assert (found.device, found.precision, found.names) == ("cpu", "fp32", 4)
     assert found.milliseconds > 0
-    assert json.loads(json.dumps(found.to_dict()))["models"][1]["top"][0]["kind"] == "seen"
+    assert json.loads(json.dumps(asdict(found)))["models"][1]["top"][0]["kind"] == "seen"
 
 
 def test_the_true_class_judges_both() -> None:

@@ -343,7 +343,19 @@ def test_typed_classes_are_kept_within_bounds(
 
     monkeypatch.setattr(text_tower, "CACHED_LISTS", 2)
     classifier = Classifier.load(bundle, "cpu")
+    encoded: list[str] = []
+    embed = classifier._texts.embed
+
+    def note(texts: Sequence[str], index: int) -> NDArray[np.float32]:
+        encoded.extend(texts)
+        return embed(texts, index)
+
+    monkeypatch.setattr(classifier._texts, "embed", note)
     for name in ("a", "b", "a", "c"):
         classifier.predict(images(1), 1, [name])
-    kept = list(classifier._texts._typed)
-    assert kept == [(1, ("a",)), (1, ("c",))]
+    assert len(encoded) == 3
+    assert classifier._texts.typed.cache_info().currsize == 2
+    # The two used last are kept; the other one went.
+    for name, count in (("a", 3), ("c", 3), ("b", 4)):
+        classifier.predict(images(1), 1, [name])
+        assert len(encoded) == count
