@@ -10,6 +10,8 @@ from PIL import Image
 
 from tests.export.sample import images
 
+pytest_plugins = ["tests.export.fixtures"]
+
 BLOCKED = ("torch", "torchvision", "open_clip", "timm", "onnx", "onnxscript", "safetensors", "ftfy")
 
 PROGRAM = """
@@ -36,7 +38,6 @@ LIGHT = """
 import sys
 import pfedmma_deploy.runtime
 
-pytest_plugins = ["tests.export.fixtures"]
 heavy = {"numpy", "onnxruntime", "tokenizers", "PIL", "torch"} & set(sys.modules)
 print(sorted(heavy))
 """
