@@ -7,7 +7,7 @@ exact as fp32: `pfedmma_deploy.export.quality` decides whether it is good enough
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,13 +61,20 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
             full, half = node.output[0], f"{node.output[0]}.fp16"
             node.output[0] = half
             nodes.append(helper.make_node("Cast", [half], [full], to=TensorProto.FLOAT))
-    for entry in [e for e in graph.initializer if e.name in halved]:
+    _halve_initializers(graph, halved, shared=read)
+    return _with_nodes(model, nodes)
+
+
+def _halve_initializers(
+    graph: onnx.GraphProto, names: Collection[str], shared: Collection[str]
+) -> None:
+    """These weights in fp16; of those in `shared` a copy, `{name}.fp16`, beside the full one."""
+    for entry in [e for e in graph.initializer if e.name in names]:
         values = numpy_helper.to_array(entry).astype(np.float16)
-        if entry.name in read:
+        if entry.name in shared:
             graph.initializer.append(numpy_helper.from_array(values, f"{entry.name}.fp16"))
         else:
             entry.CopyFrom(numpy_helper.from_array(values, entry.name))
-    return _with_nodes(model, nodes)
 
 
 def to_int8(model: onnx.ModelProto) -> onnx.ModelProto:

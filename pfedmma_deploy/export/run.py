@@ -21,7 +21,7 @@ from pfedmma_deploy.federated.evaluate import RunEvaluation, evaluate_run
 from pfedmma_deploy.federated.session import Session, open_run_session
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.runtime.manifest import ClientHistory, Figures, History
-from pfedmma_deploy.store.run import Run
+from pfedmma_deploy.store.run import Run, StoredClient
 from pfedmma_deploy.types import Example, Federation
 
 PARITY_IMAGES = 64
@@ -72,16 +72,11 @@ def export_run(
             f"{session.method.export_blocker}."
         )
     shared = run.load_shared()
-    names: list[str] = list(run.manifest["class_names"])
-    # Two newcomers may write the same class as "Lighthouse" and "lighthouse".
-    label_of = {class_key(name): i for i, name in enumerate(names)}
-    for name in (name for client in stored for name in client.config["seen"]):
-        if label_of.setdefault(class_key(name), len(names)) == len(names):
-            names.append(name)
-    taken = []
-    for one in stored:
-        seen = [label_of[class_key(name)] for name in one.config["seen"]]
-        taken.append(ExportClient(one.id, session.client_model(one, shared).eval(), seen))
+    names, seen = _number_classes(run.manifest["class_names"], stored)
+    taken = [
+        ExportClient(one.id, session.client_model(one, shared).eval(), labels)
+        for one, labels in zip(stored, seen, strict=True)
+    ]
     config, training = config or ExportConfig(), run.config
     novel = [names.index(name) for name in run.manifest["novel"]]
     # Where a domain was left out, novel may be the classes that were trained on, looking otherwise.
@@ -111,6 +106,22 @@ def export_run(
         history=run_history(run, session.federation, chosen, len(names), measured),
         progress=progress,
     )
+
+
+def _number_classes(
+    known: Sequence[str], clients: Sequence[StoredClient]
+) -> tuple[list[str], list[list[int]]]:
+    """All class names in label order, the run's first, and the labels that each client has seen."""
+    names = list(known)
+    # Two newcomers may write the same class as "Lighthouse" and "lighthouse".
+    label_of = {class_key(name): label for label, name in enumerate(names)}
+    seen = []
+    for client in clients:
+        for name in client.config["seen"]:
+            if label_of.setdefault(class_key(name), len(names)) == len(names):
+                names.append(name)
+        seen.append([label_of[class_key(name)] for name in client.config["seen"]])
+    return names, seen
 
 
 def _evaluation(session: Session) -> Evaluation:
