@@ -34,9 +34,9 @@ def test_training_never_uses_a_test_image(
     used: set[str] = set()
     decode = PixelLoader._decode
 
-    def watch(self: PixelLoader, example: Example, transform: Any) -> Any:
+    def watch(self: PixelLoader, example: Example, *how: Any) -> Any:
         used.add(example.split)
-        return decode(self, example, transform)
+        return decode(self, example, *how)
 
     monkeypatch.setattr(PixelLoader, "_decode", watch)
     train(config, tmp_path / "run")
