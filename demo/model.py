@@ -109,7 +109,7 @@ class DemoModel:
         return "novel" if self.is_novel(label) else "elsewhere"
 
     def is_novel(self, label: int) -> bool:
-        """Whether nobody trained on the class; a class may be novel in another look only."""
+        """Whether nobody trained on the class; a class may be novel in another domain only."""
         return label in self.manifest.novel and label not in self.manifest.base
 
     def names(self, class_set: ClassSet, client: ClientInfo, typed: str = "") -> tuple[str, ...]:

@@ -148,7 +148,7 @@ class TrainConfig:
     client_batching: bool = True
     """Train several clients in one pass where the method allows it, not one after the other."""
     autocast: Autocast = "none"
-    """Precision of matrix products: `bf16` or `fp16` where the hardware has it."""
+    """Precision of matmuls: `bf16` or `fp16` where the hardware has it."""
     compile: bool = False
     """Compile the blocks with torch.compile first: minutes at the start, faster steps on a GPU."""
     client_dropout: Annotated[

@@ -1,7 +1,7 @@
 """Floating-point operations of the frozen towers, counted from their dimensions.
 
 Two for a multiplication and its addition. Norms, activations, softmax and adapters are not counted:
-together they are a few percent, and a share of the machine's peak is that of its matrix products.
+together they are a few percent, and a share of the machine's peak is that of its matmuls.
 """
 
 from __future__ import annotations

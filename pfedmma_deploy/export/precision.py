@@ -78,7 +78,7 @@ def _halve_initializers(
 
 
 def to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Matrix products of the blocks in int8, for CPUs: weights per channel, activations dynamic.
+    """Matmuls of the blocks in int8, for CPUs: weights per channel, activations dynamic.
 
     The patch embedding, the adapters and the projection into the joint space stay fp32. Weights
     take 7 bits, because the 8-bit products of CPUs without VNNI saturate: one file gives the same

@@ -113,7 +113,7 @@ def model_card(title: str, manifest: Manifest) -> str:
     def named(labels: Sequence[int]) -> list[str]:
         return [manifest.class_names[label] for label in labels]
 
-    # Where novel means base classes that look otherwise, the two lists would be the same.
+    # Where novel means base classes in another domain, the two lists would be the same.
     novel = manifest.novel if set(manifest.novel) - set(manifest.base) else ()
     return render_markdown(
         "export",

@@ -79,7 +79,7 @@ def export_run(
     ]
     config, training = config or ExportConfig(), run.config
     novel = [names.index(name) for name in run.manifest["novel"]]
-    # Where a domain was left out, novel may be the classes that were trained on, looking otherwise.
+    # Where a domain was left out, novel may be the trained classes in another domain.
     unseen = set(run.manifest["novel"]) - set(run.manifest["base"])
     measured = measured or measure(run, session, chosen, progress or Silent())
     return export_bundle(

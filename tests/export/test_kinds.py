@@ -50,7 +50,7 @@ CASES = [*((name, {}) for name in EXPORTABLE), *TOWERS, ("clip-adapter", {"share
 @pytest.mark.parametrize(("name", "parameters"), CASES)
 @torch.inference_mode()
 def test_graphs_equal_the_trained_clients(name: str, parameters: dict[str, Any]) -> None:
-    """A batch that mixes both clients and zero-shot; zero-shot to the bit."""
+    """A batch that mixes both clients and zero-shot; zero-shot bit-identical."""
     backbone, pixels = tiny_backbone(), inputs.pixels()
     clients = clients_of(name, **parameters)
     graphs = build_graphs(clients, backbone)

@@ -1,4 +1,4 @@
-"""Clients as stock open_clip weights: equal to the bit, loaded by open_clip alone."""
+"""Clients as stock open_clip weights: bit-identical, loaded by open_clip alone."""
 
 from __future__ import annotations
 

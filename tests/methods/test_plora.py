@@ -1,4 +1,4 @@
-"""LoRA on fused attention weights: by hand, to the bit, and what each policy shares."""
+"""LoRA on fused attention weights: by hand, bit-identical, and what each policy shares."""
 
 from __future__ import annotations
 
