@@ -149,7 +149,7 @@ def test_openvino(form: str, forms: Mapping[str, Path], feeds: Mapping[str, Feed
 
 
 def test_openvino_by_its_defaults(portable: ExportReport, feeds: Mapping[str, Feeds]) -> None:
-    """bfloat16 where the CPU has it: reduced precision, and still the same end tokens and answers."""
+    """bfloat16 where the CPU has it: reduced precision, the same end tokens and answers."""
     core = pytest.importorskip("openvino").Core()
     for name in MODELS:
         file = portable.bundle / name
