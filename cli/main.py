@@ -22,6 +22,7 @@ from . import (
     doctor,
     evaluate,
     export,
+    fleet,
     inspect,
     methods,
     personalize,
@@ -73,6 +74,7 @@ app.command()(train.train)
 app.command()(personalize.personalize)
 app.command()(evaluate.evaluate)
 app.command()(compare.compare)
+app.add_typer(fleet.app, name="fleet")
 app.command()(export.export)
 app.command()(predict.predict)
 app.command()(inspect.inspect)

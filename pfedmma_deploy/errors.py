@@ -9,6 +9,7 @@
      +- TrainingError       training whose numbers stopped being finite
      +- ExportError         a bundle that could not be made or did not pass its checks
      +- BundleError         an exported bundle that is missing, damaged or of another version
+     +- FleetError          a federation across machines: invitations, connections, messages
      +- DeviceError         a device or execution provider that cannot be used
 
 A message names the thing, what was expected, what was found and what to do next.
@@ -54,6 +55,10 @@ class ExportError(PfedmmaError):
 
 class BundleError(PfedmmaError):
     """An exported bundle that is missing, damaged or of another format version."""
+
+
+class FleetError(PfedmmaError):
+    """An invitation, a connection or a message of a federation that cannot be accepted."""
 
 
 class DeviceError(PfedmmaError):

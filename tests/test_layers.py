@@ -18,7 +18,7 @@ LAYERS = (
     {"backbone", "adapters", "data"},
     {"methods", "store"},
     {"federated", "evaluation", "runtime"},
-    {"export", "report", "benchmark"},
+    {"export", "fleet", "report", "benchmark"},
     {"cli", "demo"},
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

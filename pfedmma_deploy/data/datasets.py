@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,54 @@ def _locate(name_or_path: str | Path, root: str | Path | None) -> Path:
     if place is None:
         raise absent(known, root)
     return place
+
+
+class SiteDataset(Dataset):
+    """One client's images under the class names of its federation, in the federation's order.
+
+    "Cat" at a site is the federation's "cat" (`class_names.class_key`).
+    """
+
+    layout = "site"
+
+    def __init__(self, own: Dataset, class_names: Sequence[str], client: str) -> None:
+        """Raises `DataError` naming the classes that the federation does not have."""
+        label_of = {class_key(name): label for label, name in enumerate(class_names)}
+        unknown = [name for name in own.class_names if class_key(name) not in label_of]
+        if unknown:
+            raise DataError(
+                f"data {own.name} has classes that the federation does not have:"
+                f" {', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}. Its classes are"
+                f" {', '.join(class_names)}: rename or move the folders that differ, or ask the"
+                " operator to add the names"
+            )
+        label = [label_of[class_key(name)] for name in own.class_names]
+        self.own = own
+        self.name, self.root = own.name, own.root
+        self.skipped, self.problems = own.skipped, own.problems
+        self.class_names = tuple(class_names)
+        self.examples = tuple(
+            replace(example, label=label[example.label], client=client) for example in own.examples
+        )
+
+    def open_image(self, example: Example) -> Image.Image:
+        """See `Dataset`."""
+        return self.own.open_image(example)
+
+
+class NoImages(Dataset):
+    """Class names alone: what the server of a federation of real sites knows of their data."""
+
+    layout = "sites"
+    name = "the sites' data"
+    examples = ()
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self.class_names = tuple(class_names)
+
+    def open_image(self, example: Example) -> Image.Image:
+        """There are none."""
+        raise AssertionError(f"the server was asked for {example.key}")
 
 
 class ConcatDataset(Dataset):

@@ -1,13 +1,15 @@
 """A data set partitioned among clients: the protocols of federated few-shot learning.
 
-The order of events is fixed, and all of them draw from one generator made from the run's seed:
-splits that the data lack are set aside, shots are drawn, images are dealt out.
+The order of events is fixed, and all of them draw from one generator made from the run's seed
+(with `folders` from one per client): splits that the data lack are set aside, shots are drawn,
+images are dealt out.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from pfedmma_deploy.data.dataset_checks import (
     find_problem,
     require_usable,
 )
+from pfedmma_deploy.data.datasets import SiteDataset
 from pfedmma_deploy.data.pachinko import pachinko, read_superclasses
 from pfedmma_deploy.data.partition import (
     Labels,
@@ -38,6 +41,9 @@ from pfedmma_deploy.types import ClientData, Dataset, Example, Federation, Probl
 _STREAM: Final = 0xDA7A
 
 _BY_DOMAIN: Final = ("domain", "leave-one-domain-out")
+
+_OF_ALL_SITES: Final = ("no-training-images", "few-shots", "class-without-test")
+"""Problems that only all sites together can have."""
 
 BySplit = dict[Split, list[Example]]
 
@@ -88,6 +94,21 @@ def build_federation(dataset: Dataset, partition: PartitionConfig, *, seed: int 
     return replace(federation, warnings=tuple(map(str, warnings)))
 
 
+def build_site(dataset: SiteDataset, partition: PartitionConfig, *, seed: int = 0) -> Federation:
+    """The part of a federation of `folders` that one site can make of its own images.
+
+    Its one client has the images that `build_federation` gives it of the folders of all sites. What
+    the federation's classes lack here, other sites may have, so that is no problem.
+
+    Raises:
+        DataError: fatal problems of the site's own images.
+    """
+    problems = require_usable(check_dataset(dataset))
+    federation, found = partition_dataset(dataset, partition, seed)
+    own = require_usable(each for each in found if each.kind not in _OF_ALL_SITES)
+    return replace(federation, warnings=tuple(map(str, (*problems, *own))))
+
+
 def partition_dataset(
     dataset: Dataset, partition: PartitionConfig, seed: int = 0
 ) -> tuple[Federation, tuple[Problem, ...]]:
@@ -119,6 +140,9 @@ def partition_dataset(
     tests: list[Example] = []
     # Each group by itself: a domain keeps the splits that it has, whatever others lack.
     for name, group in groups.items():
+        if partition.scheme == "folders":
+            # Of its own, so that a site finds the same division without the others' images.
+            rng = np.random.default_rng([seed, _STREAM, zlib.crc32(name.encode())])
         examples, small = carve_splits(group, rng)
         for label in small:
             if label in base:

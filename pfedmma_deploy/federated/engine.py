@@ -17,7 +17,7 @@ from pfedmma_deploy.federated.client_batching import clients_per_pass, train_tog
 from pfedmma_deploy.federated.cost import RoundCost
 from pfedmma_deploy.methods.base import Method, Tensors, Update, state_to_dict
 from pfedmma_deploy.methods.client_run import ClientRun, LocalTraining, Prompts
-from pfedmma_deploy.store.checkpoint import Checkpoint, ClientState
+from pfedmma_deploy.store.checkpoint import ClientState
 from pfedmma_deploy.types import ClientData, Scope
 
 
@@ -35,15 +35,42 @@ class ClientReport:
     """The method's remarks, for `rounds.jsonl`."""
 
 
+class Cost(Protocol):
+    """What an engine has to say of a round beside its reports."""
+
+    def take(self) -> dict[str, object]:
+        """Figures since the last call, for the round's line in `rounds.jsonl`."""
+        ...
+
+
+class StateStore(Protocol):
+    """Where clients' states are between rounds; a run's `Checkpoint` is one."""
+
+    def load_client(self, client: str) -> ClientState | None:
+        """A client's state, or None where it has not trained yet."""
+        ...
+
+    def stage_client(self, client: str, round: int, state: ClientState) -> None:
+        """Write a client's new state; whether it counts is the server's to say."""
+        ...
+
+
 class Engine(Protocol):
     """Runs the local training of the selected clients."""
 
-    cost: RoundCost
+    @property
+    def cost(self) -> Cost:
+        """What rounds cost."""
+        ...
 
     def run_round(
         self, round: int, clients: Sequence[str], server: Tensors
     ) -> Iterator[ClientReport]:
-        """Send each client its part of `server`, let them train, yield what they send back."""
+        """Send each client its part of `server`, let them train, yield what they send back.
+
+        In the order of `clients`. One that does not answer, or whose answer is refused, is left
+        out.
+        """
         ...
 
 
@@ -63,15 +90,19 @@ class InProcessEngine:
         images: ImageInputs,
         prompts: Prompts,
         options: LocalTraining,
-        checkpoint: Checkpoint,
+        checkpoint: StateStore,
         seed: int,
         client_batching: bool = True,
+        first_index: int = 0,
     ) -> None:
-        """Keep what all rounds need."""
+        """Keep what all rounds need.
+
+        `first_index` is the place of the first of `clients` in the federation, for its randomness.
+        """
         self.backbone = backbone
         self.method = method
         self.adapter = adapter
-        self.clients = {client.id: (i, client) for i, client in enumerate(clients)}
+        self.clients = {client.id: (i, client) for i, client in enumerate(clients, first_index)}
         self.images = images
         self.prompts = prompts
         self.options = options
@@ -93,22 +124,35 @@ class InProcessEngine:
         """See `Engine`; every client's randomness is its own: (seed, round, client)."""
         for first in range(0, len(clients), self._per_pass):
             chosen = clients[first : first + self._per_pass]
+            sent = [self.method.distribute(server, client) for client in chosen]
+            if len(chosen) == 1:
+                yield self.train_client(round, chosen[0], sent[0])
+                continue
             with self.cost.phase("prefixes"):
                 self._cache_activations(chosen)
-            work = [self._client_run(client, round, server) for client in chosen]
-            if len(work) > 1:
-                yield from self._train_together(work)
-            else:
-                yield self._train_alone(*work[0])
+            work = [
+                self._client_run(client, round, part)
+                for client, part in zip(chosen, sent, strict=True)
+            ]
+            yield from self._train_together(work)
+
+    def train_client(self, round: int, client: str, sent: Tensors) -> ClientReport:
+        """One client's part of a round, from what the server sent it; its new state is staged."""
+        with self.cost.phase("prefixes"):
+            self._cache_activations([client])
+        run, tensors = self._client_run(client, round, sent)
+        self.method.load_client(self.adapter, tensors, run.state)
+        with self.cost.phase("train"):
+            loss = self.method.train_client(run)
+        return self._report(run, loss)
 
     def _client_run(
-        self, client: str, round: int, server: Tensors
+        self, client: str, round: int, sent: Tensors
     ) -> tuple[ClientRun[Adapter], Tensors]:
         """A client's part of the round, and all tensors that it starts from."""
         index, data = self.clients[client]
         stored = self.checkpoint.load_client(client) or self._initial
         own, state = self.method.read_state(stored.own, stored.state)
-        sent = self.method.distribute(server, client)
         received = self.method.download(sent, self.adapter, data)
         # What a client declines has the common initial value there.
         declined = {name: self._common[name] for name in sent if name not in received}
@@ -128,12 +172,6 @@ class InProcessEngine:
             round=round,
         )
         return run, {**own, **received, **declined}
-
-    def _train_alone(self, run: ClientRun[Adapter], tensors: Tensors) -> ClientReport:
-        self.method.load_client(self.adapter, tensors, run.state)
-        with self.cost.phase("train"):
-            loss = self.method.train_client(run)
-        return self._report(run, loss)
 
     def _train_together(
         self, work: Sequence[tuple[ClientRun[Adapter], Tensors]]
@@ -195,8 +233,10 @@ def traffic(
 ) -> dict[str, int]:
     """Bytes `up` and `down` of the first client in a round, once every client has taken part.
 
-    Before that a method whose server passes clients' states on has less to send.
+    Before that a method whose server passes clients' states on has less to send. A server that
+    holds no clients' data reckons with a client that has nothing.
     """
+    clients = clients or (ClientData("", (), (), (), ()),)
     server = method.start(adapter, [client.id for client in clients])
     aggregator = method.aggregator()
     for client in clients:

@@ -159,7 +159,7 @@ def fine_tune(
         images=session.images,
         prompts=session.class_prompts(adapter, session.federation.base),
         options=session.local_training(**changes),
-        received=method.distribute(shared, client),
+        received=session.sent_to(client, shared),
         optimizer={},
         state=state,
         # Ids are text, so the client's part of the seed is their checksum.

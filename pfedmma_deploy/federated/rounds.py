@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -47,15 +48,18 @@ def run_rounds(
     run: Run,
     engine: Engine,
     method: Method[Any, Any],
-    clients: list[str],
+    clients: Callable[[], list[str]],
     shared: Tensors,
     checkpoint: Checkpoint,
     progress: Progress,
+    quorum: int = 1,
 ) -> Tensors:
     """Run what is left of the rounds and return the server's state after the last.
 
+    `clients` says before each round who may be chosen, in order.
     `shared` is the common initial state; a checkpoint that is further along takes its place.
-    Each round ends in a commit, so a stop at any moment loses at most the round in flight.
+    Each round ends in a commit, so a stop at any moment loses at most the round in flight. A round
+    with fewer than `quorum` reports changes nothing, and its line says so.
     """
     config, aggregator = run.config, method.aggregator(run.config.aggregate)
     # A method may share nothing: then both are empty, and it does not matter which is taken.
@@ -64,12 +68,17 @@ def run_rounds(
     run.write_rounds(first, checkpoint.record)
     for round in progress.track(range(first, config.rounds), "rounds", config.rounds - first):
         started = time.perf_counter()
-        chosen = sample_clients(clients, config.clients_per_round, config.seed, round)
+        chosen = sample_clients(clients(), config.clients_per_round, config.seed, round)
         chosen = answering(chosen, config.client_dropout, config.seed, round)
         received = engine.run_round(round, chosen, shared)
         reports = list(progress.track(received, f"clients of round {round + 1}", len(chosen)))
-        shared = aggregator.combine([report.update for report in reports], shared)
-        record = round_record(round, reports, time.perf_counter() - started)
+        is_counted = len(reports) >= quorum
+        if is_counted:
+            shared = aggregator.combine([report.update for report in reports], shared)
+        counted = reports if is_counted else []
+        record = round_record(round, counted, time.perf_counter() - started)
+        if not is_counted:
+            record["not_counted"] = f"{len(reports)} answers, the quorum is {quorum}"
         record.update(engine.cost.take())
         # Before its line: `write_rounds` can mend a missing line, but not a missing state.
         checkpoint.commit(round, shared, record)
@@ -78,13 +87,16 @@ def run_rounds(
 
 
 def round_record(round: int, reports: list[ClientReport], seconds: float) -> dict[str, Any]:
-    """One line of `rounds.jsonl`; means over clients are unweighted, bytes are per client."""
+    """One line of `rounds.jsonl`; means over clients are unweighted, bytes are per client.
+
+    Without reports the means are None and the bytes 0.
+    """
     accuracies = [r.val_accuracy for r in reports if r.val_accuracy is not None]
     remarks = {report.update.client: report.remarks for report in reports if report.remarks}
     return {
         "round": round + 1,
         "clients": [report.update.client for report in reports],
-        "loss": float(np.mean([report.loss for report in reports])),
+        "loss": float(np.mean([report.loss for report in reports])) if reports else None,
         "val_accuracy": float(np.mean(accuracies)) if accuracies else None,
         "bytes_up_per_client": _mean([payload(report.update.shared) for report in reports]),
         "bytes_down_per_client": _mean([report.bytes_down for report in reports]),
@@ -94,4 +106,4 @@ def round_record(round: int, reports: list[ClientReport], seconds: float) -> dic
 
 
 def _mean(sizes: list[int]) -> int:
-    return round_half_up(sum(sizes) / len(sizes))
+    return round_half_up(sum(sizes) / len(sizes)) if sizes else 0

@@ -23,7 +23,7 @@ from pfedmma_deploy.backbone.loading import load_backbone
 from pfedmma_deploy.caches import cache_folder
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.data.clients_file import federation_from_dict
-from pfedmma_deploy.data.datasets import load_dataset
+from pfedmma_deploy.data.datasets import NoImages, SiteDataset, load_dataset
 from pfedmma_deploy.data.doctor_data import warn_of_content
 from pfedmma_deploy.data.federation import build_federation
 from pfedmma_deploy.data.pixels import PixelLoader
@@ -34,7 +34,7 @@ from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
 from pfedmma_deploy.methods.registry import make_method
 from pfedmma_deploy.progress import Progress
 from pfedmma_deploy.store.run import Run, StoredClient
-from pfedmma_deploy.types import Federation
+from pfedmma_deploy.types import Dataset, Federation
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,13 @@ class Session:
     """The examples as input of the models: pixels, or cached activations."""
     logit_scale: float
     """The configuration's, or the backbone's own."""
+    is_site: bool = False
+    """Whether the server's state is the part of it that this one client was sent, as at a site of a
+    federation across machines (`pfedmma_deploy.fleet`)."""
+
+    def sent_to(self, client: str, server: Tensors) -> Tensors:
+        """What of the server's state `client` is sent."""
+        return server if self.is_site else self.method.distribute(server, client)
 
     def build_adapter(self) -> Adapter:
         """The method's adapter in the initial state that all clients have in common."""
@@ -103,7 +110,7 @@ class Session:
         """
         adapter = self.build_adapter() if adapter is None else adapter
         own, state = self.method.read_state(client.tensors, client.config.get("state"))
-        tensors = {**self.method.distribute(shared, client.id), **own}
+        tensors = {**self.sent_to(client.id, shared), **own}
         try:
             self.method.load_client(adapter, tensors, state)
         except ValueError as error:
@@ -115,7 +122,7 @@ class Session:
     def new_client_model(self, client: str, shared: Tensors) -> Adapter:
         """The model of a client that never took part: the initial state around the server's."""
         adapter = self.build_adapter()
-        received = self.method.distribute(shared, client)
+        received = self.sent_to(client, shared)
         tensors = {**adapter.tensors(*KEPT), **received}
         self.method.load_client(adapter, tensors, self.method.initial_state())
         return adapter
@@ -138,7 +145,7 @@ def open_session(
     method.aggregator(config.aggregate)
     dataset = load_dataset(config.data, progress=progress)
     federation = build_federation(dataset, config.partition, seed=config.seed)
-    return _session(config, method, warn_of_content(federation), linear)
+    return build_session(config, method, warn_of_content(federation), linear=linear)
 
 
 def open_run_session(run: Run, *, linear: Linear | None = None) -> Session:
@@ -150,21 +157,38 @@ def open_run_session(run: Run, *, linear: Linear | None = None) -> Session:
         PfedmmaError: the backbone's weights or the images are no longer those of the run.
     """
     config = run.config
-    # The record names verified images only, so nothing has to be read to its end again.
-    dataset = load_dataset(_data_of(run), verify=False)
-    federation = federation_from_dict(dataset, run.splits)
+    federation = federation_from_dict(_dataset_of(run), run.splits)
     method = make_method(config.method, config.parameters)
-    session = _session(config, method, federation, linear)
+    is_site = run.role == "site"
+    session = build_session(config, method, federation, linear=linear, is_site=is_site)
     require_fingerprint(session.backbone, run.manifest["backbone"], f"The run {run.folder}")
     return session
 
 
-def _session(
+def _dataset_of(run: Run) -> Dataset:
+    names: list[str] = run.manifest["class_names"]
+    if run.role == "server":
+        return NoImages(names)
+    # The record names verified images only, so nothing has to be read to its end again.
+    dataset = load_dataset(_data_of(run), verify=False)
+    if run.role == "site":
+        return SiteDataset(dataset, names, run.manifest["fleet"]["site"])
+    return dataset
+
+
+def build_session(
     config: TrainConfig,
     method: Method[Any, Any],
     federation: Federation,
+    *,
     linear: Linear | None = None,
+    is_site: bool = False,
 ) -> Session:
+    """The session of data that are partitioned already; the backbone is loaded here.
+
+    Raises:
+        PfedmmaError: the backbone is absent or cannot be adapted.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(config.backbone, config.pretrained, device=device)
     backbone = replace(backbone, token_shortcuts=config.token_shortcuts, precision=config.autocast)
@@ -183,6 +207,7 @@ def _session(
         pixels=pixels,
         images=image_inputs(config, backbone, pixels),
         logit_scale=config.logit_scale or backbone.logit_scale,
+        is_site=is_site,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -66,7 +65,7 @@ def train(
     run = Run.open(out) if resume else None
     if run is None:
         session = open_session(config, progress, linear=linear)
-        run = Run.create(out, _manifest(session, out), federation_to_dict(session.federation))
+        run = Run.create(out, run_manifest(session, out), federation_to_dict(session.federation))
     else:
         require_same_config(run, config)
         session = open_run_session(run)
@@ -146,39 +145,51 @@ def _federate(run: Run, session: Session, adapter: Adapter, progress: Progress) 
     )
     ids = [client.id for client in federation.clients]
     server = session.method.start(adapter, ids)
-    return run_rounds(run, engine, session.method, ids, server, checkpoint, progress)
+    return run_rounds(run, engine, session.method, lambda: ids, server, checkpoint, progress)
 
 
 def _finish(run: Run, session: Session, shared: Tensors, initial: Tensors) -> None:
     """Write the results; `complete` is said last. A client that never trained keeps `initial`."""
+    checkpoint = run.checkpoint
+    results = (
+        client_result(session, client, checkpoint.load_client(client.id), shared, initial)
+        for client in session.federation.clients
+    )
     run.save_shared(shared)
-    run.save_clients(_results(run, session, shared, initial))
+    run.save_clients(results)
     run.record_rounds()
     run.manifest["status"] = "complete"
     run.save()
 
 
-def _results(
-    run: Run, session: Session, shared: Tensors, initial: Tensors
-) -> Iterator[StoredClient]:
-    checkpoint, method = run.checkpoint, session.method
-    for client in session.federation.clients:
-        found = checkpoint.load_client(client.id) or ClientState(initial)
-        own, state = method.read_state(found.own, found.state)
-        # What the server supplies of the frozen ones is newer than the client's copy.
-        sent = method.distribute(shared, client.id)
-        tensors = {name: sent.get(name, value) for name, value in own.items()}
-        config = client_config(
-            session,
-            client,
-            state_to_dict(state),
-            rounds=session.config.rounds,
-            personalized=None,
-        )
-        yield StoredClient(client.id, tensors, config)
+def client_result(
+    session: Session,
+    client: ClientData,
+    last: ClientState | None,
+    server: Tensors,
+    initial: Tensors,
+) -> StoredClient:
+    """What a client has after the last round.
+
+    Args:
+        session: the run's.
+        client: whose result.
+        last: its state after its last round; None where it never trained.
+        server: the server's state after the last round.
+        initial: the tensors that every client starts with.
+    """
+    found = last or ClientState(initial)
+    own, state = session.method.read_state(found.own, found.state)
+    # What the server supplies of the frozen ones is newer than the client's copy.
+    sent = session.sent_to(client.id, server)
+    tensors = {name: sent.get(name, value) for name, value in own.items()}
+    rounds = session.config.rounds
+    config = client_config(session, client, state_to_dict(state), rounds=rounds, personalized=None)
+    return StoredClient(client.id, tensors, config)
 
 
-def _manifest(session: Session, out: Path) -> dict[str, Any]:
+def run_manifest(session: Session, out: Path) -> dict[str, Any]:
+    """A new run's manifest: what it was started with."""
     federation = session.federation
     adapter = session.build_adapter()
     counts = {

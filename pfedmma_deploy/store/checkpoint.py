@@ -41,6 +41,19 @@ class ClientState:
     """The method's `State` as plain values, where it has one."""
 
 
+def join_state(state: ClientState) -> dict[str, Tensor]:
+    """Its tensors in one table, as a file has them."""
+    optimizer = {_OPTIMIZER + name: value for name, value in state.optimizer.items()}
+    return {**state.own, **optimizer}
+
+
+def split_state(tensors: dict[str, Tensor], state: dict[str, Any] | None) -> ClientState:
+    """The state of which `tensors` are the table, with the method's part of it."""
+    names = [name for name in tensors if name.startswith(_OPTIMIZER)]
+    optimizer = {name.removeprefix(_OPTIMIZER): tensors.pop(name) for name in names}
+    return ClientState(own=tensors, optimizer=optimizer, state=state)
+
+
 class Checkpoint:
     """States of one run on disk; memory does not grow with the number of clients."""
 
@@ -74,16 +87,12 @@ class Checkpoint:
         entry = self._state["clients"].get(client)
         if entry is None:
             return None
-        tensors = self._read(entry)
-        names = [name for name in tensors if name.startswith(_OPTIMIZER)]
-        optimizer = {name.removeprefix(_OPTIMIZER): tensors.pop(name) for name in names}
-        return ClientState(own=tensors, optimizer=optimizer, state=entry.get("state"))
+        return split_state(self._read(entry), entry.get("state"))
 
     def stage_client(self, client: str, round: int, state: ClientState) -> None:
         """Write a client's new state; it counts once the round is committed."""
-        optimizer = {_OPTIMIZER + name: value for name, value in state.optimizer.items()}
-        tensors = {**state.own, **optimizer}
-        entry: dict[str, Any] = self._write(f"clients/{client}.r{round}.safetensors", tensors)
+        file = f"clients/{client}.r{round}.safetensors"
+        entry: dict[str, Any] = self._write(file, join_state(state))
         if state.state is not None:
             entry["state"] = state.state
         self._staged[client] = entry

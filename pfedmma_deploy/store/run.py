@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -115,6 +115,13 @@ class Run:
     def checkpoint(self) -> Checkpoint:
         """The state to continue from."""
         return Checkpoint(self.folder / "checkpoint")
+
+    @property
+    def role(self) -> Literal["alone", "server", "site"]:
+        """Whose run this is: a federation's in one process, or a part of one across machines."""
+        role: Literal["alone", "server", "site"]
+        role = self.manifest.get("fleet", {}).get("role", "alone")
+        return role
 
     @property
     def is_complete(self) -> bool:
@@ -223,22 +230,22 @@ class Run:
 
     @property
     def rounds(self) -> list[dict[str, Any]]:
-        """The lines of `rounds.jsonl` so far."""
+        """The lines of `rounds.jsonl` so far; one that a kill cut off does not count."""
         path = self.folder / ROUNDS_FILE
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def write_rounds(self, rounds: int, record: dict[str, Any] | None) -> None:
         """Cut `rounds.jsonl` to its first `rounds` lines, the last one being `record`.
 
         A kill can fall between a round's commit and its line; this mends either case.
         """
-        path = self.folder / ROUNDS_FILE
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
-        kept = lines[: rounds - 1] if record is not None else []
-        if record is not None:
-            kept.append(json.dumps(record))
-        write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
+        self.replace_rounds([] if record is None else [*self.rounds[: rounds - 1], record])
+
+    def replace_rounds(self, records: Iterable[dict[str, Any]]) -> None:
+        """Write `rounds.jsonl` anew."""
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        write_bytes(self.folder / ROUNDS_FILE, lines.encode())
 
     def append_round(self, record: dict[str, Any]) -> None:
         """Add a finished round's line."""

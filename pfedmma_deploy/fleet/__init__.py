@@ -1,0 +1,1 @@
+"""A federation across machines: the rounds of `federated`, carried by Flower."""

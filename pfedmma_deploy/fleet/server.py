@@ -1,0 +1,218 @@
+"""`pfedmma fleet serve`: the operator's side, from waiting for sites to a finished run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.data.clients_file import federation_to_dict
+from pfedmma_deploy.data.datasets import NoImages
+from pfedmma_deploy.data.federation import split_base_novel
+from pfedmma_deploy.errors import FleetError, PfedmmaError
+from pfedmma_deploy.federated.engine import payload
+from pfedmma_deploy.federated.rounds import run_rounds
+from pfedmma_deploy.federated.session import (
+    Session,
+    build_session,
+    open_run_session,
+    require_fingerprint,
+)
+from pfedmma_deploy.federated.train import run_manifest
+from pfedmma_deploy.fleet.engine import Desk, GridEngine, last_counted
+from pfedmma_deploy.fleet.flower import SMALL_BODY, Link
+from pfedmma_deploy.fleet.folder import Fleet
+from pfedmma_deploy.fleet.keys import issue_server_certificate
+from pfedmma_deploy.fleet.messages import MAX_HEADER, Note, unpack
+from pfedmma_deploy.fleet.status import FleetStatus
+from pfedmma_deploy.methods.base import Tensors
+from pfedmma_deploy.methods.registry import make_method
+from pfedmma_deploy.progress import Progress, Silent
+from pfedmma_deploy.store.run import Run
+from pfedmma_deploy.types import Federation, Scope
+
+NO_SITE_NAMES = ("first class", "second class")
+"""Stand for the classes while only the adapter's shapes are needed."""
+
+
+@dataclass(frozen=True)
+class ServeResult:
+    """What a federation ended with."""
+
+    run: Run
+    status: FleetStatus
+    seconds: float
+    """Since the first round began, or was continued."""
+
+
+def serve(
+    fleet: Fleet,
+    *,
+    host: str,
+    port: int,
+    start_with: int | None = None,
+    watch: Callable[[FleetStatus], None] | None = None,
+    listening: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
+) -> ServeResult:
+    """Wait for the sites, train, hand out the results; a stop at any moment can be continued.
+
+    Args:
+        fleet: the operator's folder.
+        host: address to listen on; 0.0.0.0 is all of this machine's.
+        port: port to listen on; 0 takes a free one.
+        start_with: sites to wait for before the first round; None waits for all that are invited,
+            or, in a run that had begun, for a quorum.
+        watch: is shown the status about once a second.
+        listening: is told the port once it is open.
+        progress: told of rounds.
+
+    Raises:
+        FleetError: the port cannot be opened.
+        PfedmmaError: the backbone or the run folder do not fit.
+    """
+    progress = progress or Silent()
+    run = Run.open(fleet.run_folder) if (fleet.run_folder / "manifest.json").exists() else None
+    shapes = _session(fleet, NO_SITE_NAMES)
+    adapter = shapes.build_adapter()
+    answer = payload(adapter.tensors(Scope.SHARED))
+    link = Link(limit=2 * answer + MAX_HEADER + SMALL_BODY)
+    address = fleet.address.rpartition(":")[0].strip("[]")
+    hosts = list(dict.fromkeys([address, "localhost", "127.0.0.1"]))
+    certificate, key = issue_server_certificate(fleet.keys, hosts)
+    with link.listening(host, port, certificate, key) as opened:
+        if listening is not None:
+            listening(opened)
+        desk = Desk(fleet, link, watch)
+        desk.status.round = 0 if run is None else run.checkpoint.round + 1
+        try:
+            return _train(desk, run, adapter, start_with, progress)
+        finally:
+            if desk.status.stage != "complete":
+                desk.status.stage, desk.status.remark = "stopped", ""
+            desk.show()
+
+
+def _train(
+    desk: Desk, run: Run | None, adapter: Adapter, start_with: int | None, progress: Progress
+) -> ServeResult:
+    fleet = desk.fleet
+    if run is None:
+        wanted = len(fleet.members) if start_with is None else start_with
+        _await_sites(desk, wanted)
+        names = fleet.class_names or propose_class_names(desk)
+        session = _session(fleet, names)
+        run = _create_run(fleet, session)
+    else:
+        if not run.is_complete:
+            _await_sites(desk, fleet.quorum if start_with is None else start_with)
+        session = open_run_session(run)
+    started = time.perf_counter()
+    if not run.is_complete:
+        engine = GridEngine(desk, run, session.method, adapter)
+        shared = session.method.start(adapter, engine.members())
+        shared = run_rounds(
+            run,
+            engine,
+            session.method,
+            engine.members,
+            shared,
+            run.checkpoint,
+            progress,
+            quorum=fleet.quorum,
+        )
+        engine.tally()
+        run.save_shared(shared)
+        run.record_rounds()
+        run.manifest["status"] = "complete"
+        run.save()
+    _hand_out(desk, run, session)
+    desk.status.stage, desk.status.remark = "complete", ""
+    return ServeResult(run, desk.status, time.perf_counter() - started)
+
+
+def propose_class_names(desk: Desk) -> list[str]:
+    """The sorted names of all sites that are there, as `--partition folders` would find them."""
+    names: set[str] = set()
+    for site in desk.here():
+        names.update(desk.greeted[site.id].values["class_names"])
+    return sorted(names)
+
+
+def _await_sites(desk: Desk, wanted: int) -> None:
+    desk.status.stage = "waiting for sites"
+    while len(desk.here()) < wanted:
+        desk.status.remark = f"{len(desk.here())} of {wanted} are here"
+        desk.look()
+
+
+def _session(fleet: Fleet, class_names: Sequence[str]) -> Session:
+    """A session without images."""
+    config = fleet.config
+    base, novel = split_base_novel(len(class_names), config.partition.classes)
+    method = make_method(config.method, config.parameters)
+    method.aggregator(config.aggregate)
+    federation = Federation(NoImages(class_names), base, novel, (), (), ())
+    session = build_session(config, method, federation)
+    require_fingerprint(session.backbone, fleet.backbone, f"The federation {fleet.folder}")
+    return session
+
+
+def _create_run(fleet: Fleet, session: Session) -> Run:
+    out = fleet.run_folder
+    manifest = run_manifest(session, out)
+    manifest["data_path"] = None
+    manifest["fleet"] = {"role": "server", "name": fleet.name}
+    return Run.create(out, manifest, federation_to_dict(session.federation))
+
+
+def _hand_out(desk: Desk, run: Run, session: Session) -> None:
+    """Tell every site that it is over, with what it needs for its result.
+
+    One that is not there in time gets it when `serve` is started again.
+    """
+    desk.status.stage = "handing out results"
+    shared, counted, done = run.load_shared(), last_counted(run), set()
+    tickets: dict[str, str] = {}
+    deadline = time.monotonic() + desk.fleet.round_limit
+    while time.monotonic() < deadline:
+        desk.look()
+        waiting = [site.id for site in desk.fleet.members if site.id not in done]
+        if not waiting:
+            return
+        desk.status.remark = f"waiting for {', '.join(waiting)}"
+        for site in desk.here():
+            if site.id not in done and site.id not in tickets:
+                note = _result(run, session, site.id, shared, counted.get(site.id))
+                ticket = desk.link.send(site.id, note.pack())
+                if ticket is not None:
+                    tickets[site.id] = ticket
+        for id, ticket in list(tickets.items()):
+            if id not in done and _is_taken(desk, id, ticket):
+                done.add(id)
+                desk.status.site(id).state = "done"
+
+
+def _result(run: Run, session: Session, site: str, shared: Tensors, counted: int | None) -> Note:
+    values = {
+        "counted": counted,
+        "counted_rounds": [r["round"] - 1 for r in run.rounds if site in r["clients"]],
+        "class_names": run.manifest["class_names"],
+        "method": run.manifest["method"],
+        "fingerprint": run.manifest["backbone"]["fingerprint"],
+    }
+    return Note("finish", values, session.method.distribute(shared, site))
+
+
+def _is_taken(desk: Desk, site: str, ticket: str) -> bool:
+    try:
+        parcel = desk.link.answer(ticket)
+        if parcel is None:
+            return False
+        note = unpack(parcel)
+        if note.kind != "finish":
+            raise FleetError(f"could not keep its result: {str(note.values.get('reason'))[:300]}")
+    except PfedmmaError as error:
+        desk.status.site(site).reason = str(error)
+    return True

@@ -1,0 +1,468 @@
+"""`pfedmma fleet join`: one site, from its images to its own model.
+
+The folder that it leaves is a run of one client, for `personalize`, `evaluate`, `export`, `predict`
+and `demo`. While it trains there is beside it
+
+    <run>/site/state.json              which rounds' states are kept
+    <run>/site/<round>.safetensors     the client's own tensors and optimizer after that round
+
+of the last round that counted and of the one after it: which of them counts the server says with
+the next task.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from pfedmma_deploy.adapters.base import KEPT
+from pfedmma_deploy.data.clients_file import federation_to_dict
+from pfedmma_deploy.data.datasets import SiteDataset, load_dataset
+from pfedmma_deploy.data.doctor_data import warn_of_content
+from pfedmma_deploy.data.federation import build_site
+from pfedmma_deploy.errors import DataError, FleetError, PfedmmaError
+from pfedmma_deploy.federated.engine import ClientReport, InProcessEngine, traffic
+from pfedmma_deploy.federated.session import (
+    Session,
+    build_session,
+    open_run_session,
+    require_fingerprint,
+)
+from pfedmma_deploy.federated.train import client_result, run_manifest
+from pfedmma_deploy.fleet.checks import check_sent
+from pfedmma_deploy.fleet.flower import GONE_AFTER, Line, RefusedError, UnreachableError
+from pfedmma_deploy.fleet.folder import Invitation
+from pfedmma_deploy.fleet.messages import Note, Parcel, unpack
+from pfedmma_deploy.methods.registry import make_method
+from pfedmma_deploy.progress import Progress, Silent
+from pfedmma_deploy.store.checkpoint import ClientState, join_state, split_state
+from pfedmma_deploy.store.files import (
+    json_bytes,
+    parse_json,
+    parse_tensors,
+    read_bytes,
+    tensor_bytes,
+    write_bytes,
+)
+from pfedmma_deploy.store.run import Run
+from pfedmma_deploy.types import ClientData, Dataset
+
+BEAT: Final = GONE_AFTER / 4
+"""Seconds between two signs of life."""
+FASTEST: Final = 0.1
+"""Seconds between two questions for work soon after the last."""
+SLOWEST: Final = 1.0
+"""The same where there has been none for a while."""
+RETRY_AT_MOST: Final = 10.0
+"""Seconds between two attempts to reach a server that does not answer."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What taking part means, before anything is sent."""
+
+    invitation: Invitation
+    class_names: list[str]
+    """The site's own."""
+    train: int
+    val: int
+    test: int
+    """Images."""
+    warnings: tuple[str, ...]
+    bytes_up: int
+    """Shared tensors that leave in a round."""
+    bytes_down: int
+    bytes_kept: int
+    """The client's own tensors, which never leave."""
+    sends_names: bool
+    """Whether the class names leave the site."""
+
+
+class SiteStates:
+    """The client's states by round, on disk; `StateStore` of the engine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._rounds: dict[str, dict[str, Any]] = {}
+        self._current: int | None = None
+        path = folder / "state.json"
+        if path.exists():
+            self._rounds = parse_json(read_bytes(path), path)["rounds"]
+
+    def count(self, round: int | None) -> None:
+        """Continue from the state after `round`, as the server says; None: from the beginning.
+
+        Raises:
+            FleetError: that state is not here.
+        """
+        if round is not None and str(round) not in self._rounds:
+            raise FleetError(
+                f"the state after round {round + 1} is not in {self.folder}: it was lost or "
+                "belongs to another folder. Join with the folder of then (--out), or ask the "
+                "operator for a new site."
+            )
+        self._current = round
+
+    def load_client(self, client: str) -> ClientState | None:
+        """See `StateStore`: the state that counts."""
+        if self._current is None:
+            return None
+        entry = self._rounds[str(self._current)]
+        path = self.folder / entry["file"]
+        tensors = parse_tensors(read_bytes(path, entry["sha256"]), path)
+        return split_state(tensors, entry.get("state"))
+
+    def stage_client(self, client: str, round: int, state: ClientState) -> None:
+        """See `StateStore`. The state it came from stays, others go."""
+        file = f"{round}.safetensors"
+        entry: dict[str, Any] = {
+            "file": file,
+            "sha256": write_bytes(self.folder / file, tensor_bytes(join_state(state))),
+        }
+        if state.state is not None:
+            entry["state"] = state.state
+        kept = (
+            {} if self._current is None else {str(self._current): self._rounds[str(self._current)]}
+        )
+        self._rounds = {**kept, str(round): entry}
+        write_bytes(self.folder / "state.json", json_bytes({"rounds": self._rounds}))
+        named = {each["file"] for each in self._rounds.values()}
+        for path in self.folder.glob("*.safetensors*"):
+            if path.name not in named:
+                path.unlink()
+
+
+def prepare(invitation: Invitation, data: str, out: Path, progress: Progress | None = None) -> Site:
+    """Look at the images and the backbone, and say what taking part would mean.
+
+    Args:
+        invitation: from the operator.
+        data: the site's images: a folder with one sub-folder per class, or any other layout.
+        out: the site's run folder; one of the same invitation is continued.
+        progress: told of images that are read.
+
+    Raises:
+        PfedmmaError: images, backbone or folder that do not fit the invitation.
+    """
+    progress = progress or Silent()
+    config = replace(invitation.config, data=data)
+    site = Site(replace(invitation, config=config), out, progress)
+    if (out / "manifest.json").exists():
+        site.reopen()
+    else:
+        dataset = load_dataset(data, progress=progress)
+        if any(example.client for example in dataset.examples):
+            raise DataError(
+                f"{data} holds the folders of several sites: name the one of {invitation.site}."
+            )
+        site.dataset = dataset
+        # Where the sites propose the names, one's own stand for all until they are known.
+        site.open(invitation.class_names or dataset.class_names)
+    return site
+
+
+class Site:
+    """A client of a federation, on its own machine."""
+
+    def __init__(self, invitation: Invitation, out: Path, progress: Progress) -> None:
+        self.invitation = invitation
+        self.out = out
+        self.progress = progress
+        self.dataset: Dataset | None = None
+        self.session: Session | None = None
+        self.run: Run | None = None
+        self.states = SiteStates(out / "site")
+        self._engine: InProcessEngine | None = None
+
+    # Before anything is sent.
+
+    def open(self, class_names: tuple[str, ...] | list[str]) -> None:
+        """Divide the images under these class names, and load the backbone once."""
+        config, id = self.invitation.config, self.invitation.site
+        assert self.dataset is not None
+        named = SiteDataset(self.dataset, class_names, id)
+        federation = warn_of_content(build_site(named, config.partition, seed=config.seed))
+        method = make_method(config.method, config.parameters)
+        self.session = build_session(config, method, federation, is_site=True)
+        self._require_backbone()
+
+    def reopen(self) -> None:
+        """Continue in a folder that is a run of this invitation."""
+        self.run = Run.open(self.out)
+        found = self.run.manifest.get("fleet", {})
+        expected = {"name": self.invitation.fleet, "site": self.invitation.site}
+        if {name: found.get(name) for name in expected} != expected:
+            raise FleetError(
+                f"{self.out} holds another run, not that of site {self.invitation.site} in "
+                f"{self.invitation.fleet}: choose another --out."
+            )
+        # A line that a kill cut off would be in the next one's way.
+        self.run.replace_rounds(self.run.rounds)
+        self.session = open_run_session(self.run)
+        self._require_backbone()
+
+    def _require_backbone(self) -> None:
+        owner = f"The federation {self.invitation.fleet}"
+        require_fingerprint(self._session.backbone, self.invitation.backbone, owner)
+
+    @property
+    def _session(self) -> Session:
+        assert self.session is not None
+        return self.session
+
+    @property
+    def client(self) -> ClientData:
+        """The site's images, divided."""
+        (client,) = self._session.federation.clients
+        return client
+
+    @property
+    def own_class_names(self) -> list[str]:
+        """Of the classes that the site has images of."""
+        dataset = self._session.federation.dataset
+        held = {example.label for example in dataset.examples}
+        return self._session.federation.names(sorted(held))
+
+    def offer(self) -> Offer:
+        """See `Offer`."""
+        session, client = self._session, self.client
+        adapter = session.build_adapter()
+        sizes = traffic(session.method, adapter, [client])
+        kept = sum(v.numel() * v.element_size() for v in adapter.tensors(*KEPT).values())
+        return Offer(
+            invitation=self.invitation,
+            class_names=self.own_class_names,
+            train=len(client.train),
+            val=len(client.val),
+            test=len(client.test),
+            warnings=session.federation.warnings,
+            bytes_up=sizes["up"],
+            bytes_down=sizes["down"],
+            bytes_kept=kept,
+            sends_names=self.invitation.class_names is None,
+        )
+
+    # At work.
+
+    def take_part(self) -> Run:
+        """Do what the server asks until the last round is done; returns the run of this site.
+
+        A server that does not answer is asked again until it does.
+
+        Raises:
+            FleetError: the server refuses this invitation, or asks for what a site does not do.
+        """
+        invitation = self.invitation
+        line = Line(invitation.address, invitation.authority, invitation.private_key)
+        self._connect(line)
+        last: tuple[Parcel, Parcel] | None = None
+        pause = FASTEST
+        with _beating(line):
+            try:
+                while True:
+                    found = self._asking(line, line.fetch)
+                    if found is None:
+                        time.sleep(pause)
+                        pause = min(SLOWEST, pause * 1.3)
+                        continue
+                    message, parcel = found
+                    # A task that comes again was answered into a connection that broke.
+                    answer = last[1] if last and last[0] == parcel else self._answer(parcel)
+                    last, pause = (parcel, answer), FASTEST
+                    self._asking(line, lambda: line.reply(message, answer))  # noqa: B023
+                    if self.run is not None and self.run.is_complete:
+                        return self.run
+            finally:
+                line.close()
+
+    def _connect(self, line: Line) -> None:
+        """Until the server answers; an earlier process of this site must be gone first."""
+        wait, is_told = 0.5, False
+        while True:
+            try:
+                line.connect()
+                if is_told:
+                    self.progress.note("Connected.")
+                return
+            except RefusedError as error:
+                if not error.is_taken:
+                    raise
+                reason = str(error)
+            except UnreachableError as error:
+                reason = f"{self.invitation.address} does not answer ({error})"
+            if not is_told:
+                self.progress.note(f"Waiting: {reason}. Trying again.")
+                is_told = True
+            time.sleep(wait)
+            wait = min(RETRY_AT_MOST, wait * 1.5)
+
+    def _asking(self, line: Line, call: Callable[[], Any]) -> Any:
+        """What `call` returns, however often it takes."""
+        while True:
+            try:
+                return call()
+            except UnreachableError:
+                time.sleep(FASTEST)
+                self._connect(line)
+            except RefusedError as error:
+                if not error.is_unknown:
+                    raise
+                # A server that was started again has another number for this site, and has
+                # forgotten what it asked.
+                self._connect(line)
+                return None
+
+    def _answer(self, parcel: Parcel) -> Parcel:
+        try:
+            note = unpack(parcel)
+            if note.kind == "hello":
+                return self._introduce().pack()
+            self._accept(note)
+            if note.kind == "train":
+                return self._train(note).pack()
+            if note.kind == "finish":
+                return self._finish(note).pack()
+            raise FleetError(f"the server sent a message of kind {note.kind!r}")
+        except (PfedmmaError, OSError) as error:
+            self.progress.note(f"The server was told: {error}")
+            return Note("failed", {"reason": str(error)}).pack()
+
+    def _introduce(self) -> Note:
+        session = self._session
+        values = {
+            "class_names": self.own_class_names,
+            "images": len(self.client.train),
+            "fingerprint": session.backbone.fingerprint,
+        }
+        return Note("hello", values)
+
+    def _accept(self, note: Note) -> None:
+        """Take a task only of the federation that was joined, and settle its class names."""
+        values, session = note.values, self._session
+        expected = {
+            "method": session.method.name,
+            "fingerprint": self.invitation.backbone["fingerprint"],
+        }
+        for name, wanted in expected.items():
+            if values.get(name) != wanted:
+                raise FleetError(
+                    f"the server's {name} is {values.get(name)!r}, agreed was {wanted!r}"
+                )
+        names = values.get("class_names")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise FleetError("the server sent no list of class names")
+        agreed = self.invitation.class_names
+        if agreed is not None and list(agreed) != names:
+            raise FleetError("the server's class names are not those of the invitation")
+        if self.run is None:
+            self.open(names)
+            self._start_run()
+        elif list(self.run.manifest["class_names"]) != names:
+            raise FleetError("the server's class names are not those that the training began with")
+        check_sent(note.tensors, self._session.build_adapter(), session.method, self.client)
+        counted = values.get("counted")
+        if counted is not None and type(counted) is not int:
+            raise FleetError(f"the server counts round {counted!r}")
+        self.states.count(counted)
+
+    def _start_run(self) -> None:
+        session = self._session
+        manifest = run_manifest(session, self.out)
+        fleet = {"role": "site", "name": self.invitation.fleet, "site": self.invitation.site}
+        manifest["fleet"] = fleet
+        self.run = Run.create(self.out, manifest, federation_to_dict(session.federation))
+
+    def _train(self, note: Note) -> Note:
+        round = note.values.get("round")
+        rounds = self._session.config.rounds
+        if type(round) is not int or not 0 <= round < rounds:
+            raise FleetError(f"the server asks for round {round!r} of {rounds}")
+        assert self.run is not None
+        engine = self._ready_engine()
+        report = engine.train_client(round, self.invitation.site, note.tensors)
+        values = _figures(report)
+        self.run.append_round({"round": round + 1, **values, **engine.cost.take()})
+        self.progress.note(
+            f"Round {round + 1} of {rounds}: loss {report.loss:.3f}"
+            + ("" if report.val_accuracy is None else f", validation {report.val_accuracy:.1f} %")
+        )
+        return Note("train", {"round": round, **values}, report.update.shared)
+
+    def _ready_engine(self) -> InProcessEngine:
+        if self._engine is None:
+            session = self._session
+            adapter = session.build_adapter()
+            self._engine = InProcessEngine(
+                backbone=session.backbone,
+                method=session.method,
+                adapter=adapter,
+                clients=session.federation.clients,
+                images=session.images,
+                prompts=session.class_prompts(adapter, session.federation.base),
+                options=session.local_training(),
+                checkpoint=self.states,
+                seed=session.config.seed,
+                client_batching=False,
+                first_index=self.invitation.index,
+            )
+        return self._engine
+
+    def _finish(self, note: Note) -> Note:
+        """Write the result: what the server sent, and the client's own."""
+        session, run = self._session, self.run
+        assert run is not None
+        initial = session.build_adapter().tensors(*KEPT)
+        last = self.states.load_client(self.invitation.site)
+        run.save_shared(note.tensors)
+        run.save_clients([client_result(session, self.client, last, note.tensors, initial)])
+        self._keep_counted(run, note.values.get("counted_rounds"))
+        run.manifest["status"] = "complete"
+        run.save()
+        return Note("finish")
+
+    def _keep_counted(self, run: Run, counted: object) -> None:
+        """Leave only the lines of rounds that counted, the last of each."""
+        wanted = (
+            {each + 1 for each in counted if type(each) is int}
+            if isinstance(counted, list)
+            else set()
+        )
+        lines = {record["round"]: record for record in run.rounds if record["round"] in wanted}
+        run.replace_rounds([lines[round] for round in sorted(lines)])
+        run.record_rounds()
+
+
+def _figures(report: ClientReport) -> dict[str, Any]:
+    """What leaves the site beside its shared tensors."""
+    return {
+        "num_examples": report.update.num_examples,
+        "loss": report.loss,
+        "val_accuracy": report.val_accuracy,
+        **({"remarks": report.remarks} if report.remarks else {}),
+    }
+
+
+@contextmanager
+def _beating(line: Line) -> Iterator[None]:
+    """Signs of life from a thread of their own, also while the site trains."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(BEAT):
+            try:
+                line.beat()
+            except FleetError:
+                continue  # whoever asks for work next will notice
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=1)
