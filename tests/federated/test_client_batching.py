@@ -75,6 +75,7 @@ def federate(
     texts = class_texts(backbone, dataset.class_names, "a photo of a {}.")
     if cache is not None:
         texts = with_activations(backbone, texts, adapter.first_block(backbone, "text"))
+    checkpoint = Checkpoint(folder)
     engine = InProcessEngine(
         backbone=backbone,
         method=method,
@@ -83,7 +84,7 @@ def federate(
         images=ImageInputs(PixelLoader(dataset, 16), cache),
         prompts=Prompts(texts, {0: 0, 1: 1, 2: 2}),
         options=OPTIONS,
-        checkpoint=Checkpoint(folder),
+        checkpoint=checkpoint,
         seed=5,
         client_batching=together,
     )
@@ -92,8 +93,8 @@ def federate(
         reports = list(engine.run_round(round, chosen, shared))
         assert [report.update.client for report in reports] == chosen
         shared = method.aggregator().combine([report.update for report in reports], shared)
-        engine.checkpoint.commit(round, shared, {})
-    return shared, engine.checkpoint
+        checkpoint.commit(round, shared, {})
+    return shared, checkpoint
 
 
 def largest_difference(

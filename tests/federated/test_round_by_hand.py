@@ -110,7 +110,7 @@ def test_one_round_by_hand(tmp_path: Path) -> None:
         by_hand = expected[0][name] * (6 / 9) + expected[1][name] * (3 / 9)
         torch.testing.assert_close(value.double(), by_hand, atol=2e-6, rtol=1e-4)
         assert (value - initial[name]).abs().max() > 1e-4, f"{name} did not move"
-    engine.checkpoint.commit(0, shared, {})
+    checkpoint_of(engine).commit(0, shared, {})
     for client, own in zip(clients, expected, strict=True):
         state = engine.checkpoint.load_client(client.id)
         assert state is not None
@@ -118,10 +118,16 @@ def test_one_round_by_hand(tmp_path: Path) -> None:
             torch.testing.assert_close(value.double(), own[name], atol=2e-6, rtol=1e-4)
 
 
+def checkpoint_of(engine: InProcessEngine) -> Checkpoint:
+    assert isinstance(engine.checkpoint, Checkpoint)
+    return engine.checkpoint
+
+
 def run_round(engine: InProcessEngine, round: int, ids: list[str]) -> list[ClientReport]:
-    shared = engine.checkpoint.load_shared() or engine.adapter.tensors(Scope.SHARED)
+    checkpoint = checkpoint_of(engine)
+    shared = checkpoint.load_shared() or engine.adapter.tensors(Scope.SHARED)
     reports = list(engine.run_round(round, ids, shared))
-    engine.checkpoint.commit(round, Mean().combine([r.update for r in reports], {}), {})
+    checkpoint.commit(round, Mean().combine([r.update for r in reports], {}), {})
     return reports
 
 
