@@ -127,7 +127,10 @@ def _load_model(
                 "would have what its method shares: personalize the client first (then it has its "
                 "own copy), or name its folder inside the run, runs/NAME/clients/ID."
             )
-        shared = method.distribute(Run.open(run).load_shared(), str(config["client"]))
+        opened = Run.open(run)
+        shared = opened.load_shared()
+        if opened.role != "site":
+            shared = method.distribute(shared, str(config["client"]))
         tensors = {**shared, **tensors}
     try:
         method.load_client(adapter, tensors, state)

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfedmma_deploy.data.class_names import class_key
+from pfedmma_deploy.data.pixels import PixelLoader
+from pfedmma_deploy.data.samples import SAMPLE_NAMES, load_sample
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.evaluation.accuracy import unique
 from pfedmma_deploy.export.banks import ExportClient
@@ -63,6 +65,12 @@ def export_run(
     """
     run.require_complete()
     chosen = run.client_ids if clients is None else clients
+    if run.role == "server" and not chosen:
+        raise ExportError(
+            f"{run.folder} has no client: those of a federation across machines are at their "
+            "sites. Ask a site for its folder clients/SITE, and take it in with `pfedmma fleet "
+            "accept`."
+        )
     # Before anything that takes long: an id may be mistyped.
     stored = [run.load_client(client) for client in chosen]
     session = (session or open_run_session(run)).full_precision()
@@ -78,6 +86,11 @@ def export_run(
         for one, labels in zip(stored, seen, strict=True)
     ]
     config, training = config or ExportConfig(), run.config
+    if run.role == "server" and not config.is_exact:
+        raise ExportError(
+            f"{run.folder} has no images, and reduced precision is judged on test images: export "
+            "it in fp32, or export at a site."
+        )
     novel = [names.index(name) for name in run.manifest["novel"]]
     # Where a domain was left out, novel may be the trained classes in another domain.
     unseen = set(run.manifest["novel"]) - set(run.manifest["base"])
@@ -92,7 +105,7 @@ def export_run(
         novel=novel,
         method=session.method.name,
         logit_scale=session.logit_scale,
-        parity_images=session.pixels.load(parity_examples(session)),
+        parity_images=parity_pixels(session),
         provenance={
             "run": run.folder.resolve().name,
             "data": Path(training.data).name,
@@ -152,12 +165,28 @@ def parity_examples(session: Session) -> list[Example]:
     return [ordered[row] for row in rows]
 
 
+def parity_pixels(session: Session) -> NDArray[np.uint8]:
+    """Images on which a bundle is compared with torch, uint8 [N, H, W, 3].
+
+    The run's test images; the server of a federation of sites has none, and takes the sample's.
+    """
+    examples, pixels = parity_examples(session), session.pixels
+    if not examples:
+        sample = load_sample(SAMPLE_NAMES[0])
+        pixels = PixelLoader(sample, pixels.size, pixels.resize_mode, pixels.interpolation)
+        examples = sample.examples[:: len(sample.examples) // PARITY_IMAGES + 1]
+    return pixels.load(examples)
+
+
 def measure(
     run: Run, session: Session, clients: Collection[str], progress: Progress
 ) -> RunEvaluation | None:
     """Accuracies of these clients; None, which is said, where there are too many test images."""
     federation = session.federation
     tests = len(federation.base_test) + len(federation.novel_test)
+    if not tests:
+        progress.note("The bundle will not say how accurate its clients are: no test images here.")
+        return None
     count = tests * (1 + sum(client.id in clients for client in federation.clients))
     if count > MOST_IMAGES:
         progress.note(

@@ -43,6 +43,11 @@ def evaluate_run(
     scored when they are personalized. With `clients`, only those of them are scored.
     """
     run.require_complete()
+    if run.role == "server":
+        raise UsageError(
+            f"{run.folder} is the server's end of a federation across machines, and the test "
+            "images are at the sites: evaluate there."
+        )
     session = session or open_run_session(run)
     federation = session.federation
     scorer = open_scorer(session)

@@ -205,6 +205,11 @@ def _require_options(
 ) -> bool:
     """Whether the client is new to the run; raises where it cannot be personalized."""
     run.require_complete()
+    if run.role == "server" and data is None:
+        raise UsageError(
+            f"{run.folder} is the server's end of a federation across machines, and the images of "
+            f"{client!r} are at its site: personalize there, or pass --data."
+        )
     if epochs < 1 or (lr is not None and lr <= 0):
         raise UsageError("--epochs must be 1 or more and --lr above 0.")
     is_new = client not in run.client_ids

@@ -68,6 +68,12 @@ def train(
         run = Run.create(out, run_manifest(session, out), federation_to_dict(session.federation))
     else:
         require_same_config(run, config)
+        if run.role != "alone":
+            command = "fleet serve FOLDER" if run.role == "server" else "fleet join INVITATION"
+            raise UsageError(
+                f"{run.folder} is one end of a federation across machines: continue it with "
+                f"`pfedmma {command}`."
+            )
         session = open_run_session(run)
     for warning in session.federation.warnings:
         progress.note(f"warning: {warning}")

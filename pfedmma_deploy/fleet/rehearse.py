@@ -167,7 +167,8 @@ def is_identical(server: Run, sites: dict[str, Run], simulation: Run) -> bool:
     """Whether the shared tensors and every site's adapter have the simulation's bits."""
     pairs = [(server.load_shared(), simulation.load_shared())]
     for id, run in sites.items():
-        pairs.append((run.load_client(id).tensors, simulation.load_client(id).tensors))
+        own = run.load_client(id, federated=True)
+        pairs.append((own.tensors, simulation.load_client(id).tensors))
     for found, expected in pairs:
         if found.keys() != expected.keys():
             return False

@@ -27,6 +27,7 @@ from pfedmma_deploy.data.doctor_data import warn_of_content
 from pfedmma_deploy.data.federation import build_site
 from pfedmma_deploy.errors import DataError, FleetError, PfedmmaError
 from pfedmma_deploy.federated.engine import ClientReport, InProcessEngine, traffic
+from pfedmma_deploy.federated.rounds import round_record
 from pfedmma_deploy.federated.session import (
     Session,
     build_session,
@@ -383,15 +384,15 @@ class Site:
         if type(round) is not int or not 0 <= round < rounds:
             raise FleetError(f"the server asks for round {round!r} of {rounds}")
         assert self.run is not None
-        engine = self._ready_engine()
+        engine, started = self._ready_engine(), time.perf_counter()
         report = engine.train_client(round, self.invitation.site, note.tensors)
-        values = _figures(report)
-        self.run.append_round({"round": round + 1, **values, **engine.cost.take()})
+        record = round_record(round, [report], time.perf_counter() - started)
+        self.run.append_round({**record, **engine.cost.take()})
         self.progress.note(
             f"Round {round + 1} of {rounds}: loss {report.loss:.3f}"
             + ("" if report.val_accuracy is None else f", validation {report.val_accuracy:.1f} %")
         )
-        return Note("train", {"round": round, **values}, report.update.shared)
+        return Note("train", {"round": round, **_figures(report)}, report.update.shared)
 
     def _ready_engine(self) -> InProcessEngine:
         if self._engine is None:
