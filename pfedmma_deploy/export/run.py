@@ -174,7 +174,7 @@ def parity_pixels(session: Session) -> NDArray[np.uint8]:
     if not examples:
         sample = load_sample(SAMPLE_NAMES[0])
         pixels = PixelLoader(sample, pixels.size, pixels.resize_mode, pixels.interpolation)
-        examples = sample.examples[:: len(sample.examples) // PARITY_IMAGES + 1]
+        examples = list(sample.examples[:: len(sample.examples) // PARITY_IMAGES + 1])
     return pixels.load(examples)
 
 
