@@ -149,111 +149,115 @@ def score_honest(session: Session, checkpoint: Checkpoint, server: Tensors) -> A
 def measure(config: TrainConfig, attack: str) -> Row:
     """One training: its accuracies, or why it ended before."""
     began = time.perf_counter()
-    row: Row = {"attack": attack, "rule": config.aggregate, "seed": config.seed}
+    row: Row = {"method": config.method, "attack": attack}
+    row |= {"rule": config.aggregate, "seed": config.seed}
     with tempfile.TemporaryDirectory() as folder:
         try:
             found = train_attacked(open_session(config), ATTACKS[attack], Path(folder, "run"))
         except TrainingError as error:
             found, row["ended"] = Accuracy(None, None, None), str(error)
-    accuracies = {"local": found.local, "base": found.base, "novel": found.novel}
+    accuracies = {key: getattr(found, key) for key in KEYS}
     return {**row, **accuracies, "seconds": time.perf_counter() - began}
 
 
+KEYS: Final = ("local", "base", "novel")
 COLUMNS: Columns = {
     "Attack": ("attack", 1),
     "Rule": ("rule", 1),
     "Local": ("local", 1),
     "Base": ("base", 1),
     "Novel": ("novel", 1),
-    "Loss local": ("loss_local", 1),
-    "Loss base": ("loss_base", 1),
-    "Loss novel": ("loss_novel", 1),
+    "Lost local": ("lost_local", 1),
+    "Lost base": ("lost_base", 1),
+    "Lost novel": ("lost_novel", 1),
 }
+NOTE: Final = (
+    "The quickstart's federation (`--preset quickstart`: pfedmma-tiny, cifar10-sample, 10 clients,"
+    f" 4 rounds). The last {DISHONEST} clients attack in every round: *sign flip* sends the"
+    " server's state minus 10 times what was learned, *scaled* the server's state plus 100 times"
+    " what was learned, *noise* the server's state plus normal random numbers of standard"
+    " deviation 1. Accuracy in %: mean over the other seven clients after the last round, each with"
+    " its own model. Lost: points below the mean that nobody attacks, of the same method."
+)
 
 
 def table_rows(rows: Sequence[Row]) -> list[Row]:
-    """Means over seeds, and what each loses against the mean that nobody attacks.
+    """Means over seeds for one method, and what each loses against the mean nobody attacks.
 
     A training that ended before its last round has no accuracy, and its cell has none.
     """
-    means: dict[tuple[str, str], Row] = {}
+    cells: list[Row] = []
     for attack in ATTACKS:
         for rule in RULES:
             own = [row for row in rows if (row["attack"], row["rule"]) == (attack, rule)]
-            if own:
-                cell: Row = {"attack": attack, "rule": rule}
-                for key in ("local", "base", "novel"):
-                    known = [row[key] for row in own if row[key] is not None]
-                    cell[key] = float(np.mean(known)) if len(known) == len(own) else None
-                means[attack, rule] = cell
-    plain = means.get(("none", "mean"), {})
-    for cell in means.values():
-        for key in ("local", "base", "novel"):
-            if plain.get(key) is not None and cell[key] is not None:
-                cell[f"loss_{key}"] = plain[key] - cell[key]
-    return list(means.values())
+            cell: Row = {"attack": attack, "rule": rule}
+            for key in KEYS:
+                known = [row[key] for row in own if row[key] is not None]
+                is_whole = bool(own) and len(known) == len(own)
+                cell[key] = float(np.mean(known)) if is_whole else None
+            cells.append(cell)
+    plain = cells[0]
+    for cell in cells:
+        for key in KEYS:
+            is_known = plain[key] is not None and cell[key] is not None
+            cell[f"lost_{key}"] = plain[key] - cell[key] if is_known else None
+    return cells
 
 
-def markdown(rows: Sequence[Row], method: str, command: str, environment: Environment) -> str:
-    """The table with what a reader must know."""
-    seeds = sorted({row["seed"] for row in rows})
-    note = (
-        f"The quickstart's federation (`--preset quickstart --method {method}`: pfedmma-tiny,"
-        f" cifar10-sample, 10 clients, 4 rounds). The last {DISHONEST} clients attack in every"
-        " round: *sign flip* sends the server's state minus 10 times what was learned, *scaled* the"
-        " server's state plus 100 times what was learned, *noise* the server's state plus normal"
-        " random numbers of standard deviation 1. Accuracy in %, mean over the other seven clients"
-        " after the last round, each with its own model; loss is against the mean that nobody"
-        f" attacks, in points. Seeds: {', '.join(map(str, seeds))} (a seed is another partition and"
-        " another initial state)."
-    )
-    section = make_section("", note, COLUMNS, table_rows(rows))
-    head, *body = [f"| {' | '.join(line)} |" for line in (section.columns, *section.cells)]
-    table = "\n".join([head, f"|{'---|' * len(section.columns)}", *body])
-    ended = []
+def write_report(out: Path, stored: dict[str, Any], environment: Environment) -> None:
+    """The tables of all rows, one for each method, beside the JSON file `out`."""
+    rows: list[Row] = stored["rows"]
+    seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
+    paragraphs = ["# Dishonest clients", f"Made by `{stored['command']}`. {NOTE}"]
+    paragraphs.append(f"Seeds: {seeds}. A seed is another partition and another initial state.")
+    paragraphs.append(environment_lines(environment))
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        section = make_section(method, "", COLUMNS, table_rows(own))
+        head, *body = [f"| {' | '.join(line)} |" for line in (section.columns, *section.cells)]
+        table = "\n".join([head, f"|{'---|' * len(section.columns)}", *body])
+        paragraphs += [f"## {method}", table]
     for row in rows:
         if "ended" in row:
-            ended.append(f"- {row['attack']}, {row['rule']}, seed {row['seed']}: {row['ended']}")
-    paragraphs = [
-        "# Dishonest clients",
-        f"Made by `{command}`.",
-        environment_lines(environment),
-        note,
-        table,
-        *(["Ended before the last round:\n\n" + "\n".join(ended)] if ended else []),
-    ]
-    return "\n\n".join(paragraphs) + "\n"
+            cell = f"{row['method']}, {row['attack']}, {row['rule']}, seed {row['seed']}"
+            paragraphs.append(f"Ended before the last round: {cell}. {row['ended']}")
+    write_bytes(out.with_suffix(".md"), ("\n\n".join(paragraphs) + "\n").encode())
+
+
+def cells_to_run(methods: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[TrainConfig, str]]:
+    """The configuration and the attack of every training."""
+    for method in methods:
+        for seed in seeds:
+            options = read_options({"seed": seed, "method": method}, preset="quickstart")
+            config = resolve_run(options)
+            for attack in ATTACKS:
+                for rule in RULES:
+                    yield replace(config, aggregate=rule), attack
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--methods", default="pfedmma,fedavg-mma")
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--method", default="pfedmma")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/byzantine.json"))
     given = parser.parse_args()
-    command = (
-        "python -m benchmarks.byzantine_table"
-        f" --seeds {given.seeds} --method {given.method} --out {given.out.as_posix()}"
-    )
+    methods, seeds = given.methods.split(","), [int(seed) for seed in given.seeds.split(",")]
     environment = describe_environment(torch.get_num_threads())
     stored: dict[str, Any] = {"rows": []}
     if given.out.exists():
         stored = json.loads(given.out.read_text(encoding="utf-8"))
-    rows: list[Row] = stored["rows"]
-    done = {(row["attack"], row["rule"], row["seed"]) for row in rows}
-    for seed in map(int, given.seeds.split(",")):
-        flags = {"seed": seed, "method": given.method}
-        config = resolve_run(read_options(flags, preset="quickstart"))
-        for attack in ATTACKS:
-            for rule in RULES:
-                if (attack, rule, seed) in done:
-                    continue
-                rows.append(measure(replace(config, aggregate=rule), attack))
-                print(rows[-1], flush=True)
-                found = {"command": command, "environment": environment.to_dict(), "rows": rows}
-                write_bytes(given.out, json_bytes(found))
-    text = markdown(rows, given.method, command, environment)
-    write_bytes(given.out.with_suffix(".md"), text.encode())
+    stored["command"] = (
+        f"python -m benchmarks.byzantine_table --methods {given.methods} --seeds {given.seeds}"
+    )
+    stored["environment"] = environment.to_dict()
+    done = {(row["method"], row["attack"], row["rule"], row["seed"]) for row in stored["rows"]}
+    for config, attack in cells_to_run(methods, seeds):
+        if (config.method, attack, config.aggregate, config.seed) in done:
+            continue
+        stored["rows"].append(measure(config, attack))
+        print(stored["rows"][-1], flush=True)
+        write_bytes(given.out, json_bytes(stored))
+    write_report(given.out, stored, environment)
     print("Written:", given.out, given.out.with_suffix(".md"))
 
 
