@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.federated.engine import ClientReport, Engine, payload
+from pfedmma_deploy.federated.privacy import Privacy
 from pfedmma_deploy.methods.base import Method, Tensors
 from pfedmma_deploy.progress import Progress
 from pfedmma_deploy.store.checkpoint import Checkpoint
@@ -16,10 +18,15 @@ from pfedmma_deploy.store.run import Run
 
 def sample_clients(clients: list[str], fraction: float, seed: int, round: int) -> list[str]:
     """The clients that train in a round: max(1, round(fraction * N)) of them, in client order."""
-    count = max(1, round_half_up(fraction * len(clients)))
     rng = np.random.default_rng([seed, round])
+    count = clients_in_round(fraction, len(clients))
     chosen = np.sort(rng.choice(len(clients), size=count, replace=False))
     return [clients[i] for i in chosen]
+
+
+def clients_in_round(fraction: float, clients: int) -> int:
+    """How many of so many clients a round selects."""
+    return max(1, round_half_up(fraction * clients))
 
 
 def answering(clients: list[str], client_dropout: float, seed: int, round: int) -> list[str]:
@@ -43,6 +50,20 @@ def round_half_up(value: float) -> int:
     return int(value + 0.5)
 
 
+def privacy_of(config: TrainConfig, clients: int) -> Privacy | None:
+    """The differential privacy that the options ask for, in a federation of so many clients."""
+    if config.dp_clip is None or config.dp_noise is None:
+        return None
+    expected = clients_in_round(config.clients_per_round, clients)
+    return Privacy(config.dp_clip, config.dp_noise, clients, expected)
+
+
+def simulated_noise(seed: int, round: int) -> np.random.Generator:
+    """The noise of a round of a simulation, which is to be the same again after a resume."""
+    # 2: neither the selection's draws, nor those of `answering`, nor a client's.
+    return np.random.default_rng([seed, round, 0, 2])
+
+
 def run_rounds(
     run: Run,
     engine: Engine,
@@ -58,6 +79,7 @@ def run_rounds(
     Each round ends in a commit, so a stop at any moment loses at most the round in flight.
     """
     config, aggregator = run.config, method.aggregator(run.config.aggregate)
+    privacy = privacy_of(config, len(clients))
     # A method may share nothing: then both are empty, and it does not matter which is taken.
     shared = checkpoint.load_shared() or shared
     first = checkpoint.round + 1
@@ -68,8 +90,14 @@ def run_rounds(
         chosen = answering(chosen, config.client_dropout, config.seed, round)
         received = engine.run_round(round, chosen, shared)
         reports = list(progress.track(received, f"clients of round {round + 1}", len(chosen)))
-        shared = aggregator.combine([report.update for report in reports], shared)
+        updates = [report.update for report in reports]
+        if privacy is None:
+            shared = aggregator.combine(updates, shared)
+        else:
+            shared = privacy.combine(updates, shared, simulated_noise(config.seed, round))
         record = round_record(round, reports, time.perf_counter() - started)
+        if privacy is not None:
+            record["epsilon"] = privacy.epsilon(round + 1)
         record.update(engine.cost.take())
         # Before its line: `write_rounds` can mend a missing line, but not a missing state.
         checkpoint.commit(round, shared, record)

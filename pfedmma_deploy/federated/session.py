@@ -29,6 +29,7 @@ from pfedmma_deploy.data.federation import build_federation
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.data.samples import SAMPLE_NAMES
 from pfedmma_deploy.errors import BackboneError, StoreError
+from pfedmma_deploy.federated.privacy import require_mean
 from pfedmma_deploy.methods.base import Method, Tensors
 from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
 from pfedmma_deploy.methods.registry import make_method
@@ -135,7 +136,10 @@ def open_session(
         PfedmmaError: anything that is missing or does not fit, before any training.
     """
     method = make_method(config.method, config.parameters)
-    method.aggregator(config.aggregate)
+    aggregator = method.aggregator(config.aggregate)
+    if config.dp_clip is not None:
+        rule = f"--aggregate {config.aggregate}" if config.aggregate else f"--method {method.name}"
+        require_mean(aggregator, rule)
     dataset = load_dataset(config.data, progress=progress)
     federation = build_federation(dataset, config.partition, seed=config.seed)
     return _session(config, method, warn_of_content(federation), linear)

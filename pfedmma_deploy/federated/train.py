@@ -19,8 +19,9 @@ from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.data.clients_file import federation_to_dict
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.federated.engine import InProcessEngine, traffic
-from pfedmma_deploy.federated.rounds import run_rounds
+from pfedmma_deploy.federated.rounds import clients_in_round, privacy_of, run_rounds
 from pfedmma_deploy.federated.session import Session, open_run_session, open_session, path_from
+from pfedmma_deploy.methods.aggregation import KRUM_NEEDS
 from pfedmma_deploy.methods.base import Tensors, state_to_dict
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.checkpoint import ClientState
@@ -38,6 +39,8 @@ class TrainResult:
     seconds: float
     bytes_up_per_client_round: int
     bytes_down_per_client_round: int
+    privacy: dict[str, Any] | None
+    """The manifest's `privacy`: what the whole run cost; None without differential privacy."""
 
 
 def train(
@@ -74,13 +77,15 @@ def train(
         progress.note(f"warning: {warning}")
     adapter = session.build_adapter()
     initial = adapter.tensors(*KEPT)
+    _note_rule(session, progress)
     if run.is_complete:
         progress.note(f"{run.folder} is complete: nothing left to do.")
     else:
         shared = _federate(run, session, adapter, progress)
         _finish(run, session, shared, initial)
     sizes = run.manifest["bytes_per_round"]
-    return TrainResult(run, time.perf_counter() - started, sizes["up"], sizes["down"])
+    seconds, privacy = time.perf_counter() - started, run.manifest.get("privacy")
+    return TrainResult(run, seconds, sizes["up"], sizes["down"], privacy)
 
 
 def require_same_config(run: Run, config: TrainConfig) -> None:
@@ -126,6 +131,24 @@ def backbone_entry(session: Session) -> dict[str, str]:
         "pretrained": backbone.pretrained,
         "fingerprint": backbone.fingerprint,
     }
+
+
+def _note_rule(session: Session, progress: Progress) -> None:
+    """Say what the rule of aggregation costs, or does not do, in this federation."""
+    config, count = session.config, len(session.federation.clients)
+    selected = clients_in_round(config.clients_per_round, count)
+    if config.aggregate == "krum" and selected < KRUM_NEEDS:
+        progress.note(
+            f"warning: krum needs {KRUM_NEEDS} clients in a round to tell who is wrong; of"
+            f" {selected} the plain mean is taken."
+        )
+    privacy = privacy_of(config, count)
+    if privacy is not None:
+        progress.note(
+            f"Differential privacy: epsilon {privacy.epsilon(config.rounds):.2f} at delta"
+            f" {privacy.delta:g} for the whole run (rounds: {config.rounds}, clients in a round:"
+            f" {privacy.expected} of {count})."
+        )
 
 
 def _federate(run: Run, session: Session, adapter: Adapter, progress: Progress) -> Tensors:
@@ -178,6 +201,19 @@ def _results(
         yield StoredClient(client.id, tensors, config)
 
 
+def _privacy_entry(session: Session, adapter: Adapter) -> dict[str, Any]:
+    """What the manifest says of differential privacy: nothing where none was asked for."""
+    privacy = privacy_of(session.config, len(session.federation.clients))
+    if privacy is None:
+        return {}
+    if not adapter.tensors(Scope.SHARED):
+        raise UsageError(
+            f"{session.method.name} shares nothing, so there is nothing to add noise to: leave out"
+            " --dp-clip and --dp-noise, or choose another --method."
+        )
+    return {"privacy": privacy.to_dict(session.config.rounds)}
+
+
 def _manifest(session: Session, out: Path) -> dict[str, Any]:
     federation = session.federation
     adapter = session.build_adapter()
@@ -200,6 +236,7 @@ def _manifest(session: Session, out: Path) -> dict[str, Any]:
         "clients": [],
         "parameters": {**counts, "frozen": frozen},
         "bytes_per_round": traffic(session.method, adapter, federation.clients),
+        **_privacy_entry(session, adapter),
         "skipped": [[s.path, s.reason] for s in federation.dataset.skipped],
         "warnings": list(federation.warnings),
         "threads": torch.get_num_threads(),

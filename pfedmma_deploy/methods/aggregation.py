@@ -57,7 +57,7 @@ class Mean(Aggregator):
 
     def combine(self, updates: Sequence[Update], server: Tensors) -> Tensors:
         """See `Aggregator`."""
-        ordered = in_order(updates)
+        ordered = in_client_order(updates)
         weights = [u.num_examples if self.weighting == "examples" else 1 for u in ordered]
         total = sum(weights)
         means = {}
@@ -86,7 +86,7 @@ class TrimmedMean(Aggregator):
 
     def combine(self, updates: Sequence[Update], server: Tensors) -> Tensors:
         """See `Aggregator`."""
-        ordered = in_order(updates)
+        ordered = in_client_order(updates)
         count = len(ordered)
         cut = min(int(self.share * count), (count - 1) // 2)
         means = {}
@@ -110,7 +110,7 @@ class Krum(Aggregator):
 
     def combine(self, updates: Sequence[Update], server: Tensors) -> Tensors:
         """See `Aggregator`."""
-        ordered = in_order(updates)
+        ordered = in_client_order(updates)
         count = len(ordered)
         if count < KRUM_NEEDS:
             return Mean("uniform").combine(ordered, server)
@@ -144,7 +144,7 @@ class NormClip(Aggregator):
 
     def combine(self, updates: Sequence[Update], server: Tensors) -> Tensors:
         """See `Aggregator`; `server` must hold every tensor that is sent."""
-        ordered = in_order(updates)
+        ordered = in_client_order(updates)
         steps = [step_from(server, update) for update in ordered]
         bound = sorted(map(length, steps))[(len(steps) - 1) // 2]
         total = sum(update.num_examples for update in ordered)
@@ -157,7 +157,7 @@ class NormClip(Aggregator):
         return {name: value.to(ordered[0].shared[name].dtype) for name, value in state.items()}
 
 
-def in_order(updates: Sequence[Update]) -> list[Update]:
+def in_client_order(updates: Sequence[Update]) -> list[Update]:
     """The updates in client order: floating-point sums depend on their order.
 
     Raises:
