@@ -132,27 +132,27 @@ KRUM_NEEDS: Final = 3
 
 @dataclass(frozen=True)
 class NormClip(Aggregator):
-    """The mean by number of images, after every client's step is cut to the length of most.
+    """The mean by number of images, after differences longer than most are scaled down.
 
-    A client's step is the difference of its update from the server's state, over all tensors
-    together. Steps longer than the round's median length are scaled down to it (norm thresholding,
-    Sun et al. 2019, arXiv 1911.07963, with a bound that needs no tuning; of an even
-    number of lengths the lower middle one). As long as fewer than half of the clients are
-    dishonest, the server's state moves no further in a round than an honest client's step, in
-    whatever direction. The weights are what the clients say.
+    A client's difference is its update minus the server's state, over all tensors together. One
+    that is longer than the round's median length gets that length (norm thresholding, Sun et al.
+    2019, arXiv 1911.07963, with a bound that needs no tuning; of an even number of lengths the
+    lower middle one). As long as fewer than half of the clients are dishonest, the server's state
+    moves no further in a round than the longest honest difference, in whatever direction. The
+    weights are what the clients say.
     """
 
     def combine(self, updates: Sequence[Update], server: Tensors) -> Tensors:
         """See `Aggregator`; `server` must hold every tensor that is sent."""
         ordered = in_client_order(updates)
-        steps = [step_from(server, update) for update in ordered]
-        bound = sorted(map(length, steps))[(len(steps) - 1) // 2]
+        differences = [difference(update, server) for update in ordered]
+        bound = sorted(map(length, differences))[(len(ordered) - 1) // 2]
         total = sum(update.num_examples for update in ordered)
         state = {}
         for name, value in ordered[0].shared.items():
             state[name] = server[name].to(value.device).double()
-        for update, step in zip(ordered, steps, strict=True):
-            for name, part in clip(step, bound).items():
+        for update, own in zip(ordered, differences, strict=True):
+            for name, part in clip(own, bound).items():
                 state[name] = state[name] + part * (update.num_examples / total)
         return {name: value.to(ordered[0].shared[name].dtype) for name, value in state.items()}
 
@@ -173,8 +173,8 @@ def in_client_order(updates: Sequence[Update]) -> list[Update]:
     return ordered
 
 
-def step_from(server: Tensors, update: Update) -> Tensors:
-    """What the update changes of the server's state, in float64."""
+def difference(update: Update, server: Tensors) -> Tensors:
+    """The update minus the server's state, in float64."""
     return {
         name: value.double() - server[name].to(value.device).double()
         for name, value in update.shared.items()
@@ -222,7 +222,7 @@ AGGREGATORS: Final[Mapping[str, Aggregator]] = MappingProxyType(
         "mean": Mean("examples"),
         "uniform-mean": Mean("uniform"),
         "median": TrimmedMean(0.5),
-        # As many of ten as Krum bears; Yin et al. ask for at least the share that is dishonest.
+        # Of ten clients three may be dishonest, as with Krum: beta must be at least their share.
         "trimmed-mean": TrimmedMean(0.3),
         "krum": Krum(),
         "norm-clip": NormClip(),

@@ -109,7 +109,7 @@ def test_krum_of_fewer_than_three_is_their_mean() -> None:
 
 
 def test_norm_clip_by_hand() -> None:
-    """Steps of length 5, 10 and 50 from the server: the last is cut to 10, a fifth of it."""
+    """Differences of length 5, 10 and 50: the last is cut to 10, a fifth of it."""
     server = {"v": torch.tensor([1.0]), "w": torch.tensor([1.0])}
     steps = [(3.0, 4.0), (-6.0, 8.0), (30.0, 40.0)]
     updates = updates_of([[1 + a, 1 + b] for a, b in steps])
