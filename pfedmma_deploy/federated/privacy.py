@@ -23,7 +23,6 @@ from pfedmma_deploy.methods.aggregation import (
     Update,
     clip,
     difference,
-    in_client_order,
 )
 
 DELTA: Final = 1e-5
@@ -52,9 +51,9 @@ class Privacy:
 
             w + 1/m sum_k min(1, C / ||w_k - w||) (w_k - w) + N(0, (S C / m)^2)
 
-        All clients weigh the same. One that holds only some of the tensors changes nothing else;
-        noise is added to all of them. One client more moves the mean by at most C / m, another in
-        its place by at most 2 C / m.
+        All clients weigh the same. What a client does not hold counts as unchanged, and noise is
+        added to every tensor of the server. One client more moves the mean by at most C / m,
+        another in its place by at most 2 C / m.
 
         Args:
             updates: of the clients that answered; none may hold a tensor that `server` lacks.
@@ -65,7 +64,8 @@ class Privacy:
         sums = {
             name: torch.zeros_like(value, dtype=torch.float64) for name, value in server.items()
         }
-        for update in in_client_order(updates):
+        # In client order, as everywhere; unlike in a mean, clients may hold different tensors.
+        for update in sorted(updates, key=lambda update: update.client):
             for name, part in clip(difference(update, server), self.clip).items():
                 sums[name] += part.to(sums[name].device)
         state = {}

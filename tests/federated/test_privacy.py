@@ -67,12 +67,14 @@ def test_a_clipped_mean_by_hand() -> None:
 
 
 def test_a_client_that_holds_some_of_the_tensors() -> None:
-    found = noiseless().combine(
-        [Update("a", {"w": torch.tensor([-4.0])}, 1)],
-        {"v": torch.ones(1), "w": torch.zeros(1)},
-        any_noise(),
-    )
-    assert (float(found["v"]), float(found["w"])) == (1, -2)
+    """What it does not hold, it does not change."""
+    updates = [
+        Update("a", {"w": torch.tensor([-4.0])}, 1),
+        Update("b", {"v": torch.tensor([5.0]), "w": torch.tensor([3.0])}, 1),
+    ]
+    server = {"v": torch.ones(1), "w": torch.zeros(1)}
+    found = noiseless().combine(updates, server, any_noise())
+    assert (float(found["v"]), float(found["w"])) == (3, -0.5)
 
 
 STEP = st.tuples(*[st.floats(-1e6, 1e6)] * 2)
