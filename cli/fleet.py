@@ -74,8 +74,12 @@ def new(
     resolved = _options(config, preset, output)
     _fleet_extra()
     from pfedmma_deploy.backbone.loading import load_backbone
+    from pfedmma_deploy.federated.session import open_method
+    from pfedmma_deploy.federated.train import note_rule
     from pfedmma_deploy.fleet.folder import DEFAULT_PORT, Fleet
 
+    open_method(resolved)
+    note_rule(resolved, len(names), output.progress)
     backbone = load_backbone(resolved.backbone, resolved.pretrained, device="cpu")
     made = Fleet.create(
         folder,
@@ -182,12 +186,22 @@ def serve(
             raise typer.Exit(130) from None
     _show(output, found.status)
     output.say(f"Run: {found.run.folder} (shared tensors and rounds; no client's adapter)")
+    privacy = found.run.manifest.get("privacy")
+    if privacy is not None:
+        output.say(
+            f"Differential privacy: epsilon {privacy['epsilon']:.2f} at delta {privacy['delta']:g}."
+        )
     output.note(
         f"A site may hand you its folder clients/SITE: pfedmma fleet accept {folder} SITE_FOLDER,"
         f" then pfedmma export --run {found.run.folder}"
     )
     output.result(
-        {**found.status.to_dict(), "run": str(found.run.folder), "seconds": found.seconds}
+        {
+            **found.status.to_dict(),
+            "run": str(found.run.folder),
+            "seconds": found.seconds,
+            "privacy": privacy,
+        }
     )
 
 
@@ -398,6 +412,11 @@ def _explain(output: Output, offer: Offer, data: str) -> None:
         f"Leaves this machine: {offer.bytes_up:,} bytes of shared tensors per round, with the "
         f"number of training images, the mean loss and the validation accuracy{names}."
     )
+    if config.dp_clip is not None:
+        output.note(
+            "Differential privacy: the server limits each site's update and adds noise to their "
+            f"mean (clip {config.dp_clip:g}, noise {config.dp_noise:g}); it sees the updates."
+        )
     output.note(
         f"Never leaves: the images, their names and sizes, this site's own layers "
         f"({offer.bytes_kept:,} bytes), the optimizer's state."

@@ -113,6 +113,11 @@ def _train(config: TrainConfig, folder: Path, resume: bool, output: Output) -> N
         f"Trained {len(result.run.client_ids)} clients for {config.rounds} rounds "
         f"in {result.seconds:.1f} s; {traffic} per client and round."
     )
+    if result.privacy is not None:
+        output.say(
+            f"Differential privacy of what is shared: epsilon {result.privacy['epsilon']:.2f} at"
+            f" delta {result.privacy['delta']:g}. Adapters and figures of clients have no noise."
+        )
     output.say(f"Run: {result.run.folder}")
     output.note("Next: pfedmma evaluate, pfedmma personalize --client ID, pfedmma export")
     output.result(
@@ -122,6 +127,7 @@ def _train(config: TrainConfig, folder: Path, resume: bool, output: Output) -> N
             "rounds": config.rounds,
             "bytes_up_per_client_round": sent,
             "bytes_down_per_client_round": received,
+            "privacy": result.privacy,
             "seconds": result.seconds,
         }
     )

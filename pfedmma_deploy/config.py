@@ -155,6 +155,14 @@ class TrainConfig:
         float, Field(ge=0, lt=1, description="a fraction from 0 to below 1")
     ] = 0.0
     """Simulated: the share of selected clients that fail to answer in a round."""
+    dp_clip: Annotated[float, Field(gt=0, description="a number above 0")] | None = None
+    """C of client-level differential privacy (`federated.privacy`); None is without, and then
+    `dp_noise` is None too."""
+    # Far below the lower bound the cost is beyond what a float holds.
+    dp_noise: Annotated[float, Field(ge=1e-3, description="a number of 0.001 or more")] | None = (
+        None
+    )
+    """S, the noise multiplier."""
     logit_scale: Annotated[float, Field(gt=0, description="a number above 0")] | None = None
     """Factor on the cosine similarities; None takes the backbone's own."""
 
@@ -165,6 +173,12 @@ class TrainConfig:
         if self.prompt.count("{}") != 1:
             raise UsageError(
                 f"prompt must be a text with {{}} for the class name, not {self.prompt!r}."
+            )
+        if (self.dp_clip is None) != (self.dp_noise is None):
+            given, missing = ("clip", "noise") if self.dp_noise is None else ("noise", "clip")
+            raise UsageError(
+                f"dp_{given} is given without dp_{missing}: differential privacy needs both, such"
+                " as --dp-clip 0.1 --dp-noise 1"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -92,6 +92,23 @@ def test_a_preset_suggests_only_what_the_method_has() -> None:
     assert resolve({"method": "zero-shot"}, preset="quickstart").parameters == {}
 
 
+def test_differential_privacy_takes_both_of_its_options() -> None:
+    config = resolve({**NEEDED, "dp_clip": 1, "dp_noise": 0.5})
+    assert (config.dp_clip, config.dp_noise) == (1.0, 0.5)
+    assert (resolve(NEEDED).dp_clip, resolve(NEEDED).dp_noise) == (None, None)
+    for given, missing in (("clip", "noise"), ("noise", "clip")):
+        expected = (
+            f"dp_{given} is given without dp_{missing}: differential privacy needs both, such as"
+            " --dp-clip 0.1 --dp-noise 1"
+        )
+        with pytest.raises(UsageError, match=expected):
+            resolve({**NEEDED, f"dp_{given}": 1.0})
+    with pytest.raises(UsageError, match=r"dp_clip must be a number above 0, not 0\.0"):
+        resolve({**NEEDED, "dp_clip": 0, "dp_noise": 1})
+    with pytest.raises(UsageError, match=r"dp_noise must be a number of 0\.001 or more, not 0\.0"):
+        resolve({**NEEDED, "dp_clip": 1, "dp_noise": 0})
+
+
 def test_the_resolved_configuration_reads_back() -> None:
     config = resolve({"seed": 3}, preset="quickstart")
     assert config_from_mapping(config.to_dict()) == config

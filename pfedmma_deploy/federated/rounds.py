@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.federated.engine import ClientReport, Engine, payload
+from pfedmma_deploy.federated.privacy import Privacy
 from pfedmma_deploy.methods.base import Method, Tensors
 from pfedmma_deploy.progress import Progress
 from pfedmma_deploy.store.checkpoint import Checkpoint
@@ -17,10 +19,15 @@ from pfedmma_deploy.store.run import Run
 
 def sample_clients(clients: list[str], fraction: float, seed: int, round: int) -> list[str]:
     """The clients that train in a round: max(1, round(fraction * N)) of them, in client order."""
-    count = max(1, round_half_up(fraction * len(clients)))
     rng = np.random.default_rng([seed, round])
+    count = clients_in_round(fraction, len(clients))
     chosen = np.sort(rng.choice(len(clients), size=count, replace=False))
     return [clients[i] for i in chosen]
+
+
+def clients_in_round(fraction: float, clients: int) -> int:
+    """How many of so many clients a round selects."""
+    return max(1, round_half_up(fraction * clients))
 
 
 def answering(clients: list[str], client_dropout: float, seed: int, round: int) -> list[str]:
@@ -44,6 +51,20 @@ def round_half_up(value: float) -> int:
     return int(value + 0.5)
 
 
+def privacy_of(config: TrainConfig, clients: int) -> Privacy | None:
+    """The differential privacy that the options ask for, in a federation of so many clients."""
+    if config.dp_clip is None or config.dp_noise is None:
+        return None
+    expected = clients_in_round(config.clients_per_round, clients)
+    return Privacy(config.dp_clip, config.dp_noise, clients, expected)
+
+
+def noise_generator(seed: int, round: int) -> np.random.Generator:
+    """Draws the noise of a round, which is to be the same again after a resume."""
+    # 2: neither the selection's draws, nor those of `answering`, nor a client's.
+    return np.random.default_rng([seed, round, 0, 2])
+
+
 def run_rounds(
     run: Run,
     engine: Engine,
@@ -53,15 +74,19 @@ def run_rounds(
     checkpoint: Checkpoint,
     progress: Progress,
     quorum: int = 1,
+    noise_seed: int | None = None,
 ) -> Tensors:
     """Run what is left of the rounds and return the server's state after the last.
 
     `clients` says before each round who may be chosen, in order.
     `shared` is the common initial state; a checkpoint that is further along takes its place.
     Each round ends in a commit, so a stop at any moment loses at most the round in flight. A round
-    with fewer than `quorum` reports changes nothing, and its line says so.
+    with fewer than `quorum` reports changes nothing, and its line says so. Noise for differential
+    privacy comes from `noise_seed`, or else from the run's seed, which clients may know.
     """
     config, aggregator = run.config, method.aggregator(run.config.aggregate)
+    privacy = privacy_of(config, len(clients()))
+    noise_seed = config.seed if noise_seed is None else noise_seed
     # A method may share nothing: then both are empty, and it does not matter which is taken.
     shared = checkpoint.load_shared() or shared
     first = checkpoint.round + 1
@@ -73,12 +98,17 @@ def run_rounds(
         received = engine.run_round(round, chosen, shared)
         reports = list(progress.track(received, f"clients of round {round + 1}", len(chosen)))
         is_counted = len(reports) >= quorum
-        if is_counted:
-            shared = aggregator.combine([report.update for report in reports], shared)
         counted = reports if is_counted else []
+        updates = [report.update for report in counted]
+        if is_counted and privacy is None:
+            shared = aggregator.combine(updates, shared)
+        elif is_counted and privacy is not None:
+            shared = privacy.combine(updates, shared, noise_generator(noise_seed, round))
         record = round_record(round, counted, time.perf_counter() - started)
         if not is_counted:
             record["not_counted"] = f"{len(reports)} answers, the quorum is {quorum}"
+        if privacy is not None:
+            record["epsilon"] = privacy.epsilon(round + 1)
         record.update(engine.cost.take())
         # Before its line: `write_rounds` can mend a missing line, but not a missing state.
         checkpoint.commit(round, shared, record)

@@ -29,6 +29,7 @@ from pfedmma_deploy.data.federation import build_federation
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.data.samples import SAMPLE_NAMES
 from pfedmma_deploy.errors import BackboneError, StoreError
+from pfedmma_deploy.federated.privacy import require_mean
 from pfedmma_deploy.methods.base import Method, Tensors
 from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
 from pfedmma_deploy.methods.registry import make_method
@@ -128,6 +129,16 @@ class Session:
         return adapter
 
 
+def open_method(config: TrainConfig) -> Method[Any, Any]:
+    """The configuration's method. Raises `UsageError` where the server's rule does not suit it."""
+    method = make_method(config.method, config.parameters)
+    aggregator = method.aggregator(config.aggregate)
+    if config.dp_clip is not None:
+        rule = f"--aggregate {config.aggregate}" if config.aggregate else f"--method {method.name}"
+        require_mean(aggregator, rule)
+    return method
+
+
 def open_session(
     config: TrainConfig, progress: Progress | None = None, *, linear: Linear | None = None
 ) -> Session:
@@ -141,8 +152,7 @@ def open_session(
     Raises:
         PfedmmaError: anything that is missing or does not fit, before any training.
     """
-    method = make_method(config.method, config.parameters)
-    method.aggregator(config.aggregate)
+    method = open_method(config)
     dataset = load_dataset(config.data, progress=progress)
     federation = build_federation(dataset, config.partition, seed=config.seed)
     return build_session(config, method, warn_of_content(federation), linear=linear)

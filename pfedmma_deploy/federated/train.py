@@ -18,8 +18,9 @@ from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.data.clients_file import federation_to_dict
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.federated.engine import InProcessEngine, traffic
-from pfedmma_deploy.federated.rounds import run_rounds
+from pfedmma_deploy.federated.rounds import clients_in_round, privacy_of, run_rounds
 from pfedmma_deploy.federated.session import Session, open_run_session, open_session, path_from
+from pfedmma_deploy.methods.aggregation import KRUM_NEEDS
 from pfedmma_deploy.methods.base import Tensors, state_to_dict
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.checkpoint import ClientState
@@ -37,6 +38,8 @@ class TrainResult:
     seconds: float
     bytes_up_per_client_round: int
     bytes_down_per_client_round: int
+    privacy: dict[str, Any] | None
+    """The manifest's `privacy`: what the whole run cost; None without differential privacy."""
 
 
 def train(
@@ -65,7 +68,9 @@ def train(
     run = Run.open(out) if resume else None
     if run is None:
         session = open_session(config, progress, linear=linear)
-        run = Run.create(out, run_manifest(session, out), federation_to_dict(session.federation))
+        manifest = run_manifest(session, out)
+        manifest |= privacy_entry(session, len(session.federation.clients))
+        run = Run.create(out, manifest, federation_to_dict(session.federation))
     else:
         require_same_config(run, config)
         if run.role != "alone":
@@ -79,13 +84,15 @@ def train(
         progress.note(f"warning: {warning}")
     adapter = session.build_adapter()
     initial = adapter.tensors(*KEPT)
+    note_rule(config, len(session.federation.clients), progress)
     if run.is_complete:
         progress.note(f"{run.folder} is complete: nothing left to do.")
     else:
         shared = _federate(run, session, adapter, progress)
         _finish(run, session, shared, initial)
     sizes = run.manifest["bytes_per_round"]
-    return TrainResult(run, time.perf_counter() - started, sizes["up"], sizes["down"])
+    seconds, privacy = time.perf_counter() - started, run.manifest.get("privacy")
+    return TrainResult(run, seconds, sizes["up"], sizes["down"], privacy)
 
 
 def require_same_config(run: Run, config: TrainConfig) -> None:
@@ -131,6 +138,23 @@ def backbone_entry(session: Session) -> dict[str, str]:
         "pretrained": backbone.pretrained,
         "fingerprint": backbone.fingerprint,
     }
+
+
+def note_rule(config: TrainConfig, count: int, progress: Progress) -> None:
+    """Say what the rule of aggregation costs, or does not do, with so many clients."""
+    selected = clients_in_round(config.clients_per_round, count)
+    if config.aggregate == "krum" and selected < KRUM_NEEDS:
+        progress.note(
+            f"warning: krum needs {KRUM_NEEDS} clients in a round to tell who is wrong; of"
+            f" {selected} the plain mean is taken."
+        )
+    privacy = privacy_of(config, count)
+    if privacy is not None:
+        progress.note(
+            f"Differential privacy: epsilon {privacy.epsilon(config.rounds):.2f} at delta"
+            f" {privacy.delta:g} for the whole run (rounds: {config.rounds}, clients in a round:"
+            f" {privacy.expected} of {count})."
+        )
 
 
 def _federate(run: Run, session: Session, adapter: Adapter, progress: Progress) -> Tensors:
@@ -192,6 +216,23 @@ def client_result(
     rounds = session.config.rounds
     config = client_config(session, client, state_to_dict(state), rounds=rounds, personalized=None)
     return StoredClient(client.id, tensors, config)
+
+
+def privacy_entry(session: Session, clients: int) -> dict[str, Any]:
+    """What the manifest says of differential privacy: nothing where none was asked for.
+
+    Raises:
+        UsageError: the method shares nothing that noise could be added to.
+    """
+    privacy = privacy_of(session.config, clients)
+    if privacy is None:
+        return {}
+    if not session.build_adapter().tensors(Scope.SHARED):
+        raise UsageError(
+            f"{session.method.name} shares nothing, so there is nothing to add noise to: leave out"
+            " --dp-clip and --dp-noise, or choose another --method."
+        )
+    return {"privacy": privacy.to_dict(session.config.rounds)}
 
 
 def run_manifest(session: Session, out: Path) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from pfedmma_deploy.federated.rounds import run_rounds
 from pfedmma_deploy.federated.session import (
     Session,
     build_session,
+    open_method,
     open_run_session,
     require_fingerprint,
 )
-from pfedmma_deploy.federated.train import run_manifest
+from pfedmma_deploy.federated.train import note_rule, privacy_entry, run_manifest
 from pfedmma_deploy.fleet.engine import Desk, GridEngine, last_counted
 from pfedmma_deploy.fleet.flower import SMALL_BODY, Link
 from pfedmma_deploy.fleet.folder import Fleet
@@ -27,7 +28,6 @@ from pfedmma_deploy.fleet.keys import issue_server_certificate
 from pfedmma_deploy.fleet.messages import MAX_HEADER, Note, unpack
 from pfedmma_deploy.fleet.status import FleetStatus
 from pfedmma_deploy.methods.base import Tensors
-from pfedmma_deploy.methods.registry import make_method
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.types import Federation, Scope
@@ -74,6 +74,7 @@ def serve(
     """
     progress = progress or Silent()
     run = Run.open(fleet.run_folder) if (fleet.run_folder / "manifest.json").exists() else None
+    note_rule(fleet.config, len(fleet.members), progress)
     shapes = _session(fleet, NO_SITE_NAMES)
     adapter = shapes.build_adapter()
     answer = payload(adapter.tensors(Scope.SHARED))
@@ -121,6 +122,7 @@ def _train(
             run.checkpoint,
             progress,
             quorum=fleet.quorum,
+            noise_seed=fleet.noise_seed,
         )
         engine.tally()
         run.save_shared(shared)
@@ -151,10 +153,8 @@ def _session(fleet: Fleet, class_names: Sequence[str]) -> Session:
     """A session without images."""
     config = fleet.config
     base, novel = split_base_novel(len(class_names), config.partition.classes)
-    method = make_method(config.method, config.parameters)
-    method.aggregator(config.aggregate)
     federation = Federation(NoImages(class_names), base, novel, (), (), ())
-    session = build_session(config, method, federation)
+    session = build_session(config, open_method(config), federation)
     require_fingerprint(session.backbone, fleet.backbone, f"The federation {fleet.folder}")
     return session
 
@@ -162,6 +162,7 @@ def _session(fleet: Fleet, class_names: Sequence[str]) -> Session:
 def _create_run(fleet: Fleet, session: Session) -> Run:
     out = fleet.run_folder
     manifest = run_manifest(session, out)
+    manifest |= privacy_entry(session, len(fleet.members))
     manifest["data_path"] = None
     manifest["fleet"] = {"role": "server", "name": fleet.name}
     return Run.create(out, manifest, federation_to_dict(session.federation))

@@ -31,6 +31,7 @@ from pfedmma_deploy.federated.rounds import round_record
 from pfedmma_deploy.federated.session import (
     Session,
     build_session,
+    open_method,
     open_run_session,
     require_fingerprint,
 )
@@ -39,7 +40,6 @@ from pfedmma_deploy.fleet.checks import check_sent
 from pfedmma_deploy.fleet.flower import GONE_AFTER, Line, RefusedError, UnreachableError
 from pfedmma_deploy.fleet.folder import Invitation
 from pfedmma_deploy.fleet.messages import Note, Parcel, unpack
-from pfedmma_deploy.methods.registry import make_method
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.checkpoint import ClientState, join_state, split_state
 from pfedmma_deploy.store.files import (
@@ -188,8 +188,7 @@ class Site:
         assert self.dataset is not None
         named = SiteDataset(self.dataset, class_names, id)
         federation = warn_of_content(build_site(named, config.partition, seed=config.seed))
-        method = make_method(config.method, config.parameters)
-        self.session = build_session(config, method, federation, is_site=True)
+        self.session = build_session(config, open_method(config), federation, is_site=True)
         self._require_backbone()
 
     def reopen(self) -> None:

@@ -56,6 +56,24 @@ def as_json(capsys: pytest.CaptureFixture[str], arguments: str, code: int = 0) -
     return values
 
 
+def test_train_says_what_differential_privacy_costs(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = (
+        "train --data photos --backbone test-clip --pretrained random --clients 2 --shots 0"
+        " --rounds 1 --local-epochs 1 --dp-clip 0.5 --dp-noise 2"
+    )
+    values = as_json(capsys, f"{options} --out private-json")
+    cost = values["privacy"]["epsilon"]
+    assert (values["privacy"]["clip"], values["privacy"]["noise"]) == (0.5, 2.0)
+    assert run([*options.split(), "--out", "private"]) == 0
+    shown = capsys.readouterr()
+    assert f"epsilon {cost:.2f} at delta 1e-05 for the whole run (rounds: 1" in shown.err
+    assert f"Differential privacy of what is shared: epsilon {cost:.2f} at delta" in shown.out
+    assert run(f"{options} --aggregate median --out refused".split()) == 2
+    assert "which --aggregate median does not take" in capsys.readouterr().err
+
+
 def test_the_run_is_named_after_the_data(folder: Path) -> None:
     assert (folder / "runs" / "photos" / "manifest.json").exists()
 

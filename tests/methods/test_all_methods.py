@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.federated import session
 from pfedmma_deploy.federated.evaluate import evaluate_run
 from pfedmma_deploy.federated.personalize import fine_tune
+from pfedmma_deploy.federated.privacy import Privacy
 from pfedmma_deploy.federated.train import train
+from pfedmma_deploy.methods.aggregation import AGGREGATORS
 from pfedmma_deploy.methods.base import Method, Update
 from pfedmma_deploy.methods.registry import METHODS, get_method, make_method, resolve_run
 from pfedmma_deploy.store.checkpoint import Checkpoint
@@ -115,6 +118,53 @@ def test_aggregate_then_distribute(name: str) -> None:
         adapter.load({**adapter.tensors(*KEPT), **sent})
         found = values(adapter)
         assert all(torch.equal(found[n], value) for n, value in sent.items())
+
+
+ROBUST = tuple(name for name in AGGREGATORS if name not in ("mean", "uniform-mean"))
+
+
+@METHOD
+def test_every_rule_combines_what_clients_send(name: str) -> None:
+    """Five clients: what comes back fits the clients, by any rule and with noise."""
+    method, adapter = build(name)
+    clients = [f"c{i}" for i in range(5)]
+    server = method.start(adapter, clients)
+    generator = torch.Generator().manual_seed(1)
+    updates = []
+    for one in clients:
+        for value in adapter.parameters():
+            value.data.normal_(0, 0.1, generator=generator)
+        updates.append(Update(one, method.upload(adapter, client(one)), num_examples=4))
+    if name == "pfedmoap":
+        for rule in AGGREGATORS:
+            with pytest.raises(UsageError, match="combines nothing: leave out --aggregate"):
+                method.aggregator(rule)
+        return
+    privacy = Privacy(clip=0.1, noise=1.0, clients=5, expected=5)
+    states = [method.aggregator(rule).combine(updates, server) for rule in ROBUST]
+    states.append(privacy.combine(updates, server, np.random.default_rng(0)))
+    for state in states:
+        assert state.keys() == server.keys()
+        for one in clients:
+            received = method.download(method.distribute(state, one), adapter, client(one))
+            adapter.load({**adapter.tensors(*KEPT), **adapter.tensors(Scope.SHARED), **received})
+
+
+@pytest.mark.parametrize("rule", [*ROBUST, "private"])
+@pytest.mark.parametrize("name", ["pfedmma", "tap"])
+def test_training_with_every_rule(
+    name: str,
+    rule: str,
+    sites: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    config = replace(options(name, sites), rounds=1)
+    if rule == "private":
+        config = replace(config, dp_clip=0.1, dp_noise=1.0)
+    else:
+        config = replace(config, aggregate=rule)
+    run = train(config, tmp_path / "run").run
+    assert evaluate_run(run).personalized_mean.base is not None
 
 
 @METHOD
