@@ -54,9 +54,10 @@ def new(
         float, flag("Seconds that a round waits for its sites.", "SECONDS")
     ] = 600.0,
 ) -> None:
-    """Make a federation: certificates, keys, and one invitation file per site.
+    """Make a federation of sites.
 
-    Hand each site its file over a channel that you trust: who has it can join as that site.
+    Writes certificates, keys, and one invitation file per site. Hand each site its file over a
+    channel that you trust: who has it can join as that site.
 
     \b
     Examples:
@@ -110,9 +111,10 @@ def new(
 @app.command()
 @with_output
 def add(output: Output, folder: Folder, site: SiteName) -> None:
-    """Invite one more site, or one again: its older invitation opens nothing any more.
+    """Invite one more site, or one again.
 
-    It takes part from the next round on. One that was set aside starts with no refusals.
+    It takes part from the next round on. Of a site that is invited again the older invitation
+    opens nothing any more, and refusals before do not count.
 
     \b
     Examples:
@@ -129,7 +131,9 @@ def add(output: Output, folder: Folder, site: SiteName) -> None:
 @app.command()
 @with_output
 def remove(output: Output, folder: Folder, site: SiteName) -> None:
-    """Take a site's invitation back; a server that runs notices within a second.
+    """Take a site's invitation back.
+
+    A server that runs notices within a second.
 
     \b
     Examples:
@@ -154,9 +158,10 @@ def serve(
         flag("Sites to wait for before the first round. [default: all]", "N"),
     ] = None,
 ) -> None:
-    """Wait for the sites, train with them, and end with the run folder FOLDER/run.
+    """Wait for the sites, and train with them.
 
-    Stop with Ctrl-C at any time and start it again: it continues after the last finished round.
+    Ends with the run folder FOLDER/run. Stop with Ctrl-C at any time and start it again: it
+    continues after the last finished round.
 
     \b
     Examples:
@@ -216,10 +221,10 @@ def join(
     out: Annotated[Path | None, flag("Run folder. [default: runs/FEDERATION-SITE]", "DIR")] = None,
     yes: Annotated[bool, switch("--yes", "Do not ask before anything is sent.")] = False,
 ) -> None:
-    """Take part in a federation with the images in --data, which stay here.
+    """Take part with the images in --data.
 
-    Says what will leave this machine and what never does, asks once, and trains when the server
-    asks. Stop with Ctrl-C at any time and give the same command again.
+    They stay here. Says what will leave this machine and what never does, asks once, and trains
+    when the server asks. Stop with Ctrl-C at any time and give the same command again.
 
     \b
     Examples:
@@ -233,8 +238,8 @@ def join(
     folder = out or Path("runs", f"{read.fleet}-{read.site}")
     site = prepare(read, data, folder, output.progress)
     _explain(output, site.offer(), data)
-    if not yes and not typer.confirm("Take part?", default=False, err=True):
-        output.note("Nothing was sent.")
+    if not yes and not _agreed():
+        output.note("Nothing was sent. Where nobody can be asked, --yes agrees beforehand.")
         raise typer.Exit(1)
     try:
         run = site.take_part()
@@ -253,7 +258,9 @@ def join(
 @app.command()
 @with_output
 def status(output: Output, folder: Folder) -> None:
-    """Show who is there, how far the training is, and who was refused and why.
+    """Show how a federation stands.
+
+    Who is there, how far the training is, who was refused and why.
 
     \b
     Examples:
@@ -265,7 +272,7 @@ def status(output: Output, folder: Folder) -> None:
 
     found = FleetStatus.read(folder)
     if found is None:
-        found = FleetStatus(fleet.name, fleet.address, fleet.config.rounds, stage="stopped")
+        found = FleetStatus(fleet.name, fleet.address, fleet.config.rounds, stage="not started")
         for site in fleet.members:
             found.site(site.id)
     _show(output, found)
@@ -282,7 +289,9 @@ def accept(
         typer.Argument(metavar="CLIENT_DIR", help="Client folder from a site."),
     ],
 ) -> None:
-    """Put a client that its site handed over into FOLDER/run, for `pfedmma export`.
+    """Take in a client that its site handed over.
+
+    It is checked and put into FOLDER/run, for `pfedmma export`.
 
     \b
     Examples:
@@ -306,10 +315,10 @@ def rehearse(
         Path | None, flag("Folder for all of it. [default: rehearsal, or a free number]", "DIR")
     ] = None,
 ) -> None:
-    """Play a whole federation on this machine: operator, sites, TLS and keys, real processes.
+    """Play a federation on this machine.
 
-    The sites share out the embedded sample. What they end with is compared, bit for bit, with
-    `pfedmma train` on the same folders.
+    Operator and sites are real processes, with TLS and keys. The sites share out the embedded
+    sample. What they end with is compared, bit for bit, with `pfedmma train` on the same folders.
 
     \b
     Examples:
@@ -421,6 +430,13 @@ def _explain(output: Output, offer: Offer, data: str) -> None:
         f"Never leaves: the images, their names and sizes, this site's own layers "
         f"({offer.bytes_kept:,} bytes), the optimizer's state."
     )
+
+
+def _agreed() -> bool:
+    try:
+        return typer.confirm("Take part?", default=False, err=True)
+    except typer.Abort:  # nobody there to answer
+        return False
 
 
 def _rows(status: FleetStatus) -> list[Row]:

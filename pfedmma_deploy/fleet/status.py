@@ -9,7 +9,9 @@ from typing import Any, Final, Literal
 
 from pfedmma_deploy.store.files import json_bytes, parse_json, read_bytes
 
-Stage = Literal["waiting for sites", "training", "handing out results", "complete", "stopped"]
+Stage = Literal[
+    "not started", "waiting for sites", "training", "handing out results", "complete", "stopped"
+]
 SiteState = Literal["not here", "here", "training", "answered", "set aside", "done"]
 STATUS_FILE: Final = "status.json"
 WRITE_EVERY: Final = 1.0
