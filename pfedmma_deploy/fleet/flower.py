@@ -257,6 +257,11 @@ class Link:
                 self._state.object_store.delete(name)
 
     def _inflate(self, reply: str) -> Parcel | None:
+        contents = self._contents(reply)
+        return None if contents is None else _parcel(inflate_object_from_contents(reply, contents))
+
+    def _contents(self, reply: str) -> dict[str, bytes] | None:
+        """The parts of a message, once all are here."""
         tree = self._state.object_store.get_object_tree(reply)
         names = [part.object_id for part in iterate_object_tree(tree)]
         if len(names) > MAX_OBJECTS:
@@ -267,16 +272,28 @@ class Link:
             if not content:
                 return None
             contents[name] = content
-        return _parcel(inflate_object_from_contents(reply, contents))
+        return contents
 
     def _hand_out_again(self, site: str) -> None:
         """Messages that the site fetched and has nothing to show for: see the module's text."""
         with self._lock:
             for ticket, addressee in self._open.items():
-                is_answered = ticket in self._state.message_ins_id_to_message_res_id
                 message = self._state.message_ins_store.get(ticket)
-                if addressee == site and message is not None and not is_answered:
+                if addressee == site and message is not None and not self._has_answer(ticket):
                     message.metadata.delivered_at = ""
+
+    def _has_answer(self, ticket: str) -> bool:
+        """Whether a whole answer is here; the beginning of one is thrown away."""
+        reply = self._state.message_ins_id_to_message_res_id.get(ticket)
+        if reply is None:
+            return False
+        with contextlib.suppress(FleetError):
+            if self._contents(reply) is None:
+                del self._state.message_ins_id_to_message_res_id[ticket]
+                del self._state.message_res_store[reply]
+                self._state.object_store.delete(reply)
+                return False
+        return True
 
     # The network.
 
