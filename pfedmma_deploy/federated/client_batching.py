@@ -20,6 +20,7 @@ from torch.func import functional_call, vmap
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.backbone.clip import Activations, Backbone, ClassTexts, Images
 from pfedmma_deploy.backbone.flops import image_tokens
+from pfedmma_deploy.backbone.linear import batched_linear, fast_linear
 from pfedmma_deploy.methods.base import Method, Tensors
 from pfedmma_deploy.methods.client_run import Batch, ClientRun, LocalTraining
 from pfedmma_deploy.types import Tower
@@ -122,10 +123,14 @@ class _Loss(nn.Module):
         super().__init__()
         self.adapter = run.adapter
         self.run = run
+        # A backbone that was given another linear for a benchmark keeps it.
+        is_usual = run.backbone.linear is fast_linear
+        linear = batched_linear if is_usual else run.backbone.linear
+        self.backbone = replace(run.backbone, linear=linear)
 
     def forward(self, batch: Batch) -> Tensor:
         """A scalar."""
-        return self.run.loss(self.run.backbone, self.adapter, batch)
+        return self.run.loss(self.backbone, self.adapter, batch)
 
 
 class _Stack:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma_deploy.backbone import linear as linear_module
-from pfedmma_deploy.backbone.linear import FEW_ROWS, fast_linear, mkl_is_slow
+from pfedmma_deploy.backbone.linear import FEW_ROWS, batched_linear, fast_linear, mkl_is_slow
 
 
 @pytest.fixture
@@ -83,3 +83,31 @@ def test_whose_processor_needs_it(
         assert mkl_is_slow() is expected
     finally:
         mkl_is_slow.cache_clear()
+
+
+def test_clients_in_one_matmul_are_clients_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 5, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    bias = torch.randn(6, generator=generator, dtype=torch.float64)
+    together = torch.func.vmap(lambda rows: batched_linear(rows, weight, bias))(x)
+    alone = torch.stack([F.linear(rows, weight, bias) for rows in x])
+    torch.testing.assert_close(together, alone)
+    (gradient,) = torch.autograd.grad(together.square().sum(), x)
+    (expected,) = torch.autograd.grad(alone.square().sum(), x)
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("batched", ["weight", "nothing of it"])
+def test_what_is_not_the_clients_images(batched: str) -> None:
+    x, bias = torch.ones(2, 4), torch.zeros(3)
+    weights = torch.arange(24.0).reshape(2, 3, 4)
+    if batched == "weight":
+        found = torch.func.vmap(lambda weight: batched_linear(x, weight, bias))(weights)
+        assert found.tolist() == [F.linear(x, weight, bias).tolist() for weight in weights]
+    else:
+        # A text before its first adapter is the same for all clients.
+        found = torch.func.vmap(lambda own: own + batched_linear(x, weights[0], bias))(
+            torch.zeros(2, 1)
+        )
+        assert found.tolist() == [F.linear(x, weights[0], bias).tolist()] * 2
