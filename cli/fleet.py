@@ -418,8 +418,9 @@ def _explain(output: Output, offer: Offer, data: str) -> None:
     )
     names = f"; once, the class names ({', '.join(offer.class_names)})" if offer.sends_names else ""
     output.note(
-        f"Leaves this machine: {offer.bytes_up:,} bytes of shared tensors per round, with the "
-        f"number of training images, the mean loss and the validation accuracy{names}."
+        f"Leaves this machine: {offer.bytes_up:,} bytes of shared tensors per round "
+        f"({offer.shared}), with the number of training images, the mean loss and the validation "
+        f"accuracy{names}."
     )
     if config.dp_clip is not None:
         output.note(

@@ -82,6 +82,8 @@ class Offer:
     """The client's own tensors, which never leave."""
     sends_names: bool
     """Whether the class names leave the site."""
+    shared: str
+    """What of the model the method shares, in words."""
 
 
 class SiteStates:
@@ -245,6 +247,7 @@ class Site:
             bytes_down=sizes["down"],
             bytes_kept=kept,
             sends_names=self.invitation.class_names is None,
+            shared=session.method.shared,
         )
 
     # At work.
