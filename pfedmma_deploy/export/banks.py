@@ -26,6 +26,7 @@ from pfedmma_deploy.types import TOWERS, Tower
 
 Array = NDArray[Any]
 CLIENT_INPUT = "client"
+STRENGTH_INPUT = "strength"
 CLASSIFIER_TEXT = "text"
 """The classifier's own bank: scaled text features, [clients + 1, D, C]."""
 TOWER_OF: Mapping[str, Tower] = {

@@ -96,8 +96,19 @@ def feeds(portable: ExportReport) -> dict[str, Feeds]:
     def clients(count: int) -> NDArray[np.int64]:
         return np.arange(count, dtype=np.int64) % 3
 
-    image: Feeds = {"pixel_values": pixels, "client": clients(len(pixels))}
-    text: Feeds = {"input_ids": tokens, "client": clients(len(tokens))}
+    def strengths(count: int) -> NDArray[np.float32]:
+        return np.linspace(1.5, 0, count, dtype=np.float32)
+
+    image: Feeds = {
+        "pixel_values": pixels,
+        "client": clients(len(pixels)),
+        "strength": strengths(len(pixels)),
+    }
+    text: Feeds = {
+        "input_ids": tokens,
+        "client": clients(len(tokens)),
+        "strength": strengths(len(tokens)),
+    }
     return {"vision_model.onnx": image, "text_model.onnx": text, "classifier.onnx": image}
 
 
