@@ -69,6 +69,7 @@ class CompareTab:
                     buttons=["fullscreen"],
                     elem_id="compare-image",
                 )
+                self._lay_out_strength(first)
             with gr.Column(scale=6, min_width=300):
                 self.client = dropdown("Client", clients, first, "compare-client")
                 self.card = gr.HTML(views.client_card(self.model, first), elem_id="compare-card")
@@ -79,20 +80,6 @@ class CompareTab:
                     self.truth = dropdown("True class", names, truth, "compare-truth")
                     others = {"": "None", **clients}
                     self.other = dropdown("Another client", others, "", "compare-other")
-                default = self.model.client(first).default_strength
-                self.strength = gr.Slider(
-                    STRENGTHS[0],
-                    STRENGTHS[-1],
-                    value=default,
-                    step=0.05,
-                    label="Strength",
-                    info="How much of what the client learned counts: 0 is zero-shot CLIP, 1 as "
-                    "trained.",
-                    visible=self.model.manifest.strength is not None,
-                    elem_id="compare-strength",
-                )
-                curve = views.strength_curve(self.model, first, default)
-                self.curve = gr.HTML(curve, elem_id="compare-curve")
                 self.typed = gr.Textbox(
                     self.TYPED,
                     label="Your class names, with commas between them",
@@ -100,6 +87,21 @@ class CompareTab:
                     visible=False,
                     elem_id="compare-typed",
                 )
+
+    def _lay_out_strength(self, first: str) -> None:
+        default = self.model.client(first).default_strength
+        self.strength = gr.Slider(
+            STRENGTHS[0],
+            STRENGTHS[-1],
+            value=default,
+            step=0.05,
+            label="Strength",
+            info="How much of what the client learned counts: 0 is zero-shot CLIP, 1 as trained.",
+            visible=self.model.manifest.strength is not None,
+            elem_id="compare-strength",
+        )
+        curve = views.strength_curve(self.model, first, default)
+        self.curve = gr.HTML(curve, elem_id="compare-curve")
 
     def _connect(self) -> None:
         result, truth, strength = self.result, self.truth, self.strength
@@ -159,13 +161,22 @@ class CompareTab:
 
     def take(self, *inputs: Any) -> tuple[str, str]:
         """A new picture: nobody knows its class yet."""
-        return self.show(*inputs, truth=""), ""
+        asked = [*inputs, ""]
+        return self.show(*asked), ""
 
-    def switch(self, *inputs: Any) -> tuple[str, str, float, str]:
+    def switch(
+        self,
+        image: str | None,
+        client: str,
+        class_set: ClassSet,
+        typed: str,
+        other: str,
+        _: float,
+        truth: str,
+    ) -> tuple[str, str, float, str]:
         """Another client, at its own strength: its answers, its card, its curve."""
-        client, others = inputs[1], inputs[:5]
         strength = self.model.client(client).default_strength
-        shown = self.show(*others, strength=strength, truth=inputs[6])
+        shown = self.show(image, client, class_set, typed, other, strength, truth)
         curve = views.strength_curve(self.model, client, strength)
         return shown, views.client_card(self.model, client), strength, curve
 

@@ -40,6 +40,7 @@ def export_run(
     classifier: bool = False,
     config: ExportConfig | None = None,
     measured: RunEvaluation | None = None,
+    strengths: Sequence[float] = STRENGTHS,
     session: Session | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -55,6 +56,7 @@ def export_run(
             test images first.
         measured: accuracies of the clients for the bundle's history, where they are known already;
             else they are measured.
+        strengths: at which accuracies are measured for it beside 0 and 1.
         session: the run's, where it is open already.
         progress: told of the steps.
 
@@ -85,7 +87,7 @@ def export_run(
     unseen = set(run.manifest["novel"]) - set(run.manifest["base"])
     report = progress or Silent()
     measured = measured or measure(run, session, chosen, report)
-    curves = measure_curves(run, session, measured, report)
+    curves = measure_curves(run, session, measured, strengths, report)
     return export_bundle(
         session.backbone,
         taken,
@@ -173,14 +175,18 @@ def measure(
 
 
 def measure_curves(
-    run: Run, session: Session, measured: RunEvaluation | None, progress: Progress
+    run: Run,
+    session: Session,
+    measured: RunEvaluation | None,
+    strengths: Sequence[float],
+    progress: Progress,
 ) -> Mapping[str, Curve]:
-    """What the measured clients reach at every strength; empty, which is said, where it is long."""
+    """What the measured clients reach by strength; empty, which is said, where it would be long."""
     if measured is None:
         return {}
     federation = session.federation
     tests = len(federation.base_test) + len(federation.novel_test)
-    count = tests * len(measured.personalized) * (len(STRENGTHS) - 2)
+    count = tests * len(measured.personalized) * len({*strengths} - {0, 1})
     if count > MOST_CURVE_IMAGES:
         progress.note(
             "The bundle will not say how accurate its clients are at other strengths than 1: that "
@@ -188,7 +194,7 @@ def measure_curves(
             "fewer clients with --client to have it measured."
         )
         return {}
-    return strength_curves(run, measured, session, progress)
+    return strength_curves(run, measured, session, strengths, progress)
 
 
 def run_history(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pfedmma_deploy.errors import UsageError
@@ -63,9 +63,13 @@ Curve = dict[float, Accuracy]
 
 
 def strength_curves(
-    run: Run, measured: RunEvaluation, session: Session, progress: Progress | None = None
+    run: Run,
+    measured: RunEvaluation,
+    session: Session,
+    strengths: Sequence[float] = STRENGTHS,
+    progress: Progress | None = None,
 ) -> dict[str, Curve]:
-    """Every measured client's accuracy at all `STRENGTHS`, on the run's test images.
+    """Every measured client's accuracy at 0, 1 and other `strengths`, on the run's test images.
 
     Strength 0 is zero-shot and strength 1 the client as it was `measured`; the others are scored
     here. Empty where the method's adapters have no strength but 1.
@@ -78,7 +82,7 @@ def strength_curves(
     for client in (progress or Silent()).track(chosen, "clients at other strengths", len(chosen)):
         session.client_model(run.load_client(client.id), shared, adapter)
         known = {0.0: measured.zero_shot[client.id], 1.0: measured.personalized[client.id]}
-        for strength in STRENGTHS:
+        for strength in strengths:
             if strength not in known:
                 (known[strength],) = scorer.score(adapter.at(strength), [client])
         curves[client.id] = dict(sorted(known.items()))

@@ -111,15 +111,16 @@ def test_curves_that_take_long_are_not_measured_and_that_is_said(
     workspace = cast("Any", SimpleNamespace(federation=federation()))
     accuracy = Accuracy(50.0, 60.0, None)
     measured = RunEvaluation({"1": accuracy}, {"1": accuracy})
-    assert measure_curves(run, workspace, None, progress) == {}
-    # Three test images at each of the five strengths that are not 0 or 1.
-    monkeypatch.setattr(module, "MOST_CURVE_IMAGES", 15)
-    found: Any = measure_curves(run, workspace, measured, progress)
+    strengths = (0, 0.5, 0.75, 1, 1.5)
+    assert measure_curves(run, workspace, None, strengths, progress) == {}
+    # Three test images at each of the three strengths that are not 0 or 1.
+    monkeypatch.setattr(module, "MOST_CURVE_IMAGES", 9)
+    found: Any = measure_curves(run, workspace, measured, strengths, progress)
     assert found == "measured"
-    monkeypatch.setattr(module, "MOST_CURVE_IMAGES", 14)
-    assert measure_curves(run, workspace, measured, progress) == {}
+    monkeypatch.setattr(module, "MOST_CURVE_IMAGES", 8)
+    assert measure_curves(run, workspace, measured, strengths, progress) == {}
     assert notes == [
         "The bundle will not say how accurate its clients are at other strengths than 1: that "
-        "takes 15 images through the model, more than 14; export fewer clients with --client to "
+        "takes 9 images through the model, more than 8; export fewer clients with --client to "
         "have it measured."
     ]
