@@ -128,7 +128,7 @@ class CurveLine:
     """Percent at the measured strength that is nearest."""
 
 
-CURVE_WIDTH, CURVE_HEIGHT = 360.0, 120.0
+CURVE_WIDTH, CURVE_HEIGHT = 360.0, 90.0
 """Of the drawing, without what is written beside it."""
 
 

@@ -58,6 +58,17 @@ def require_names(clients: Sequence[ExportClient]) -> None:
         raise ExportError("There is no client to export: train first, or name at least one.")
 
 
+def require_strength(clients: Sequence[ExportClient]) -> None:
+    """Raises `ExportError` where an adapter has no strength but 1, which a graph would have."""
+    for client in clients:
+        if client.adapter.interpolation is None:
+            raise ExportError(
+                f"The adapter of client {client.id!r}, {type(client.adapter).__name__}, knows no "
+                "strength but 1, and a bundle answers at any from 0 to 1.5: mix its features "
+                '(`mix_features`) and say so (`interpolation = "features"`).'
+            )
+
+
 def stack_banks(
     clients: Sequence[ExportClient], backbone: Backbone
 ) -> dict[Tower, dict[str, nn.Module]]:

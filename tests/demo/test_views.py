@@ -63,9 +63,9 @@ def test_the_curve_by_hand() -> None:
     model = fake_model(history=history(north=(70.0, 80.0, 90.0, 80.5)))
     html = views.strength_curve(model, "north", 0.5)
     assert ">90 %</text>" in html and ">40 %</text>" in html
-    # Half of the way is a third of the width of 360; 70 is two fifths below 90, of 120.
-    assert 'points="0.0,48.0 240.0,0.0 "' in html
-    assert '<circle class="pf-point" cx="120.0" cy="24.0" r="5"/>' in html
+    # Half of the way is a third of the width of 360; 70 is two fifths below 90, of 90.
+    assert 'points="0.0,36.0 240.0,0.0 "' in html
+    assert '<circle class="pf-point" cx="120.0" cy="18.0" r="5"/>' in html
     assert "0: local 70.0, base 50.0, novel 80.0; 1: local 90.0, base 40.0, novel 80.5;" in html
     assert "measured at strength 0<" in html and "Local 70.0 %" in html
     assert "Local 90.0 %" in views.strength_curve(model, "north", 0.75)

@@ -25,7 +25,7 @@ from pfedmma_deploy.export.graph import ImageGraph, TextGraph
 from pfedmma_deploy.export.models import build_graphs
 from pfedmma_deploy.export.quality import Evaluation
 from pfedmma_deploy.methods.feddat import DualAdapter
-from pfedmma_deploy.methods.promptfl import PromptFL
+from pfedmma_deploy.methods.promptfl import PromptFL, SharedContext
 from pfedmma_deploy.methods.registry import METHODS
 from pfedmma_deploy.methods.tap import ComponentAdapter
 from pfedmma_deploy.runtime import Classifier
@@ -203,6 +203,18 @@ def test_reduced_precision(name: str, config: ExportConfig, tmp_path: Path) -> N
 def test_low_rank_changes_are_not_fused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"clients of plora change queries .*--flavour portable"):
         export_kind(tmp_path / "x", "plora", ExportConfig(flavour="ort"))
+
+
+def test_adapters_without_a_strength_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SharedContext, "interpolation", None)
+    with pytest.raises(
+        ExportError,
+        match="client 'a', SharedContext, knows no strength but 1, and a bundle answers at any",
+    ):
+        export_kind(tmp_path / "x", "promptfl")
+    assert not list(tmp_path.iterdir())
 
 
 def test_products_side_by_side_are_their_sum() -> None:
