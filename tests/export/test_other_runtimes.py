@@ -46,7 +46,7 @@ const [packageName, specification] = process.argv.slice(2);
 const ort = require(packageName);
 const isWeb = packageName === "onnxruntime-web";
 if (isWeb) ort.env.wasm.numThreads = 1;
-const kinds = { uint8: Uint8Array, int64: BigInt64Array };
+const kinds = { uint8: Uint8Array, int64: BigInt64Array, float32: Float32Array };
 const read = (file) => new Uint8Array(fs.readFileSync(file));
 
 async function main() {
