@@ -53,6 +53,10 @@ def export(
         FileFormat,
         flag("open_clip: a stock state dict, for methods that merge.", None, "--format"),
     ] = "onnx",
+    strength: Annotated[
+        float,
+        flag("With open_clip: how much of a client's changes, 0 to 1.5; 1 is as trained.", "A"),
+    ] = 1.0,
     moved: Annotated[
         str | None, typer.Option("--add-client", "--remove-client", "--to", "--as", hidden=True)
     ] = None,
@@ -94,9 +98,14 @@ def export(
                 "--flavour, --precision and --weights"
             )
         _write_open_clip(
-            opened, out or folder.with_name(f"{folder.name}-open_clip"), client, output
+            opened, out or folder.with_name(f"{folder.name}-open_clip"), client, strength, output
         )
         return
+    if strength != 1:
+        raise UsageError(
+            "--strength is for --format open_clip; a bundle answers at every strength: leave it "
+            f"out, and ask with `pfedmma predict --strength {strength:g}`"
+        )
     from pfedmma_deploy.export.run import export_run
 
     values: dict[str, Any] = export_run(
@@ -112,11 +121,15 @@ def export(
     output.result(values)
 
 
-def _write_open_clip(run: Run, folder: Path, client: str | None, output: Output) -> None:
+def _write_open_clip(
+    run: Run, folder: Path, client: str | None, strength: float, output: Output
+) -> None:
     """`--format open_clip`: stock weights."""
     from pfedmma_deploy.export.merge import export_open_clip
 
-    report = export_open_clip(run, folder, clients=split_names(client), progress=output.progress)
+    report = export_open_clip(
+        run, folder, clients=split_names(client), strength=strength, progress=output.progress
+    )
     values: dict[str, Any] = report.to_dict()
     output.table(
         ["File", "MB"],

@@ -42,6 +42,13 @@ def inspect(
     output.result(values)
 
 
+STRENGTH = {
+    "exact": "from 0 (zero-shot) to 1.5, what clients add is scaled",
+    "features": "from 0 (zero-shot) to 1.5, features are mixed with zero-shot's",
+    None: "1 alone; export it again for others",
+}
+
+
 def _kind(folder: Path) -> str:
     """`run` or `bundle`, by the manifest. Raises `StoreError` for anything else."""
     try:
@@ -120,7 +127,8 @@ def _bundle(folder: Path) -> dict[str, Any]:
 
     clients = []
     for client in manifest["clients"]:
-        clients.append({"id": client["id"], "classes": named(client["seen"])})
+        entry = {"id": client["id"], "classes": named(client["seen"])}
+        clients.append({**entry, "default_strength": client["default_strength"]})
     return {
         "kind": "bundle",
         "folder": str(folder),
@@ -130,6 +138,7 @@ def _bundle(folder: Path) -> dict[str, Any]:
         "base": named(manifest["base"]),
         "novel": named(manifest["novel"]),
         "clients": clients,
+        "strength": manifest["strength"],
         "precision": manifest["precision"],
         "opset": manifest["opset"],
         "parity": manifest["parity"],
@@ -144,6 +153,8 @@ def _print(output: Output, values: dict[str, Any]) -> None:
     output.say(f"Backbone: {backbone['name']} {backbone['pretrained']}, {backbone['fingerprint']}")
     output.say(f"Base classes: {', '.join(values['base'])}")
     output.say(f"Novel classes: {', '.join(values['novel']) or 'none'}")
+    if "strength" in values:
+        output.say(f"Strength: {STRENGTH[values['strength']]}")
     if "parameters" in values:
         counts = ", ".join(f"{scope} {count:,}" for scope, count in values["parameters"].items())
         traffic = values["bytes_per_round"]

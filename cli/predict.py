@@ -44,6 +44,14 @@ def predict(
     client: Annotated[
         str | None, flag("Whose model. [default: the only one, else zero-shot]", "ID")
     ] = None,
+    strength: Annotated[
+        float | None,
+        flag(
+            "How much of what the client learned counts: 0 is zero-shot, 1 as trained, 1.5 the "
+            "most. [default: the client's own, mostly 1]",
+            "A",
+        ),
+    ] = None,
     classes: Annotated[
         str | None, flag('Other class names, such as "cat,dog". [default: all]', "NAMES")
     ] = None,
@@ -77,6 +85,7 @@ def predict(
     Examples:
       pfedmma predict photo.jpg --client 3
       pfedmma predict photos/ --model exports/sites --client 3 --compare
+      pfedmma predict photos/ --client 3 --strength 0.5
       pfedmma predict photo.jpg --client 3 --classes "cat,dog,a steam locomotive" --json
       pfedmma predict "photos/**/*.jpg" --client 3 --out answers.csv
     """
@@ -97,7 +106,7 @@ def predict(
     names = split_names(classes)
     chosen_format = file_format or _by_ending(out)
     answers = min(top, len(names or classifier.class_names))
-    outcomes = _outcomes(classifier, find_images(images), clients, names, top, batch_size)
+    outcomes = _outcomes(classifier, find_images(images), clients, names, top, strength, batch_size)
     if out or chosen_format == "table" or not output.stdout.isatty():
         # Elsewhere a bar would run through the rows.
         outcomes = output.progress.track(outcomes, "images", total)
@@ -141,12 +150,19 @@ def _outcomes(
     clients: Sequence[str | int],
     names: list[str] | None,
     top: int,
+    strength: float | None,
     batch_size: int,
 ) -> Iterator[Outcome]:
     """Of each image what the clients answer, or why it was skipped, in order."""
     skipped: deque[Skipped] = deque()
     for predictions in classifier.iter_compare(
-        images, clients, names, top, batch_size=batch_size, on_skip=skipped.append
+        images,
+        clients,
+        names,
+        top,
+        strength=strength,
+        batch_size=batch_size,
+        on_skip=skipped.append,
     ):
         # Decoding runs ahead of the model: these came before this image.
         while skipped:
@@ -238,7 +254,12 @@ def as_dict(predictions: Sequence[Prediction]) -> dict[str, Any]:
         for prediction in predictions
     ]
     first = predictions[0]
-    values = {"path": printable(first.source), "client": first.client, "top": tops[0]}
+    values = {
+        "path": printable(first.source),
+        "client": first.client,
+        "strength": first.strength,
+        "top": tops[0],
+    }
     return values if len(tops) == 1 else {**values, "zero_shot": tops[1]}
 
 

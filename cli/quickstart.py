@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SHOWN = 6
 """Test images whose predictions are shown."""
+STRENGTHS = (0.0, 0.5, 1.0, 1.5)
+"""At which clients are measured for the bundle: `pfedmma export` takes more, and its time."""
 
 
 @with_output
@@ -82,7 +84,12 @@ def _run(config: TrainConfig, folder: Path, output: Output) -> None:
     values, bundle = evaluation_values(found), EXPORTS / folder.name
     with step("export", "Exporting all clients into one bundle, checked against torch"):
         report = export_run(
-            run, bundle, measured=found, session=session, progress=output.progress
+            run,
+            bundle,
+            measured=found,
+            strengths=STRENGTHS,
+            session=session,
+            progress=output.progress,
         ).to_dict()
     with step("predict", "Predicting with the bundle"):
         predictions = _predict(session, bundle, run.client_ids[0])

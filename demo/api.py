@@ -80,6 +80,7 @@ def _add_compare(model: DemoModel, first: str) -> None:
         typed: str = "",
         other: str = "",
         truth: str = "",
+        strength: float | None = None,
     ) -> dict[str, Any]:
         """Ask zero-shot CLIP and a client's personalized model what an image shows.
 
@@ -90,6 +91,7 @@ def _add_compare(model: DemoModel, first: str) -> None:
             typed: with class_set "typed", at least two class names with commas between them.
             other: id of one more client to ask; empty for none.
             truth: name of the true class, where it is known; empty otherwise.
+            strength: 0 is zero-shot, 1 the client as trained, 1.5 the most; none is its default.
 
         Returns:
             Per model the five most probable classes with probability and kind (seen, elsewhere,
@@ -98,7 +100,7 @@ def _add_compare(model: DemoModel, first: str) -> None:
         if image is None:
             raise gr.Error("Give an image file.", print_exception=False)
         with _sentences():
-            found = compare(model, Path(image), client, class_set, typed, other, truth)
+            found = compare(model, Path(image), client, class_set, typed, other, truth, strength)
         return asdict(found)
 
     ids = client_choices(model)
@@ -109,6 +111,7 @@ def _add_compare(model: DemoModel, first: str) -> None:
         gr.Textbox("", label="typed", elem_id="api-typed"),
         gr.Textbox("", label="other", elem_id="api-other"),
         gr.Textbox("", label="truth", elem_id="api-truth"),
+        gr.Number(None, label="strength", elem_id="api-strength"),
     ]
     answer = gr.JSON(label="comparison", elem_id="api-comparison")
     button = gr.Button("compare", elem_id="api-compare")

@@ -37,6 +37,8 @@ class ModelAnswers:
 
     client: str
     """`zero-shot`, or the client's id."""
+    strength: float
+    """How much of what the client adds to CLIP counts: 1 is as trained."""
     top: tuple[Answer, ...]
     """Best first, five at most."""
     is_right: bool | None
@@ -79,6 +81,7 @@ def compare(
     typed: str = "",
     other: str | None = None,
     truth: str | None = None,
+    strength: float | None = None,
 ) -> Comparison:
     """Ask several models for the class of one image, in a single call of the ONNX model.
 
@@ -91,9 +94,12 @@ def compare(
             with its own text tower.
         other: id of one more client to ask; empty for none.
         truth: name of the image's true class; empty where it is not known.
+        strength: how much of what clients add to CLIP counts, 0 to 1.5; None takes their defaults.
 
     Raises:
-        UsageError: an unknown client, class set or class, or typed names that cannot be used.
+        UsageError: an unknown client, class set or class, typed names that cannot be used, or a
+            strength beyond its range.
+        BundleError: another strength than 1, and the bundle's models take none.
         ImageError: the image cannot be read.
     """
     clients = [model.client(client)]
@@ -106,9 +112,15 @@ def compare(
     indices = [0, *map(attrgetter("index"), clients)]
     # Known names are chosen from all known names, whose features the bundle has: no text tower.
     asked = names if class_set == "typed" else None
+    # Zero-shot has nothing that a strength could act on.
+    strengths = [None, *[strength] * len(clients)]
     started = time.perf_counter()
     found = model.classifier.predict(
-        [pixels] * len(indices), indices, asked, top_k=max(len(names), len(model.class_names))
+        [pixels] * len(indices),
+        indices,
+        asked,
+        top_k=max(len(names), len(model.class_names)),
+        strength=strengths,
     )
     milliseconds = (time.perf_counter() - started) * 1000
     answers = []
@@ -119,7 +131,7 @@ def compare(
             top.append(Answer(score.name, score.probability, model.kind(score.name, viewer)))
         # A model cannot be wrong about a class that it was not allowed to name.
         is_right = top[0].name == truth if truth in names else None
-        answers.append(ModelAnswers(one.client, tuple(top), is_right))
+        answers.append(ModelAnswers(one.client, one.strength, tuple(top), is_right))
     return Comparison(
         models=tuple(answers),
         truth=truth,

@@ -20,7 +20,13 @@ from pfedmma_deploy.data.pixels import resize_crop
 from pfedmma_deploy.data.samples import SAMPLE_NAMES
 from pfedmma_deploy.errors import DataError, ImageError, UsageError, nearest
 from pfedmma_deploy.runtime import Classifier
-from pfedmma_deploy.runtime.manifest import ClientHistory, ClientInfo, Figures, Manifest
+from pfedmma_deploy.runtime.manifest import (
+    ClientHistory,
+    ClientInfo,
+    CurvePoint,
+    Figures,
+    Manifest,
+)
 from pfedmma_deploy.types import Dataset, Example
 
 ClassSet = Literal["all", "seen", "base", "novel", "typed"]
@@ -190,6 +196,10 @@ class ClientRow:
     """Training images; None where the bundle does not say."""
     zero_shot: Figures | None
     personalized: Figures | None
+    default_strength: float
+    """The strength that its model has unless another is asked for."""
+    curve: tuple[CurvePoint, ...]
+    """What it reaches at several strengths; empty where the bundle does not say."""
 
 
 def client_rows(model: DemoModel) -> list[ClientRow]:
@@ -200,7 +210,17 @@ def client_rows(model: DemoModel) -> list[ClientRow]:
         known = clients.get(info.id, ClientHistory((), None, None))
         images = sum(known.num_examples) if known.num_examples else None
         seen = model.named(info.seen)
-        rows.append(ClientRow(info.id, seen, images, known.zero_shot, known.personalized))
+        rows.append(
+            ClientRow(
+                id=info.id,
+                seen=seen,
+                images=images,
+                zero_shot=known.zero_shot,
+                personalized=known.personalized,
+                default_strength=info.default_strength,
+                curve=known.curve,
+            )
+        )
     return rows
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from pfedmma_deploy.errors import PfedmmaError
+from pfedmma_deploy.types import STRENGTHS
 
 from . import views
 from .api import judge_source, write_csv
@@ -68,6 +69,7 @@ class CompareTab:
                     buttons=["fullscreen"],
                     elem_id="compare-image",
                 )
+                self._lay_out_strength(first)
             with gr.Column(scale=6, min_width=300):
                 self.client = dropdown("Client", clients, first, "compare-client")
                 self.card = gr.HTML(views.client_card(self.model, first), elem_id="compare-card")
@@ -86,9 +88,24 @@ class CompareTab:
                     elem_id="compare-typed",
                 )
 
+    def _lay_out_strength(self, first: str) -> None:
+        default = self.model.client(first).default_strength
+        self.strength = gr.Slider(
+            STRENGTHS[0],
+            STRENGTHS[-1],
+            value=default,
+            step=0.05,
+            label="Strength",
+            info="How much of what the client learned counts: 0 is zero-shot CLIP, 1 as trained.",
+            visible=self.model.manifest.strength is not None,
+            elem_id="compare-strength",
+        )
+        curve = views.strength_curve(self.model, first, default)
+        self.curve = gr.HTML(curve, elem_id="compare-curve")
+
     def _connect(self) -> None:
-        result, truth = self.result, self.truth
-        values = [self.image, self.client, self.class_set, self.typed, self.other, truth]
+        result, truth, strength = self.result, self.truth, self.strength
+        values = [self.image, self.client, self.class_set, self.typed, self.other, strength, truth]
         latest: dict[str, Any] = {
             **QUIET,
             "concurrency_limit": 4,
@@ -98,7 +115,8 @@ class CompareTab:
         }
         self.image.input(self.take, values[:-1], [result, truth], **latest)
         # The answers first: finding a client's examples takes longer.
-        self.client.input(self.switch, values, [result, self.card], **latest).then(
+        shown = [result, self.card, strength, self.curve]
+        self.client.input(self.switch, values, shown, **latest).then(
             lambda one: views.render("examples", self.examples(one)),
             self.client,
             self.shelf,
@@ -107,9 +125,10 @@ class CompareTab:
         self.class_set.input(self.choose_names, values, [result, self.typed], **latest)
         others = [self.typed.submit, self.typed.blur, self.other.input, truth.input]
         gr.on(others, self.show, values, result, **latest)
+        strength.input(self.turn, values, [result, self.curve], **latest)
         self.shelf.click(
             self.click_example,
-            [self.client, self.other],
+            [self.client, self.other, strength],
             [self.image, truth, self.class_set, self.typed, result],
             scroll_to_output=False,
             # Every click counts, and one answer after the other: Gradio's other modes drop a
@@ -126,40 +145,66 @@ class CompareTab:
         class_set: ClassSet,
         typed: str,
         other: str,
+        strength: float,
         truth: str,
     ) -> str:
         """The answers as HTML, or what is missing, or what is wrong."""
         if image is None:
             return views.render("hint", self.EMPTY)
         try:
-            found = compare(self.model, Path(image), client, class_set, typed, other, truth)
+            found = compare(
+                self.model, Path(image), client, class_set, typed, other, truth, strength
+            )
         except PfedmmaError as error:
             return views.render("problem", str(error))
         return views.comparison(found)
 
-    def take(
-        self, image: str | None, client: str, class_set: ClassSet, typed: str, other: str
-    ) -> tuple[str, str]:
+    def take(self, *inputs: Any) -> tuple[str, str]:
         """A new picture: nobody knows its class yet."""
-        return self.show(image, client, class_set, typed, other, ""), ""
+        asked = [*inputs, ""]
+        return self.show(*asked), ""
 
-    def switch(self, *inputs: Any) -> tuple[str, str]:
-        """Another client: its answers, its card."""
-        return self.show(*inputs), views.client_card(self.model, inputs[1])
+    def switch(
+        self,
+        image: str | None,
+        client: str,
+        class_set: ClassSet,
+        typed: str,
+        other: str,
+        _: float,
+        truth: str,
+    ) -> tuple[str, str, float, str]:
+        """Another client, at its own strength: its answers, its card, its curve."""
+        strength = self.model.client(client).default_strength
+        shown = self.show(image, client, class_set, typed, other, strength, truth)
+        curve = views.strength_curve(self.model, client, strength)
+        return shown, views.client_card(self.model, client), strength, curve
+
+    def turn(self, *inputs: Any) -> tuple[str, str]:
+        """Another strength: the answers, and the point on the curve."""
+        client, strength = inputs[1], inputs[5]
+        return self.show(*inputs), views.strength_curve(self.model, client, strength)
 
     def choose_names(self, *inputs: Any) -> tuple[str, dict[str, Any]]:
         """Other names to choose from; the field for typed ones comes and goes."""
         return self.show(*inputs), gr.update(visible=inputs[2] == "typed")
 
-    def click_example(self, client: str, other: str, event: gr.EventData) -> tuple[Any, ...]:
+    def click_example(
+        self, client: str, other: str, strength: float, event: gr.EventData
+    ) -> tuple[Any, ...]:
         """An example was clicked: its picture, its class, its names."""
         one = self.examples(client)[int(event.number)]
         typed = gr.update(visible=False)
-        return one.image, one.truth, one.class_set, typed, self._answer(one, client, other)
+        answer = self._answer(one, client, other, strength)
+        return one.image, one.truth, one.class_set, typed, answer
 
-    def _answer(self, one: Example, client: str, other: str = "") -> str:
+    def _answer(
+        self, one: Example, client: str, other: str = "", strength: float | None = None
+    ) -> str:
         """What the models say about an example."""
-        found = compare(self.model, one.image, client, one.class_set, "", other, one.truth)
+        found = compare(
+            self.model, one.image, client, one.class_set, "", other, one.truth, strength
+        )
         return views.comparison(found)
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pfedmma_deploy.runtime.manifest import Figures
 from pfedmma_deploy.templates import environment, render_markdown
+from pfedmma_deploy.types import STRENGTHS
 
 from .compare import Comparison
 from .gallery import FILTERS, Filter, Gallery
@@ -111,6 +112,57 @@ def client_card(model: DemoModel, client: str) -> str:
     """What a client has seen, and what its model reaches."""
     place = model.clients.index(model.client(client))
     return render("client_card", client_rows(model)[place], MOST_TAGS)
+
+
+@dataclass(frozen=True)
+class CurveLine:
+    """One figure of a client by strength, in the units of the drawing."""
+
+    key: str
+    name: str
+    points: tuple[tuple[float, float], ...]
+    """Where it was measured: x, y."""
+    mark: tuple[float, float]
+    """Where the line is at the strength in force."""
+    value: float
+    """Percent at the measured strength that is nearest."""
+
+
+CURVE_WIDTH, CURVE_HEIGHT = 360.0, 90.0
+"""Of the drawing, without what is written beside it."""
+
+
+def strength_curve(model: DemoModel, client: str, strength: float) -> str:
+    """A client's measured accuracies by strength, the strength in force marked."""
+    place = model.clients.index(model.client(client))
+    row = client_rows(model)[place]
+    if model.manifest.strength is None:
+        return ""
+    if not row.curve:
+        return render(
+            "hint",
+            "This bundle does not say how accurate its clients are at other strengths: export it "
+            "anew from its run.",
+        )
+    values = [v for point in row.curve for v in (point.local, point.base, point.novel)]
+    known = [value for value in values if value is not None]
+    low, high = 10 * np.floor(min(known) / 10), 10 * np.ceil(max(known) / 10)
+    # Of a flat curve too.
+    low, high = (low, high) if low < high else (low - 10, high)
+    nearest = min(row.curve, key=lambda point: abs(point.strength - strength))
+    lines = []
+    for key, (name, _) in FIGURES.items():
+        found = [(one.strength, getattr(one, key)) for one in row.curve]
+        if all(value is not None for _, value in found):
+            at = np.array([x / STRENGTHS[-1] * CURVE_WIDTH for x, _ in found])
+            up = np.array([(high - y) / (high - low) * CURVE_HEIGHT for _, y in found])
+            x = strength / STRENGTHS[-1] * CURVE_WIDTH
+            mark = float(x), float(np.interp(x, at, up))
+            points = tuple(zip(at.tolist(), up.tolist(), strict=True))
+            lines.append(CurveLine(key, name, points, mark, getattr(nearest, key)))
+    ticks = [(x / STRENGTHS[-1] * CURVE_WIDTH, x) for x in (0.0, 0.5, 1.0, 1.5)]
+    size = CURVE_WIDTH, CURVE_HEIGHT
+    return render("strength_curve", row, lines, strength, nearest.strength, low, high, ticks, size)
 
 
 def figures(gallery: Gallery) -> str:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pfedmma_deploy.backbone.clip import Backbone, ClassTexts, Images
-from pfedmma_deploy.types import TOWERS, Scope, Tower
+from pfedmma_deploy.types import TOWERS, Interpolation, Scope, Tower
 
 Array = NDArray[np.float64]
 
@@ -31,6 +33,32 @@ class Adapter(nn.Module, ABC):
     """Towers whose features differ from the frozen backbone's."""
     task: str = "classify"
     """The task to encode for, where the adapter has several."""
+    strength: float = 1.0
+    """How much of what the adapter changes counts; see `at`."""
+    interpolation: ClassVar[Interpolation | None] = "exact"
+    """How `strength` acts; None where the adapter has no strength but 1."""
+
+    def at(self, strength: float) -> Self:
+        """The same adapter at another strength, on the same parameters.
+
+        What is added to the output of blocks is multiplied by it, and so is the change of an
+        attention weight. Adapters that encode in a way of their own mix features instead, and say
+        so (`interpolation`).
+
+        Args:
+            strength: 0 is zero-shot CLIP, 1 the trained client; in between and beyond, both ways.
+
+        Raises:
+            ValueError: the adapter has no strength but 1.
+        """
+        if self.interpolation is None and strength != 1:
+            raise ValueError(
+                f"{type(self).__name__} knows no strength but 1, found {strength:g}: it reads "
+                "images or texts in a way that has nothing between zero-shot and trained."
+            )
+        other = copy.copy(self)
+        other.strength = strength
+        return other
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -55,13 +83,24 @@ class Adapter(nn.Module, ABC):
 
     def encode_image(self, backbone: Backbone, images: Images) -> Tensor:
         """Features of uint8 pixels [B, H, W, 3], the batch first: [B, D], L2-normalised."""
-        return backbone.encode_image(images, self.hook, attention=self.attention)
+        return backbone.encode_image(images, self.scaled_hook, attention=self.scaled_attention)
 
     def encode_text(self, backbone: Backbone, texts: ClassTexts) -> Tensor:
         """Features of class names, [C, D], L2-normalised."""
         return backbone.encode_text(
-            texts.prompts, self.hook, texts.activations, attention=self.attention
+            texts.prompts, self.scaled_hook, texts.activations, attention=self.scaled_attention
         )
+
+    def scaled_hook(self, tower: Tower, block: int, h: Tensor) -> Tensor | None:
+        """What `hook` adds, times the strength."""
+        added = self.hook(tower, block, h)
+        return added if added is None or self.strength == 1 else self.strength * added
+
+    def scaled_attention(self, tower: Tower, block: int, weight: Tensor) -> Tensor:
+        """The weight [3 d, d] with the change that `attention` makes, times the strength."""
+        changed = self.attention(tower, block, weight)
+        # At strength 1 bit-identical to the trained weight, which merging promises.
+        return changed if self.strength == 1 else weight + self.strength * (changed - weight)
 
     def logits(self, images: Tensor, texts: Tensor, logit_scale: float) -> Tensor:
         """Class scores [B, C] of what `encode_image` and `encode_text` gave."""
@@ -123,6 +162,11 @@ KEPT = (Scope.LOCAL, Scope.FROZEN)
 """What a client keeps for itself."""
 
 
+def mix_features(plain: Tensor, own: Tensor, strength: float) -> Tensor:
+    """L2-normalised features [..., D] `strength` of the way from zero-shot's to the client's."""
+    return F.normalize(torch.lerp(plain, own, strength), dim=-1)
+
+
 class Frozen(Adapter):
     """No adapter at all: zero-shot CLIP. It adds nothing and has no parameters."""
 
@@ -139,15 +183,18 @@ class ExportBanks:
 
     The graph holds one bank per tensor: an initializer `{place}.{name}` [clients + 1, ...] with a
     row for each client, row 0 (zero-shot) all zeros. `build` makes the module from the banks, as
-    buffers of their names; it picks the rows of the items' clients by `index_select`.
+    buffers of their names; it picks the rows of the items' clients by `index_select`. Where the
+    module takes a `strength` [B, 1, 1], what it adds is multiplied by it; what `context` and `head`
+    change is mixed with zero-shot's feature outside.
     """
 
     tower: Tower
     place: str
-    """`blocks.{b}.adapter`: module(h [B, T, d], client) is added to the block's output.
-    `blocks.{b}.low_rank`: its `queries` and `values` (h, client) are added to those of attention.
+    """`blocks.{b}.adapter`: module(h [B, T, d], client, strength) is added to the block's output.
+    `blocks.{b}.low_rank`: its `queries` and `values` (h, client, strength) are added to those of
+    attention.
     `context`: module(x, input_ids, client) changes the token embeddings x [N, T, d].
-    `frame`: module(x, client) changes the normalised pixels x [B, 3, S, S].
+    `frame`: module(x, client, strength) changes the normalised pixels x [B, 3, S, S].
     `head`: module(f, client) changes the projected feature f [B, D]."""
     rows: Mapping[str, Tensor]
     """One client's row of each bank, fp32, laid out as the module takes it."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.adapters.base import Adapter, mix_features
 from pfedmma_deploy.backbone.clip import Activations, Backbone, Images
-from pfedmma_deploy.types import Scope, Tower
+from pfedmma_deploy.types import Interpolation, Scope, Tower
 
 
 class FeatureAdapter(Adapter):
@@ -21,6 +22,7 @@ class FeatureAdapter(Adapter):
     """
 
     adapts: frozenset[Tower] = frozenset({"image"})
+    interpolation: ClassVar[Interpolation] = "features"
 
     def __init__(self, scope: Scope) -> None:
         super().__init__()
@@ -47,7 +49,10 @@ class FeatureAdapter(Adapter):
     def encode_image(self, backbone: Backbone, images: Images) -> Tensor:
         """Changed features of uint8 pixels [B, H, W, 3] or activations: [B, D], L2-normalised."""
         features = self.raw_features(backbone, images)
-        return F.normalize(self.change(features), dim=-1)
+        own = F.normalize(self.change(features), dim=-1)
+        if self.strength == 1:
+            return own
+        return mix_features(F.normalize(features, dim=-1), own, self.strength)
 
     def scopes(self) -> dict[str, Scope]:
         """One scope for all."""

@@ -112,17 +112,17 @@ class LowRankBanks(BankModule):
         super().__init__(banks)
         self.scale = scale
 
-    def queries(self, h: Tensor, client: Tensor) -> Tensor:
-        """h [B, T, d] -> [B, T, d]."""
-        return self._added("q", h, client)
+    def queries(self, h: Tensor, client: Tensor, strength: Tensor) -> Tensor:
+        """h [B, T, d], client [B], strength [B, 1, 1] -> [B, T, d]."""
+        return self._added("q", h, client, strength)
 
-    def values(self, h: Tensor, client: Tensor) -> Tensor:
-        """h [B, T, d] -> [B, T, d]."""
-        return self._added("v", h, client)
+    def values(self, h: Tensor, client: Tensor, strength: Tensor) -> Tensor:
+        """h [B, T, d], client [B], strength [B, 1, 1] -> [B, T, d]."""
+        return self._added("v", h, client, strength)
 
-    def _added(self, which: str, h: Tensor, client: Tensor) -> Tensor:
+    def _added(self, which: str, h: Tensor, client: Tensor, strength: Tensor) -> Tensor:
         inner = h @ self.rows(f"{which}_down", client)
-        return inner @ self.rows(f"{which}_up", client) * self.scale
+        return inner @ self.rows(f"{which}_up", client) * (strength * self.scale)
 
 
 class LoRA(Adapter):

@@ -32,18 +32,21 @@ JUST_PROJECTIONS: tuple[Layer, ...] = ("projection",)
 
 
 def bottleneck(h: Tensor, linear: Callable[[Layer, Tensor], Tensor], scale: float) -> Tensor:
-    """The adapter's equation, h [..., T, d] -> [..., T, d], for one client or for many.
-
-    Training and exported graphs differ only in where the weights come from.
+    """The adapter's equation as it trains, h [..., T, d] -> [..., T, d].
 
     Args:
         h: output of the block's `ln_1`.
         linear: applies one of the three layers, bias included.
         scale: s.
     """
-    z = F.relu(linear("down", scale_gradient(h, scale)))
+    return scale_output(unscaled_bottleneck(scale_gradient(h, scale), linear), scale)
+
+
+def unscaled_bottleneck(h: Tensor, linear: Callable[[Layer, Tensor], Tensor]) -> Tensor:
+    """The equation without s: training and exported graphs differ only in where weights are."""
+    z = F.relu(linear("down", h))
     z = F.relu(linear("projection", z))
-    return scale_output(linear("up", z), scale)
+    return linear("up", z)
 
 
 def bottleneck_reference(rows: Mapping[str, Array], h: Array, scale: float) -> Array:
@@ -204,28 +207,25 @@ class BottleneckBanks(BankModule):
         super().__init__(banks)
         self.scale = scale
 
-    def forward(self, h: Tensor, client: Tensor) -> Tensor:
-        """h [B, T, d], client [B] -> what is added to the block's output, [B, T, d]."""
+    def forward(self, h: Tensor, client: Tensor, strength: Tensor) -> Tensor:
+        """h [B, T, d], client [B], strength [B, 1, 1] -> what is added, [B, T, d]."""
 
         def linear(layer: Layer, x: Tensor) -> Tensor:
             name = "pair" if layer == "projection" else layer
             return x @ self.rows(f"{name}_weight", client) + self.rows(f"{name}_bias", client)
 
-        return bottleneck(h, linear, self.scale)
+        # Both factors first, which are one number per item: the tokens are multiplied once.
+        return unscaled_bottleneck(h, linear) * (strength * self.scale)
 
 
 def scale_gradient(x: Tensor, scale: float) -> Tensor:
     """x, whose gradient is scaled on its way back."""
-    if torch.compiler.is_exporting():  # a graph has no gradients, and should have no extra node
-        return x
     scaled: Tensor = _ScaleGradient.apply(x, scale)
     return scaled
 
 
 def scale_output(x: Tensor, scale: float) -> Tensor:
     """scale * x, whose gradient is that of x itself."""
-    if torch.compiler.is_exporting():
-        return x * scale
     scaled: Tensor = _ScaleOutput.apply(x, scale)
     return scaled
 

@@ -11,16 +11,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pfedmma_deploy.adapters.base import Adapter, BankModule, ExportBanks
+from pfedmma_deploy.adapters.base import Adapter, BankModule, ExportBanks, mix_features
 from pfedmma_deploy.backbone.blocks import TokenHook
 from pfedmma_deploy.backbone.clip import Backbone, ClassTexts
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.types import Tower
+from pfedmma_deploy.types import Interpolation, Tower
 
 DEVIATION = 0.02
 """Of the normal distribution that context vectors start from (CoOp, section 3.1)."""
@@ -96,6 +96,7 @@ class PromptAdapter(Adapter):
     """An adapter that is a context [M, d] before every class name; the image tower is frozen."""
 
     adapts: frozenset[Tower] = frozenset({"text"})
+    interpolation: ClassVar[Interpolation] = "features"
 
     @property
     @abstractmethod
@@ -104,7 +105,10 @@ class PromptAdapter(Adapter):
 
     def encode_text(self, backbone: Backbone, texts: ClassTexts) -> Tensor:
         """Features of class names behind the context, [C, D], L2-normalised."""
-        return encode_context(backbone, texts, self.context)
+        own = encode_context(backbone, texts, self.context)
+        if self.strength == 1:
+            return own
+        return mix_features(backbone.encode_text(texts.prompts), own, self.strength)
 
     def export_banks(self, backbone: Backbone) -> list[ExportBanks]:
         """The context's vectors."""

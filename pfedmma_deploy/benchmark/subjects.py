@@ -28,7 +28,7 @@ from pfedmma_deploy.data.samples import load_sample
 from pfedmma_deploy.export.onnx_file import to_bytes, to_onnx
 from pfedmma_deploy.runtime import Classifier
 from pfedmma_deploy.runtime.bundle import VISION_MODEL, Bundle
-from pfedmma_deploy.runtime.providers import open_session
+from pfedmma_deploy.runtime.providers import model_inputs, open_session
 
 Feed = Mapping[str, NDArray[Any]]
 Device = Literal["cpu", "cuda"]
@@ -92,10 +92,10 @@ def exported(bundle: Bundle, device: Device, threads: int) -> Subject:
     def prepare(batch: int) -> Call:
         rng = np.random.default_rng(SEED)
         pixels = rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-        feeds = []
+        feeds, strengths = [], np.ones(batch, np.float32)
         for turn in range(TURNS):
             mixed = 1 + (np.array(spread_clients(batch, clients)) - 1 + turn) % clients
-            feeds.append({"pixel_values": pixels, "client": mixed})
+            feeds.append(model_inputs(session, pixels, mixed, strengths))
         return _run(session, feeds, device)
 
     return Subject(about, prepare)

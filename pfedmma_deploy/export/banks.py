@@ -26,6 +26,7 @@ from pfedmma_deploy.types import TOWERS, Tower
 
 Array = NDArray[Any]
 CLIENT_INPUT = "client"
+STRENGTH_INPUT = "strength"
 CLASSIFIER_TEXT = "text"
 """The classifier's own bank: scaled text features, [clients + 1, D, C]."""
 TOWER_OF: Mapping[str, Tower] = {
@@ -55,6 +56,17 @@ def require_names(clients: Sequence[ExportClient]) -> None:
             raise ExportError(f"Client {name!r} {why}: every client needs a name of its own.")
     if not clients:
         raise ExportError("There is no client to export: train first, or name at least one.")
+
+
+def require_strength(clients: Sequence[ExportClient]) -> None:
+    """Raises `ExportError` where an adapter has no strength but 1, which a graph would have."""
+    for client in clients:
+        if client.adapter.interpolation is None:
+            raise ExportError(
+                f"The adapter of client {client.id!r}, {type(client.adapter).__name__}, knows no "
+                "strength but 1, and a bundle answers at any from 0 to 1.5: mix its features "
+                '(`mix_features`) and say so (`interpolation = "features"`).'
+            )
 
 
 def stack_banks(

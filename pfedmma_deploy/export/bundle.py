@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import describe
-from pfedmma_deploy.export.banks import ExportClient, require_names
+from pfedmma_deploy.export.banks import ExportClient, require_names, require_strength
 from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.graph import ClassifierGraph
 from pfedmma_deploy.export.models import (
@@ -114,6 +114,7 @@ def export_bundle(
         )
     require_replaceable(out)
     require_names(clients)
+    require_strength(clients)
     require_flavour(config, method, clients, backbone)
     graphs = build_graphs(clients, backbone)
     adapter = {"method": method, **clients[0].adapter.export_settings()}

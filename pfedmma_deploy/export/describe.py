@@ -19,7 +19,10 @@ from pfedmma_deploy.runtime.manifest import ZERO_SHOT, ClientInfo, History, Mani
 
 @dataclass(frozen=True, slots=True)
 class ModelSignature:
-    """What one of the models takes and gives; its second input is `client`, one index per item."""
+    """What one of the models takes and gives.
+
+    Its other inputs are `client`, an index per item, and `strength`, a number per item.
+    """
 
     items: str
     """Name of the first input."""
@@ -92,6 +95,7 @@ def manifest(
         quality={},
         files={},
         history=history,
+        strength=clients[0].adapter.interpolation,
     )
 
 

@@ -25,7 +25,9 @@ Places = Mapping[str, nn.Module]
 
 
 class ImageGraph(nn.Module):
-    """pixel_values uint8 [B, H, W, 3], client int64 [B] -> image_embeds [B, D], L2-normalised.
+    """pixel_values uint8 [B, H, W, 3], client int64 [B], strength [B] -> image_embeds [B, D].
+
+    Features are L2-normalised.
 
     Args:
         backbone: the frozen CLIP.
@@ -56,27 +58,34 @@ class ImageGraph(nn.Module):
         self.head = left.pop("head", None)
         _require_none(left, "image", backbone)
 
-    def forward(self, pixel_values: Tensor, client: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, client: Tensor, strength: Tensor) -> Tensor:
+        amount = strength[:, None, None]
         # Permuted while they are bytes; and ONNX Runtime is slow at adding three numbers at a time.
         pixels = pixel_values.permute(0, 3, 1, 2).float()
         pixels = (pixels - self.pixel_mean) / self.pixel_std
         if self.frame is not None:
-            pixels = self.frame(pixels, client)
+            pixels = self.frame(pixels, client, amount)
         x = self.patches(pixels).flatten(2).permute(0, 2, 1)
         # Adding to a zeroed token broadcasts over the batch without an Expand, which would
         # stop ONNX Runtime from recognizing the embedding.
         x = torch.cat([x[:, :1] * 0 + self.class_token, x], dim=1) + self.positions
         x = self.ln_pre(x)
         for block in self.blocks:
-            x = block(x, client, None)
+            x = block(x, client, amount, None)
         x = self.ln_post(x[:, 0]) @ self.projection
-        return _normalise(x if self.head is None else self.head(x, client))
+        if self.head is not None:
+            own = self.head(x, client)
+            # Of the length of x, so that both weigh alike, and that client 0 keeps x in every bit.
+            own = own * (_length(x) / _length(own))
+            x = x + strength[:, None] * (own - x)
+        return _normalise(x)
 
 
 class TextGraph(nn.Module):
-    """input_ids int64 [N, context], client int64 [N] -> text_embeds [N, D], L2-normalised.
+    """input_ids int64 [N, context], client int64 [N], strength [N] -> text_embeds [N, D].
 
-    Takes and raises what `ImageGraph` does.
+    Takes and raises what `ImageGraph` does. A learned context has no strength in here: zero-shot
+    reads other tokens, so whoever calls the graph mixes the features of both.
     """
 
     def __init__(self, backbone: Backbone, places: Places) -> None:
@@ -95,13 +104,14 @@ class TextGraph(nn.Module):
         self.context = left.pop("context", None)
         _require_none(left, "text", backbone)
 
-    def forward(self, input_ids: Tensor, client: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, client: Tensor, strength: Tensor) -> Tensor:
+        amount = strength[:, None, None]
         x = self.tokens(input_ids)
         if self.context is not None:
             x = self.context(x, input_ids, client)
         x = x + self.positions
         for block in self.blocks:
-            x = block(x, client, self.mask)
+            x = block(x, client, amount, self.mask)
         # The end token has the highest id: its place is where CLIP reads the feature. In 32 bits,
         # because few runtimes have ArgMax of int64; not as floats, which some round to bfloat16.
         ends = input_ids.int().argmax(dim=-1)
@@ -110,16 +120,29 @@ class TextGraph(nn.Module):
 
 
 class ClassifierGraph(nn.Module):
-    """pixel_values, client -> logits [B, C]; each client has its own text features baked in."""
+    """pixel_values, client, strength -> logits [B, C], each client with its own text features.
+
+    Those of other strengths than 0 and 1 are mixed from the two, since the text tower is not here.
+
+    Args:
+        image: the image tower.
+        text_embeds: [clients + 1, C, D] at strength 1.
+        logit_scale: factor on the cosines.
+    """
 
     def __init__(self, image: nn.Module, text_embeds: Tensor, logit_scale: float) -> None:
         super().__init__()
         self.image = image
-        self.text = nn.Buffer((text_embeds * logit_scale).transpose(1, 2).contiguous())
+        self.logit_scale = logit_scale
+        text = (text_embeds * logit_scale).transpose(1, 2).contiguous()
+        self.text, self.zero_shot = nn.Buffer(text), nn.Buffer(text[:1].clone())
 
-    def forward(self, pixel_values: Tensor, client: Tensor) -> Tensor:
-        features: Tensor = self.image(pixel_values, client)
-        return (features.unsqueeze(1) @ self.text.index_select(0, client)).squeeze(1)
+    def forward(self, pixel_values: Tensor, client: Tensor, strength: Tensor) -> Tensor:
+        features: Tensor = self.image(pixel_values, client, strength)
+        text = self.text.index_select(0, client)
+        text = self.zero_shot + strength[:, None, None] * (text - self.zero_shot)
+        text = text * (self.logit_scale / _length(text, 1))
+        return (features.unsqueeze(1) @ text).squeeze(1)
 
 
 class _Block(nn.Module):
@@ -152,11 +175,11 @@ class _Block(nn.Module):
         self.adapter = places.pop(f"blocks.{index}.adapter", None)
         self.low_rank: Any = places.pop(f"blocks.{index}.low_rank", None)
 
-    def forward(self, x: Tensor, client: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, client: Tensor, strength: Tensor, mask: Tensor | None) -> Tensor:
         keys = query = self.ln_1(x)
         if self.only_first:
             x, query = x[:, :1], query[:, :1]
-        x = x + self.attend(query, keys, client, mask)
+        x = x + self.attend(query, keys, client, strength, mask)
         z = self.up(self.ln_2(x))
         if self.quick_gelu:
             z = z * torch.sigmoid(1.702 * z)
@@ -164,16 +187,18 @@ class _Block(nn.Module):
             # The exact GELU in operators of any opset, in the order that ONNX Runtime fuses.
             z = z * 0.5 * (torch.erf(z / math.sqrt(2)) + 1)
         x = x + self.down(z)
-        return x if self.adapter is None else x + self.adapter(query, client)
+        return x if self.adapter is None else x + self.adapter(query, client, strength)
 
-    def attend(self, query: Tensor, keys: Tensor, client: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(
+        self, query: Tensor, keys: Tensor, client: Tensor, strength: Tensor, mask: Tensor | None
+    ) -> Tensor:
         """Attention of the tokens `query` [B, T', d] over all tokens `keys` [B, T, d]."""
         batch, length, width = query.shape
         split = (self.heads, width // self.heads)
         q, v = self.q(query), self.v(keys)
         if self.low_rank is not None:
-            q = q + self.low_rank.queries(query, client)
-            v = v + self.low_rank.values(keys, client)
+            q = q + self.low_rank.queries(query, client, strength)
+            v = v + self.low_rank.values(keys, client, strength)
         q = q.unflatten(-1, split).permute(0, 2, 1, 3)
         k = self.k(keys).unflatten(-1, split).permute(0, 2, 3, 1)
         v = v.unflatten(-1, split).permute(0, 2, 1, 3)
@@ -225,6 +250,10 @@ def _scaled(layer: nn.Linear, scale: nn.Module) -> nn.Linear:
 
 def _buffer(value: Tensor) -> nn.Buffer:
     return nn.Buffer(value.detach())
+
+
+def _length(x: Tensor, dim: int = -1) -> Tensor:
+    return (x * x).sum(dim=dim, keepdim=True).sqrt()
 
 
 def _normalise(x: Tensor) -> Tensor:

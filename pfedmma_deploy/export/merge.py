@@ -23,6 +23,7 @@ from pfedmma_deploy.export.run import parity_examples
 from pfedmma_deploy.federated.session import Session, open_run_session
 from pfedmma_deploy.methods.base import Method
 from pfedmma_deploy.progress import Progress, Silent
+from pfedmma_deploy.runtime.bundle import checked_strength
 from pfedmma_deploy.store.files import json_bytes, tensor_bytes, write_bytes
 from pfedmma_deploy.store.run import Run, StoredClient
 from pfedmma_deploy.types import TOWERS, Tower
@@ -58,14 +59,15 @@ def refuse_open_clip(method: type[Method[Any, Any]]) -> NoReturn:
 def merge(backbone: Backbone, adapter: Adapter) -> dict[str, Tensor]:
     """The backbone's state dict with an adapter's changes of attention weights in it.
 
-    Its keys are open_clip's own; `adapter.task` says for which task.
+    Its keys are open_clip's own; `adapter.task` says for which task, `adapter.strength` how much of
+    the changes.
     """
     state = {name: value.clone() for name, value in backbone.model.state_dict().items()}
     with torch.no_grad():
         for tower in TOWERS:
             for block in range(backbone.depth(tower)):
                 name = f"{BLOCKS[tower]}.{block}.attn.in_proj_weight"
-                state[name] = adapter.attention(tower, block, state[name])
+                state[name] = adapter.scaled_attention(tower, block, state[name])
     return state
 
 
@@ -74,6 +76,7 @@ def export_open_clip(
     out: Path,
     *,
     clients: Sequence[str] | None = None,
+    strength: float = 1.0,
     session: Session | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -87,11 +90,12 @@ def export_open_clip(
         run: the run.
         out: folder of the files.
         clients: ids; None takes all.
+        strength: how much of the changes is merged, 0 (plain CLIP) to 1.5; 1 is as trained.
         session: the run's, where it is open already.
         progress: told of the clients.
 
     Raises:
-        UsageError: an unknown client.
+        UsageError: an unknown client, or a strength beyond its range.
         ExportError: the method does not merge, or a file does not give the same features.
     """
     started = time.perf_counter()
@@ -102,7 +106,8 @@ def export_open_clip(
     session = (session or open_run_session(run)).full_precision()
     if not session.method.merges:
         refuse_open_clip(type(session.method))
-    shared, adapter = run.load_shared(), session.build_adapter().eval()
+    shared = run.load_shared()
+    adapter = session.build_adapter().eval().at(checked_strength(strength))
     known = run.manifest["class_names"]
     texts = class_texts(session.backbone, known, session.config.prompt)
     pixels = session.pixels.load(parity_examples(session))
@@ -116,7 +121,7 @@ def export_open_clip(
             path = out / f"{name}.safetensors"
             write_bytes(path, tensor_bytes(merge(session.backbone, adapter)))
             _require_equal(session.backbone, adapter, path, pixels, texts)
-            card = _card(session, run, stored, task, path)
+            card = {"strength": strength, **_card(session, run, stored, task, path)}
             write_bytes(path.with_suffix(".json"), json_bytes(card))
             for written in (path, path.with_suffix(".json")):
                 files[written.name] = written.stat().st_size

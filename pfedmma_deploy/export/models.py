@@ -19,6 +19,7 @@ from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import describe
 from pfedmma_deploy.export.banks import (
     CLIENT_INPUT,
+    STRENGTH_INPUT,
     TOWER_OF,
     ExportClient,
     client_banks,
@@ -74,6 +75,7 @@ def portable_model(
     example = {
         signature.items: items.cpu().repeat_interleave(2, 0),
         CLIENT_INPUT: torch.tensor([0, 1]),
+        STRENGTH_INPUT: torch.ones(2),
     }
     banks = {}
     for path, module in graph.named_modules():

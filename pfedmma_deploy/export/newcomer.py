@@ -28,6 +28,7 @@ from pfedmma_deploy.methods.registry import make_method
 from pfedmma_deploy.runtime import bundle as names
 from pfedmma_deploy.runtime.bundle import Bundle
 from pfedmma_deploy.runtime.manifest import Manifest
+from pfedmma_deploy.runtime.providers import model_inputs
 from pfedmma_deploy.store.files import parse_json, parse_tensors, read_bytes
 from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.types import Tower
@@ -213,8 +214,8 @@ def adapter_error(
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    first, second = (node.name for node in session.get_inputs())
-    values = session.run(wanted, {first: items, second: np.full(len(items), index)})
+    clients, strengths = np.full(len(items), index), np.ones(len(items), np.float32)
+    values = session.run(wanted, model_inputs(session, items, clients, strengths))
     worst = 0.0
     for one, h, added in zip(checked, values[::2], values[1::2], strict=True):
         assert one.reference is not None

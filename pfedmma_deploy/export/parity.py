@@ -1,7 +1,8 @@
 """Is the exported model the trained model? Measured before a bundle gets its name.
 
 Structure by onnx.checker; names, shapes and dtypes of inputs and outputs; values against torch, for
-every client and for a batch that mixes all of them; and whether both choose the same class.
+every client at several strengths and for a batch that mixes all of them; and whether both choose
+the same class.
 """
 
 from __future__ import annotations
@@ -19,20 +20,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pfedmma_deploy.adapters.base import Adapter, Frozen
+from pfedmma_deploy.adapters.base import Adapter, Frozen, mix_features
 from pfedmma_deploy.backbone.clip import Backbone, class_texts
 from pfedmma_deploy.data.class_names import build_prompts
 from pfedmma_deploy.errors import ExportError
-from pfedmma_deploy.export.banks import CLIENT_INPUT, ExportClient
+from pfedmma_deploy.export.banks import CLIENT_INPUT, STRENGTH_INPUT, ExportClient
 from pfedmma_deploy.export.describe import SIGNATURES
 from pfedmma_deploy.runtime.bundle import CLASSIFIER_MODEL, TEXT_MODEL, VISION_MODEL
 from pfedmma_deploy.runtime.manifest import Manifest
+from pfedmma_deploy.runtime.providers import model_inputs
 
 Features = NDArray[np.float32]
 TOLERANCE = 1e-4
 """Largest accepted difference of one number of an L2-normalised fp32 feature."""
 LEAST_AGREEMENT = 99.0
 """Percent of the images for which both must choose the same class."""
+STRENGTHS = (1.0, 0.5, 0.0, 1.5)
+"""At which clients are compared, one image after the other."""
 BATCH = 64
 
 Signature = Mapping[str, tuple[str, Sequence[int | str]]]
@@ -82,14 +86,27 @@ def run_clients(
     session: onnxruntime.InferenceSession,
     items: NDArray[Any],
     clients: NDArray[np.int64],
-) -> NDArray[np.float32]:
-    """The only output of a model for `items` [N, ...], each with its own client, in batches."""
-    first, second = (node.name for node in session.get_inputs())
+    strengths: Features | None = None,
+) -> Features:
+    """The only output of a model for `items` [N, ...], each with its own client, in batches.
+
+    `strengths` [N] are 1 unless given.
+    """
+    if strengths is None:
+        strengths = np.ones(len(items), np.float32)
     found = []
     for start in range(0, len(items), BATCH):
         rows = slice(start, start + BATCH)
-        found += session.run(None, {first: items[rows], second: clients[rows]})
+        feed = model_inputs(session, items[rows], clients[rows], strengths[rows])
+        found += session.run(None, feed)
     return np.concatenate(found)
+
+
+def alternating(clients: int, share: int) -> Features:
+    """The strengths at which each client is checked, [clients, share], all of them in turn."""
+    places = np.arange(clients)[:, None] + np.arange(share)
+    strengths: Features = np.array(STRENGTHS, np.float32)[places % len(STRENGTHS)]
+    return strengths
 
 
 def cosines(
@@ -157,9 +174,12 @@ class Trained:
     tokens: Sequence[Tensor]
     """Token ids of the class prompts by client index, [C, context] each."""
     text: Features
-    """Its text features, [clients, C, D]."""
+    """Its text features at strength 1, [clients, C, D]."""
     images: NDArray[np.uint8]
     """What to compare on, uint8 [N, H, W, 3]."""
+    class_names: Sequence[str]
+    prompt: str
+    """Contains `{}`, where the class name goes."""
 
 
 @torch.inference_mode()
@@ -177,13 +197,15 @@ def trained_side(
     own = backbone.tokenize(build_prompts(class_names, adapter.get("prompt", prompt)))
     features = [model.encode_text(backbone, texts).float().cpu().numpy() for model in models]
     tokens = [texts.prompts, *[own] * len(clients)]
-    return Trained(backbone, models, tokens, np.stack(features), images)
+    return Trained(backbone, models, tokens, np.stack(features), images, class_names, prompt)
 
 
 def verify_models(
     folder: Path, trained: Trained, manifest: Manifest, *, is_exact: bool = True
 ) -> Parity:
     """Check every model in `folder`: structure, signature, values for every client, mixed batch.
+
+    Clients are compared at all `STRENGTHS`. The classes chosen are those of strength 1's texts.
 
     Args:
         folder: where the ONNX files are.
@@ -196,24 +218,31 @@ def verify_models(
     """
     images, models, text = trained.images, trained.models, trained.text
     share = sampled(len(images), len(models))
+    amounts = alternating(*share.shape)
     vision = _open(folder / VISION_MODEL, manifest)
     each, exported = [], []
-    for index, (model, own) in enumerate(zip(models, share, strict=True)):
-        each.append(_encode_images(trained.backbone, images[own], model))
-        exported.append(run_clients(vision, images[own], np.full(len(own), index)))
+    for index, (model, own, given) in enumerate(zip(models, share, amounts, strict=True)):
+        each.append(_encode_images(trained.backbone, images[own], model, given))
+        exported.append(run_clients(vision, images[own], np.full(len(own), index), given))
     # Then all clients interleaved in every batch: they must not influence each other.
     mixed = np.tile(np.arange(len(models)), share.shape[1])
-    exported.append(run_clients(vision, images[share.T.ravel()], mixed))
+    exported.append(run_clients(vision, images[share.T.ravel()], mixed, amounts.T.ravel()))
     wanted = np.concatenate([*each, np.stack(each, axis=1).reshape(-1, manifest.embed_dim)])
     clients = np.concatenate([np.repeat(np.arange(len(models)), share.shape[1]), mixed])
-    text_error = _text_error(folder, manifest, trained.tokens, text)
+    text_error = _text_error(_open(folder / TEXT_MODEL, manifest), trained)
     limits = {} if is_exact else {"tolerance": math.inf, "least_agreement": 0.0}
     parity = compare(np.concatenate(exported), wanted, text, clients, text_error, **limits)
     if (folder / CLASSIFIER_MODEL).exists():
         session = _open(folder / CLASSIFIER_MODEL, manifest)
         rows = np.concatenate([share.ravel(), share.T.ravel()])
-        scores = run_clients(session, images[rows], clients) / manifest.logit_scale
-        error = largest_difference(scores, cosines(wanted, text, clients))
+        strengths = np.concatenate([amounts.ravel(), amounts.T.ravel()])
+        scores = run_clients(session, images[rows], clients, strengths) / manifest.logit_scale
+        expected = np.empty_like(scores)
+        for strength in STRENGTHS:
+            at = strengths == strength
+            between = _mixed_texts(text, strength)
+            expected[at] = cosines(wanted[at], between, clients[at])
+        error = largest_difference(scores, expected)
         # Written so that NaN does not pass, here as in `compare`.
         if not error <= (tolerance := TOLERANCE if is_exact else math.inf):
             raise ExportError(
@@ -224,24 +253,56 @@ def verify_models(
     return parity
 
 
-def _text_error(
-    folder: Path, manifest: Manifest, tokens: Sequence[Tensor], text: Features
-) -> float:
-    """Largest difference between the text towers, for every client, all clients in every batch."""
-    share = sampled(text.shape[1], len(text))
-    prompts = share.T.ravel()
-    owners = np.tile(np.arange(len(text)), share.shape[1])
-    read = torch.stack([tokens[own][row] for own, row in zip(owners, prompts, strict=True)])
-    found = run_clients(_open(folder / TEXT_MODEL, manifest), read.cpu().numpy(), owners)
-    return largest_difference(found, text[owners, prompts])
+def _mixed_texts(text: Features, strength: float) -> Features:
+    """What `classifier.onnx` has at a strength, of the features [clients, C, D] at strength 1."""
+    own, plain = torch.from_numpy(text), torch.from_numpy(text[:1]).expand(text.shape)
+    found: Features = mix_features(plain, own, strength).numpy()
+    return found
 
 
 @torch.inference_mode()
-def _encode_images(backbone: Backbone, images: NDArray[np.uint8], model: Adapter) -> Features:
-    features = []
-    for chunk in torch.split(torch.from_numpy(images), BATCH):
-        features.append(model.encode_image(backbone, chunk).float().cpu().numpy())
-    return np.concatenate(features)
+def _text_error(session: onnxruntime.InferenceSession, trained: Trained) -> float:
+    """Largest difference between the text towers, for every client, all clients in every batch.
+
+    At other strengths than 1 a share of the class names is compared, and nothing where clients read
+    other tokens than zero-shot: there features are mixed outside of the graph.
+    """
+    text = trained.text
+    share = sampled(text.shape[1], len(text))
+    prompts, owners = share.T.ravel(), np.tile(np.arange(len(text)), share.shape[1])
+    tokens = trained.tokens
+    read = torch.stack([tokens[own][row] for own, row in zip(owners, prompts, strict=True)])
+    found = run_clients(session, read.cpu().numpy(), owners)
+    errors = [largest_difference(found, text[owners, prompts])]
+    if not torch.equal(tokens[0], tokens[-1]):
+        return errors[0]
+    others = [strength for strength in STRENGTHS if strength != 1]
+    fewer = sampled(text.shape[1], len(text) * len(others)).reshape(len(text), len(others), -1)
+    for client, model in enumerate(trained.models):
+        for strength, labels in zip(others, fewer[client], strict=True):
+            names = [trained.class_names[label] for label in labels]
+            texts = class_texts(trained.backbone, names, trained.prompt)
+            wanted = model.at(strength).encode_text(trained.backbone, texts).float().cpu().numpy()
+            rows, amount = np.full(len(labels), client), np.full(len(labels), strength, np.float32)
+            found = run_clients(session, tokens[0][labels].cpu().numpy(), rows, amount)
+            errors.append(largest_difference(found, wanted))
+    return float(np.max(errors))
+
+
+@torch.inference_mode()
+def _encode_images(
+    backbone: Backbone, images: NDArray[np.uint8], model: Adapter, strengths: Features
+) -> Features:
+    """Features [N, D] by torch, each image at its own strength."""
+    features = np.empty((len(images), backbone.embed_dim), np.float32)
+    for strength in np.unique(strengths):
+        (rows,) = np.nonzero(strengths == strength)
+        dialled = model.at(float(strength))
+        for start in range(0, len(rows), BATCH):
+            chunk = rows[start : start + BATCH]
+            found = dialled.encode_image(backbone, torch.from_numpy(images[chunk]))
+            features[chunk] = found.float().cpu().numpy()
+    return features
 
 
 def _open(file: Path, manifest: Manifest) -> onnxruntime.InferenceSession:
@@ -255,6 +316,10 @@ def _open(file: Path, manifest: Manifest) -> onnxruntime.InferenceSession:
     width = len(manifest.class_names) if classifies else manifest.embed_dim
     return check_model(
         file,
-        {signature.items: items, CLIENT_INPUT: ("tensor(int64)", [axis])},
+        {
+            signature.items: items,
+            CLIENT_INPUT: ("tensor(int64)", [axis]),
+            STRENGTH_INPUT: ("tensor(float)", [axis]),
+        },
         {signature.output: ("tensor(float)", [axis, width])},
     )

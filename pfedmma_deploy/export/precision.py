@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pfedmma_deploy.errors import ExportError
+from pfedmma_deploy.export.banks import STRENGTH_INPUT
 from pfedmma_deploy.export.onnx_file import quiet_libraries
 
 HEADS = frozenset({"projection", "image.projection"})
@@ -32,37 +33,44 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     graph = model.graph
     _name_nodes(graph)
-    exact = [*_before_patches(graph), *_after_head(graph)]
-    # The classifier's text features are gathered by client right before the last product.
-    read = {name for node in exact for name in node.input}
-    exact += [n for n in graph.node if n.op_type == "Gather" and n.output[0] in read]
+    amounts = _of_strength(graph)
+    exact = _with_sources([*_before_patches(graph), *_after_head(graph), *amounts], graph)
     kept = {node.name for node in exact}
+    full = {STRENGTH_INPUT, *(name for node in amounts for name in node.output)}
     # What both sides read is there twice: these keep the full one.
     read = {name for node in exact for name in node.input}
     nodes: list[onnx.NodeProto] = []
     halved: set[str] = set()
+    cast: set[str] = set()
     floats = {e.name for e in graph.initializer if e.data_type == TensorProto.FLOAT}
     for node in graph.node:
         if node.name in kept:
             nodes.append(node)
             continue
         if node.op_type == "Conv" and node.input[0] not in floats:
-            pixels = f"{node.input[0]}.fp16"
-            nodes.append(
-                helper.make_node("Cast", [node.input[0]], [pixels], to=TensorProto.FLOAT16)
-            )
-            node.input[0] = pixels
+            nodes.append(_half(node.input[0]))
+            node.input[0] = f"{node.input[0]}.fp16"
         for position, name in enumerate(node.input):
+            if name in full:
+                node.input[position] = f"{name}.fp16"
+                if name not in cast:
+                    cast.add(name)
+                    nodes.append(_half(name))
             if name in floats:
                 halved.add(name)
                 node.input[position] = f"{name}.fp16" if name in read else name
         nodes.append(node)
         if HEADS & set(node.input):
-            full, half = node.output[0], f"{node.output[0]}.fp16"
+            feature, half = node.output[0], f"{node.output[0]}.fp16"
             node.output[0] = half
-            nodes.append(helper.make_node("Cast", [half], [full], to=TensorProto.FLOAT))
+            nodes.append(helper.make_node("Cast", [half], [feature], to=TensorProto.FLOAT))
     _halve_initializers(graph, halved, shared=read)
     return _with_nodes(model, nodes)
+
+
+def _half(name: str) -> onnx.NodeProto:
+    """A node that makes `{name}.fp16` of a value."""
+    return helper.make_node("Cast", [name], [f"{name}.fp16"], to=TensorProto.FLOAT16)
 
 
 def _halve_initializers(
@@ -168,6 +176,32 @@ def _after_head(graph: onnx.GraphProto, *, with_head: bool = False) -> list[onnx
     if not found:
         raise ExportError("The model has no projection: export with --precision fp32.")
     return found
+
+
+def _of_strength(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Nodes that compute with the strength and constants alone: numbers per item, not per token."""
+    constants = {entry.name for entry in graph.initializer}
+    reached, found = {STRENGTH_INPUT}, []
+    for node in graph.node:
+        read = set(node.input) - constants
+        if read and read <= reached:
+            reached.update(node.output)
+            found.append(node)
+    return found
+
+
+def _with_sources(nodes: Sequence[onnx.NodeProto], graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """These nodes and what they read, up to the projection: what is gathered by client for them."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    found = {node.name: node for node in nodes}
+    waiting = list(nodes)
+    while waiting:
+        for name in waiting.pop().input:
+            source = made_by.get(name)
+            if source is not None and source.name not in found and not HEADS & set(source.input):
+                found[source.name] = source
+                waiting.append(source)
+    return list(found.values())
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.runtime.bundle import MANIFEST, MODEL_CARD, TEXT_EMBEDS, Bundle, file_sha256
-from pfedmma_deploy.runtime.manifest import FORMAT, FileInfo, Manifest
+from pfedmma_deploy.runtime.manifest import FORMAT, CurvePoint, FileInfo, History, Manifest
 from pfedmma_deploy.store.files import flush_folder, json_bytes, write_bytes
 from pfedmma_deploy.templates import render_markdown
 
@@ -123,7 +123,28 @@ def model_card(title: str, manifest: Manifest) -> str:
         clients=[(client, named(client.seen)) for client in listed],
         base=named(manifest.base),
         novel=named(novel),
+        curve=_mean_curve(manifest.history),
+        measured=len(_curves(manifest.history)),
     )
+
+
+def _curves(history: History | None) -> list[Sequence[CurvePoint]]:
+    """The measured clients' accuracies by strength."""
+    clients = history.clients.values() if history else ()
+    return [client.curve for client in clients if client.curve]
+
+
+def _mean_curve(history: History | None) -> list[CurvePoint]:
+    """Unweighted means over the measured clients, of those that have the figure."""
+    means = []
+    for points in zip(*_curves(history), strict=True):
+        values: list[float | None] = []
+        for figure in ("local", "base", "novel"):
+            known = [value for one in points if (value := getattr(one, figure)) is not None]
+            values.append(sum(known) / len(known) if known else None)
+        local, base, novel = values
+        means.append(CurvePoint(local, base, novel, points[0].strength))
+    return means
 
 
 def _take_name(folder: Path, out: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -14,22 +14,24 @@ from pfedmma_deploy.data.class_names import class_key
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.data.samples import SAMPLE_NAMES, load_sample
 from pfedmma_deploy.errors import ExportError
-from pfedmma_deploy.evaluation.accuracy import unique
+from pfedmma_deploy.evaluation.accuracy import Accuracy, unique
 from pfedmma_deploy.export.banks import ExportClient
 from pfedmma_deploy.export.bundle import ExportReport, export_bundle
 from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.quality import Evaluation
-from pfedmma_deploy.federated.evaluate import RunEvaluation, evaluate_run
+from pfedmma_deploy.federated.evaluate import Curve, RunEvaluation, evaluate_run, strength_curves
 from pfedmma_deploy.federated.session import Session, open_run_session
 from pfedmma_deploy.progress import Progress, Silent
-from pfedmma_deploy.runtime.manifest import ClientHistory, Figures, History
+from pfedmma_deploy.runtime.manifest import ClientHistory, CurvePoint, Figures, History
 from pfedmma_deploy.store.run import Run, StoredClient
-from pfedmma_deploy.types import Example, Federation
+from pfedmma_deploy.types import STRENGTHS, Example, Federation
 
 PARITY_IMAGES = 64
 """Test images, spread over the classes, on which a bundle is compared with torch."""
 MOST_IMAGES = 30_000
 """Images through a tower beyond which an export does not measure accuracies by itself."""
+MOST_CURVE_IMAGES = 60_000
+"""The same for the accuracies at other strengths than 0 and 1."""
 
 
 def export_run(
@@ -40,6 +42,7 @@ def export_run(
     classifier: bool = False,
     config: ExportConfig | None = None,
     measured: RunEvaluation | None = None,
+    strengths: Sequence[float] = STRENGTHS,
     session: Session | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -55,6 +58,7 @@ def export_run(
             test images first.
         measured: accuracies of the clients for the bundle's history, where they are known already;
             else they are measured.
+        strengths: at which accuracies are measured for it beside 0 and 1.
         session: the run's, where it is open already.
         progress: told of the steps.
 
@@ -94,7 +98,9 @@ def export_run(
     novel = [names.index(name) for name in run.manifest["novel"]]
     # Where a domain was left out, novel may be the trained classes in another domain.
     unseen = set(run.manifest["novel"]) - set(run.manifest["base"])
-    measured = measured or measure(run, session, chosen, progress or Silent())
+    report = progress or Silent()
+    measured = measured or measure(run, session, chosen, report)
+    curves = measure_curves(run, session, measured, strengths, report)
     return export_bundle(
         session.backbone,
         taken,
@@ -116,7 +122,7 @@ def export_run(
         classifier=classifier,
         config=config,
         evaluation=None if config.is_exact else _evaluation(session),
-        history=run_history(run, session.federation, chosen, len(names), measured),
+        history=run_history(run, session.federation, chosen, len(names), measured, curves),
         progress=progress,
     )
 
@@ -197,12 +203,36 @@ def measure(
     return evaluate_run(run, clients=clients, session=session, progress=progress)
 
 
+def measure_curves(
+    run: Run,
+    session: Session,
+    measured: RunEvaluation | None,
+    strengths: Sequence[float],
+    progress: Progress,
+) -> Mapping[str, Curve]:
+    """What the measured clients reach by strength; empty, which is said, where it would be long."""
+    if measured is None:
+        return {}
+    federation = session.federation
+    tests = len(federation.base_test) + len(federation.novel_test)
+    count = tests * len(measured.personalized) * len({*strengths} - {0, 1})
+    if count > MOST_CURVE_IMAGES:
+        progress.note(
+            "The bundle will not say how accurate its clients are at other strengths than 1: that "
+            f"takes {count:,} images through the model, more than {MOST_CURVE_IMAGES:,}; export "
+            "fewer clients with --client to have it measured."
+        )
+        return {}
+    return strength_curves(run, measured, session, strengths, progress)
+
+
 def run_history(
     run: Run,
     federation: Federation,
     clients: Sequence[str],
     class_count: int,
     measured: RunEvaluation | None,
+    curves: Mapping[str, Curve],
 ) -> History:
     """Rounds, traffic, and for each of `clients` its images per class and its accuracies.
 
@@ -212,6 +242,7 @@ def run_history(
         clients: ids of the bundle's clients.
         class_count: of the bundle; its first classes are the run's.
         measured: accuracies of the run's clients; None leaves them out.
+        curves: the same by strength, of the clients that have them.
     """
     sent = 0.0
     for entry in run.rounds:
@@ -226,11 +257,11 @@ def run_history(
         if client in data:
             found = Counter(example.label for example in data[client])
             counts = tuple(found[label] for label in range(class_count))
-        figures: list[Figures | None] = []
-        for side in sides:
-            one = side.get(client)
-            figures.append(None if one is None else Figures(one.local, one.base, one.novel))
-        histories[client] = ClientHistory(counts, *figures)
+        before, after = (_figures(side.get(client)) for side in sides)
+        curve = []
+        for strength, one in curves.get(client, {}).items():
+            curve.append(CurvePoint(one.local, one.base, one.novel, strength))
+        histories[client] = ClientHistory(counts, before, after, tuple(curve))
     traffic = run.manifest["bytes_per_round"]
     return History(
         rounds=len(run.rounds),
@@ -240,3 +271,7 @@ def run_history(
         parameters=dict(run.manifest["parameters"]),
         clients=histories,
     )
+
+
+def _figures(found: Accuracy | None) -> Figures | None:
+    return None if found is None else Figures(found.local, found.base, found.novel)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pfedmma_deploy.errors import UsageError
@@ -10,6 +10,7 @@ from pfedmma_deploy.evaluation.accuracy import Accuracy, Scorer, mean_accuracy
 from pfedmma_deploy.federated.session import Session, open_run_session
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.run import Run
+from pfedmma_deploy.types import STRENGTHS
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,37 @@ def evaluate_run(
         (personalized[client.id],) = scorer.score(adapter, [client])
     ids = [client.id for client in chosen]
     return RunEvaluation(dict(zip(ids, zero_shot, strict=True)), personalized)
+
+
+Curve = dict[float, Accuracy]
+"""Accuracy by strength, ascending."""
+
+
+def strength_curves(
+    run: Run,
+    measured: RunEvaluation,
+    session: Session,
+    strengths: Sequence[float] = STRENGTHS,
+    progress: Progress | None = None,
+) -> dict[str, Curve]:
+    """Every measured client's accuracy at 0, 1 and other `strengths`, on the run's test images.
+
+    Strength 0 is zero-shot and strength 1 the client as it was `measured`; the others are scored
+    here. Empty where the method's adapters have no strength but 1.
+    """
+    adapter, shared = session.build_adapter(), run.load_shared()
+    if adapter.interpolation is None:
+        return {}
+    scorer, curves = open_scorer(session), {}
+    chosen = [one for one in session.federation.clients if one.id in measured.personalized]
+    for client in (progress or Silent()).track(chosen, "clients at other strengths", len(chosen)):
+        session.client_model(run.load_client(client.id), shared, adapter)
+        known = {0.0: measured.zero_shot[client.id], 1.0: measured.personalized[client.id]}
+        for strength in strengths:
+            if strength not in known:
+                (known[strength],) = scorer.score(adapter.at(strength), [client])
+        curves[client.id] = dict(sorted(known.items()))
+    return curves
 
 
 def validate_run(run: Run, session: Session) -> float:

@@ -49,6 +49,8 @@ class CoupledPrompts(Adapter):
         generator: drives the initialisation.
     """
 
+    interpolation = None
+
     def __init__(
         self, backbone: Backbone, parameters: FedMaPLeParameters, generator: torch.Generator
     ) -> None:

@@ -87,6 +87,8 @@ class TransportPrompts(Adapter):
         generator: drives the initialisation, N(0, 0.02^2).
     """
 
+    interpolation = None
+
     def __init__(
         self, backbone: Backbone, parameters: FedOTPParameters, generator: torch.Generator
     ) -> None:

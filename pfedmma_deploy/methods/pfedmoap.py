@@ -121,6 +121,7 @@ class MixedPrompts(Adapter):
     """
 
     adapts: frozenset[Tower] = frozenset({"text"})
+    interpolation = None
 
     def __init__(
         self, backbone: Backbone, parameters: PFedMoAPParameters, generator: torch.Generator

@@ -79,8 +79,9 @@ class FramedAdapter(Adapter):
         """Features of framed uint8 pixels [B, H, W, 3]: [B, D], L2-normalised."""
         # The backbone normalises by (pixels - mean) / std, in units of 0..255.
         std = torch.tensor(backbone.std, device=backbone.device) * 255
-        framed = pixels_of(images).to(backbone.device, std.dtype) + self.prompt() * std
-        return backbone.encode_image(framed, self.hook)
+        frame = self.strength * self.prompt() * std
+        framed = pixels_of(images).to(backbone.device, std.dtype) + frame
+        return backbone.encode_image(framed, self.scaled_hook)
 
     def export_banks(self, backbone: Backbone) -> list[ExportBanks]:
         """The adapter, and the frame as a picture [3, S, S]."""
@@ -102,9 +103,9 @@ class FramedAdapter(Adapter):
 class FrameBank(BankModule):
     """Adds a client's picture to the normalised pixels; that of client 0 is zero."""
 
-    def forward(self, x: Tensor, client: Tensor) -> Tensor:
-        """x [B, 3, S, S] -> the same shape."""
-        return x + self.rows("pixels", client)
+    def forward(self, x: Tensor, client: Tensor, strength: Tensor) -> Tensor:
+        """x [B, 3, S, S], client [B], strength [B, 1, 1] -> the shape of x."""
+        return x + strength.unsqueeze(-1) * self.rows("pixels", client)
 
 
 class PFedPT(Method[FramedAdapter, PFedPTParameters]):

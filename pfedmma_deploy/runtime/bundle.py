@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pfedmma_deploy.errors import BundleError, UsageError, nearest
 from pfedmma_deploy.runtime.manifest import Manifest
+from pfedmma_deploy.types import STRENGTHS
 
 VISION_MODEL = "vision_model.onnx"
 TEXT_MODEL = "text_model.onnx"
@@ -139,6 +140,34 @@ class Bundle:
                 f"to {len(clients) - 1}. A client's name is given as text."
             )
         return int(client)
+
+    def strength_of(self, index: int, strength: float | None) -> float:
+        """The strength that client `index` answers with: the one given, or else its default.
+
+        Raises:
+            UsageError: it is not from 0 to 1.5.
+            BundleError: it is not 1, and the bundle's models take none.
+        """
+        if strength is None:
+            return self.manifest.clients[index].default_strength
+        strength = checked_strength(strength)
+        if strength != 1 and self.manifest.strength is None:
+            raise BundleError(
+                f"{self.path} was exported without an input for the strength and answers at "
+                f"strength 1 alone, found {strength:g}: export it again for others."
+            )
+        return strength
+
+
+def checked_strength(strength: float) -> float:
+    """The strength, from 0 to 1.5. Raises `UsageError`."""
+    # Written so that NaN does not pass.
+    if not STRENGTHS[0] <= strength <= STRENGTHS[-1]:
+        raise UsageError(
+            f"A strength is a number from {STRENGTHS[0]:g} (zero-shot) over 1 (as trained) to "
+            f"{STRENGTHS[-1]:g}, found {strength:g}."
+        )
+    return float(strength)
 
 
 def file_sha256(path: Path) -> str:

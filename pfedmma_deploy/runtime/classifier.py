@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.runtime.bundle import Bundle
-from pfedmma_deploy.runtime.image_tower import ImageTower, OnSkip, Request
+from pfedmma_deploy.runtime.image_tower import ImageTower, OnSkip, Request, View
 from pfedmma_deploy.runtime.sources import Images, is_one, iter_sources, paired
 from pfedmma_deploy.runtime.text_tower import TextTower, checked_classes
 
 Client = str | int
 """A client by id (text), or by index (a number; 0 is zero-shot)."""
 Clients = Client | Iterable[Client]
+Strengths = float | Iterable[float | None] | None
+"""How much of what a client adds to CLIP counts, 0 to 1.5; None is the client's default."""
 Features = NDArray[np.float32]
 
 
@@ -41,6 +43,8 @@ class Prediction:
     client: str
     top: tuple[ClassScore, ...]
     """The most probable classes, best first."""
+    strength: float = 1.0
+    """That it was asked with."""
 
 
 class Classifier:
@@ -89,12 +93,19 @@ class Classifier:
         classes: Sequence[str] | None = None,
         top_k: int = 5,
         *,
+        strength: Strengths = None,
         batch_size: int = 32,
         on_skip: OnSkip | None = None,
     ) -> list[Prediction]:
         """The most probable classes of each image: `iter_predict` as a list."""
         found = self.iter_predict(
-            images, client, classes, top_k, batch_size=batch_size, on_skip=on_skip
+            images,
+            client,
+            classes,
+            top_k,
+            strength=strength,
+            batch_size=batch_size,
+            on_skip=on_skip,
         )
         return list(found)
 
@@ -105,6 +116,7 @@ class Classifier:
         classes: Sequence[str] | None = None,
         top_k: int = 5,
         *,
+        strength: Strengths = None,
         batch_size: int = 32,
         on_skip: OnSkip | None = None,
     ) -> Iterator[Prediction]:
@@ -116,18 +128,25 @@ class Classifier:
             classes: names to choose from, encoded by the client's own text tower in the bundle's
                 prompt; default the bundle's class names.
             top_k: answers per image; all classes where there are fewer.
+            strength: how much of what the client adds to CLIP counts, 0 (zero-shot) to 1.5, 1 being
+                as trained; one for all images, or one for each. None is the client's default
+                (`default_strength` in the manifest).
             batch_size: images per call of the model.
             on_skip: called in its turn for an image that cannot be read, which is then left out;
                 without it such an image ends the prediction.
 
         Raises:
             ImageError: an image cannot be read and there is no `on_skip`.
-            UsageError: unknown client, no or repeated classes, or a number below 1.
+            UsageError: unknown client, no or repeated classes, a strength beyond its range, or a
+                number below 1.
+            BundleError: another strength than 1, and the bundle's models take none.
         """
+        # A wrong client or strength is noticed now, not when the first prediction is asked for.
         if isinstance(client, str | int):
-            # A wrong client is noticed now, not when the first prediction is asked for.
             client = self.bundle.client_index(client)
-        requests = self._requests(images, client)
+        if isinstance(strength, int | float):
+            strength = self.bundle.strength_of(0, strength)
+        requests = self._requests(images, client, strength)
         found = self._predictions(requests, classes, top_k, batch_size, on_skip)
         return (prediction for (prediction,) in found)
 
@@ -138,42 +157,55 @@ class Classifier:
         classes: Sequence[str] | None = None,
         top_k: int = 5,
         *,
+        strength: float | None = None,
         batch_size: int = 32,
         on_skip: OnSkip | None = None,
     ) -> Iterator[tuple[Prediction, ...]]:
         """Of each image the predictions of several clients, in the order of `clients`.
 
-        An image is decoded once, and one call of the model serves all clients; `[client, 0]` puts
-        zero-shot beside a client. Otherwise like `iter_predict`, whose errors it raises.
+        An image is decoded once, and one call of the model serves all clients, who have one
+        strength or each their own default; `[client, 0]` puts zero-shot beside a client. Otherwise
+        like `iter_predict`, whose errors it raises.
         """
         if isinstance(clients, str) or not clients:
             raise UsageError(f"Clients to compare are a list of at least one, found {clients!r}.")
-        indices = tuple(self.bundle.client_index(client) for client in clients)
-        requests = ((name, source, indices) for name, source in iter_sources(images))
+        indices = map(self.bundle.client_index, clients)
+        views = tuple((index, self.bundle.strength_of(index, strength)) for index in indices)
+        requests = ((name, source, views) for name, source in iter_sources(images))
         return self._predictions(_listed(images, requests), classes, top_k, batch_size, on_skip)
 
     def embed_images(
-        self, images: Images, client: Clients = 0, *, batch_size: int = 32
+        self,
+        images: Images,
+        client: Clients = 0,
+        *,
+        strength: Strengths = None,
+        batch_size: int = 32,
     ) -> Features:
         """Image features, float32 [N, D], L2-normalised. Raises like `iter_predict`."""
         _require_positive(batch_size=batch_size)
-        requests = self._requests(images, client)
+        requests = self._requests(images, client, strength)
         rows: list[Features] = []
         for _, features in self._images.compute(requests, batch_size, None):
             rows += features
         return np.stack(rows) if rows else np.empty((0, self.manifest.embed_dim), np.float32)
 
-    def embed_texts(self, texts: Sequence[str], client: Client = 0) -> Features:
+    def embed_texts(
+        self, texts: Sequence[str], client: Client = 0, *, strength: float | None = None
+    ) -> Features:
         """Text features, float32 [N, D], L2-normalised, of `texts` as they are (no prompt)."""
-        return self._texts.embed(texts, self.bundle.client_index(client))
+        index = self.bundle.client_index(client)
+        return self._texts.embed(texts, index, self.bundle.strength_of(index, strength))
 
-    def _requests(self, images: Images, client: Clients) -> Iterable[Request]:
-        """Each image with its one client."""
-        requests = (
-            (name, source, (self.bundle.client_index(one),))
-            for name, source, one in paired(images, client)
-        )
-        return _listed(images, requests)
+    def _requests(self, images: Images, client: Clients, strength: Strengths) -> Iterable[Request]:
+        """Each image with its one client at its one strength."""
+
+        def requests() -> Iterator[Request]:
+            for name, source, one, given in paired(images, client, strength):
+                index = self.bundle.client_index(one)
+                yield name, source, ((index, self.bundle.strength_of(index, given)),)
+
+        return _listed(images, requests())
 
     def _predictions(
         self,
@@ -188,19 +220,22 @@ class Classifier:
         typed = None if classes is None else checked_classes(classes)
         names = typed or self.class_names
 
-        def answer(name: str, index: int, image: Features) -> Prediction:
-            known = typed is None
-            text = self._texts.known[index] if known else self._texts.typed(index, names)
-            logits = self.manifest.logit_scale * (text @ image)
-            return Prediction(name, self.clients[index].id, _best_classes(logits, names, top_k))
+        def answer(name: str, view: View, image: Features) -> Prediction:
+            index, strength = view
+            if typed is None:
+                text = self._texts.known(index, strength)
+            else:
+                text = self._texts.encoded(index, names, strength)
+            best = _best_classes(self.manifest.logit_scale * (text @ image), names, top_k)
+            return Prediction(name, self.clients[index].id, best, strength)
 
         # A generator of its own: one that did the checks too would not begin before it is asked.
         def stream() -> Iterator[tuple[Prediction, ...]]:
             # A caller who stops listening leaves no thread that goes on reading.
             with closing(self._images.compute(requests, batch_size, on_skip)) as computed:
-                for (name, _, indices), rows in computed:
-                    pairs = zip(indices, rows, strict=True)
-                    yield tuple(answer(name, index, row) for index, row in pairs)
+                for (name, _, views), rows in computed:
+                    pairs = zip(views, rows, strict=True)
+                    yield tuple(answer(name, view, row) for view, row in pairs)
 
         return stream()
 

@@ -28,6 +28,7 @@ from pfedmma_deploy.runtime.bundle import VISION_MODEL, Bundle
 from pfedmma_deploy.runtime.manifest import Manifest
 from pfedmma_deploy.runtime.prefetch import prefetch
 from pfedmma_deploy.runtime.providers import (
+    model_inputs,
     open_session,
     resolve_device,
     tensorrt_version,
@@ -38,10 +39,13 @@ from pfedmma_deploy.types import Skipped
 
 Pixels = NDArray[np.uint8]
 Indices = NDArray[np.int64]
+Strengths = NDArray[np.float32]
 Features = NDArray[np.float32]
 OnSkip = Callable[[Skipped], None]
-Request = tuple[str, ImageSource, tuple[int, ...]]
-"""An image's name, the image, and the indices of the clients that look at it."""
+View = tuple[int, float]
+"""A client's index and strength."""
+Request = tuple[str, ImageSource, tuple[View, ...]]
+"""An image's name, the image, and who looks at it."""
 
 OUTPUT = "image_embeds"
 LARGEST_BATCH = 256
@@ -66,7 +70,7 @@ class ImageTower:
             self.device, self.fallback_reason = "cpu", str(error)
             self._session = self._open()
         self.provider = str(self._session.get_providers()[0])
-        self._run: Callable[[Sequence[Pixels], Indices], Features]
+        self._run: Callable[[Sequence[Pixels], Indices, Strengths], Features]
         if self.device == "cpu":
             self._run = partial(run_on_cpu, self._session)
         else:
@@ -83,7 +87,7 @@ class ImageTower:
     def compute(
         self, requests: Iterable[Request], batch_size: int, on_skip: OnSkip | None
     ) -> Generator[tuple[Request, list[Features]]]:
-        """Each request whose image can be read, with the features [D] for each of its clients.
+        """Each request whose image can be read, with the features [D] for each of its views.
 
         Up to `batch_size` images wait decoded while the model works on as many others.
 
@@ -99,14 +103,14 @@ class ImageTower:
         with closing(prefetch(requests, read, self._readers, most)) as reading:
             while batch := list(islice(reading, batch_size)):
                 pixels: list[Pixels] = []
-                clients: list[int] = []
-                for (_, _, indices), image in batch:
+                views: list[View] = []
+                for (_, _, own), image in batch:
                     if image.exception() is None:
                         # An image that several clients look at is one row for each of them.
-                        pixels += [image.result()] * len(indices)
-                        clients += indices
+                        pixels += [image.result()] * len(own)
+                        views += own
                 # Answers go out in the order of the requests, what was skipped in between.
-                rows = iter(self._run(pixels, np.asarray(clients, np.int64)) if pixels else ())
+                rows = iter(self._features(pixels, views) if pixels else ())
                 for request, image in batch:
                     error, name = image.exception(), request[0]
                     if error is None:
@@ -118,15 +122,23 @@ class ImageTower:
                     else:
                         on_skip(Skipped(name, str(error)))
 
+    def _features(self, pixels: Sequence[Pixels], views: Sequence[View]) -> Features:
+        """Features [N, D] of N images, each for its own view."""
+        clients, strengths = zip(*views, strict=True)
+        return self._run(pixels, np.asarray(clients, np.int64), np.asarray(strengths, np.float32))
+
 
 def run_on_cpu(
-    session: onnxruntime.InferenceSession, pixels: Sequence[Pixels], clients: Indices
+    session: onnxruntime.InferenceSession,
+    pixels: Sequence[Pixels],
+    clients: Indices,
+    strengths: Strengths,
 ) -> Features:
     """Features [N, D] of N images uint8 [S, S, 3], N >= 1, each as its own client's model sees it.
 
     Safe to call from many threads.
     """
-    feed = {"pixel_values": np.stack(pixels), "client": clients}
+    feed = model_inputs(session, np.stack(pixels), clients, strengths)
     features: Features = session.run([OUTPUT], feed)[0]
     return features
 
@@ -141,19 +153,23 @@ class GpuModel:
         self._session = session
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pfedmma-gpu")
 
-    def __call__(self, pixels: Sequence[Pixels], clients: Indices) -> Features:
+    def __call__(
+        self, pixels: Sequence[Pixels], clients: Indices, strengths: Strengths
+    ) -> Features:
         """As `run_on_cpu`; at most `LARGEST_BATCH` images go to the GPU at a time."""
         parts = []
         for start in range(0, len(pixels), LARGEST_BATCH):
             rows = slice(start, start + LARGEST_BATCH)
-            call = self._thread.submit(self._bind, np.stack(pixels[rows]), clients[rows])
+            part = np.stack(pixels[rows])
+            call = self._thread.submit(self._bind, part, clients[rows], strengths[rows])
             parts.append(call.result())
         return np.concatenate(parts)
 
-    def _bind(self, pixels: Pixels, clients: Indices) -> Features:
+    def _bind(self, pixels: Pixels, clients: Indices, strengths: Strengths) -> Features:
         binding = self._session.io_binding()
-        binding.bind_cpu_input("pixel_values", pixels)
-        binding.bind_cpu_input("client", clients)
+        feed = model_inputs(self._session, pixels, clients, strengths)
+        for name, values in feed.items():
+            binding.bind_cpu_input(name, values)
         binding.bind_output(OUTPUT)
         self._session.run_with_iobinding(binding)
         features: Features = binding.copy_outputs_to_cpu()[0]
@@ -186,6 +202,8 @@ def tensorrt_options(manifest: Manifest) -> dict[str, str]:
     }
     for which, batch in (("min", 1), ("opt", USUAL_BATCH), ("max", LARGEST_BATCH)):
         shapes = f"pixel_values:{batch}x{size}x{size}x3,client:{batch}"
+        if manifest.strength is not None:
+            shapes += f",strength:{batch}"
         options[f"trt_profile_{which}_shapes"] = shapes
     return options
 

@@ -9,14 +9,16 @@ would do this too, but programs that only predict should not have to load it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pfedmma_deploy.errors import BundleError
+from pfedmma_deploy.types import STRENGTHS, Interpolation
 
 FORMAT = "pfedmma-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
+"""Models of version 1 take no strength, those of version 2 do."""
 ZERO_SHOT = "zero-shot"
 """Name of client index 0: the frozen CLIP without any adapter."""
 
@@ -30,6 +32,8 @@ class ClientInfo:
     id: str
     seen: tuple[int, ...]
     """Labels that this client trained on, ascending."""
+    default_strength: float = 1.0
+    """How much of what it adds to CLIP counts where nobody says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,13 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
+class CurvePoint(Figures):
+    """What a client's model reaches at one strength."""
+
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
 class ClientHistory:
     """One client's part in the federation."""
 
@@ -73,6 +84,14 @@ class ClientHistory:
     """Of plain CLIP on this client's test images; None where it was not measured."""
     personalized: Figures | None
     """Of the client's own model."""
+    curve: tuple[CurvePoint, ...] = ()
+    """The same at several strengths, ascending; empty where they were not measured."""
+
+    def measured(self) -> dict[str, Figures]:
+        """All figures that there are, by their key in the manifest."""
+        named = {"zero_shot": self.zero_shot, "personalized": self.personalized}
+        named |= {f"curve.{place}": point for place, point in enumerate(self.curve)}
+        return {name: figures for name, figures in named.items() if figures is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +122,9 @@ class History:
                     f"The manifest's history counts images of {len(client.num_examples)} classes "
                     f"for client {name!r}, expected {class_count}: export the bundle again."
                 )
-            for side in ("zero_shot", "personalized"):
-                figures = getattr(client, side)
-                for figure, value in (asdict(figures) if figures else {}).items():
+            for side, figures in client.measured().items():
+                for figure in ("local", "base", "novel"):
+                    value = getattr(figures, figure)
                     # Written so that NaN, which Python's JSON reads, does not pass.
                     if value is not None and not 0 <= value <= 100:
                         raise BundleError(
@@ -146,6 +165,8 @@ class Manifest:
     files: Mapping[str, FileInfo]
     history: History | None = None
     """What training did and what it brought; None where the bundle was made without a run."""
+    strength: Interpolation | None = None
+    """How the clients' strength works; None where the models take none and it is always 1."""
 
     def prompt_of(self, index: int) -> str:
         """The prompt that a client reads class names in: its own where it learned one."""
@@ -154,7 +175,8 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, format and version first."""
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        version = 1 if self.strength is None else 2
+        return {"format": FORMAT, "format_version": version, **asdict(self)}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Manifest:
@@ -177,7 +199,7 @@ def _read(kind: Any, value: Any, key: str) -> Any:
         BundleError: it is something else; the message names the key, with dots between levels.
     """
     origin, inner = get_origin(kind), get_args(kind)
-    if origin is UnionType:  # X | None
+    if origin in _OPTIONAL:  # X | None
         return None if value is None else _read(inner[0], value, key)
     if origin is Literal:
         if _plain(str, value, key) not in inner:
@@ -220,11 +242,17 @@ def _read_fields(kind: Any, values: Mapping[str, Any], key: str) -> Any:
     for field in fields(kind):
         name = f"{key}.{field.name}" if key else field.name
         hint = hints[field.name]
-        missing = field.name not in values and get_origin(hint) is not UnionType
+        if field.name not in values and field.default is not MISSING:
+            # Later than the first version of the format.
+            found[field.name] = field.default
+            continue
+        missing = field.name not in values and get_origin(hint) not in _OPTIONAL
         found[field.name] = _read(hint, _MISSING if missing else values.get(field.name), name)
     return kind(**found)
 
 
+_OPTIONAL = (UnionType, Union)
+"""`int | None` is the one, `Literal[...] | None` the other."""
 _MISSING = object()
 _NAMES = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
 
@@ -248,10 +276,18 @@ def _require_format(raw: Mapping[str, Any]) -> None:
             f"Its manifest.json has format {raw.get('format')!r}, expected {FORMAT!r}: this is not "
             "an exported model; make one with `pfedmma export`."
         )
-    if raw.get("format_version") != FORMAT_VERSION:
+    version, takes_strength = raw.get("format_version"), raw.get("strength") is not None
+    if version not in FORMAT_VERSIONS:
         raise BundleError(
-            f"The bundle has format version {raw.get('format_version')!r}, this program reads "
-            f"version {FORMAT_VERSION}: export it again, or install the matching pfedmma-deploy."
+            f"The bundle has format version {version!r}, this program reads versions "
+            f"{' and '.join(map(str, FORMAT_VERSIONS))}: export it again, or install the matching "
+            "pfedmma-deploy."
+        )
+    if takes_strength != (version == 2):
+        raise BundleError(
+            f"The manifest's strength should be {'there' if version == 2 else 'missing'} in format "
+            f"version {version}, found {raw.get('strength')!r}: the bundle is damaged, export it "
+            "again."
         )
 
 
@@ -263,6 +299,20 @@ def _require_consistent(manifest: Manifest) -> None:
             "The manifest's clients should be numbered from 0, which is zero-shot: "
             "the bundle is damaged, export it again."
         )
+    for client in manifest.clients:
+        value = client.default_strength
+        # Written so that NaN does not pass.
+        if not STRENGTHS[0] <= value <= STRENGTHS[-1]:
+            raise BundleError(
+                f"The manifest's default_strength of client {client.id!r} should be from "
+                f"{STRENGTHS[0]:g} to {STRENGTHS[-1]:g}, found {value:g}: write 1 there, or export "
+                "the bundle again."
+            )
+        if value != 1 and manifest.strength is None:
+            raise BundleError(
+                f"The manifest's default_strength of client {client.id!r} is {value:g}, but the "
+                "bundle's models take no strength: export it again."
+            )
     labels = {*manifest.base, *manifest.novel}.union(*(c.seen for c in manifest.clients))
     if not labels <= set(range(len(manifest.class_names))):
         raise BundleError(

@@ -18,12 +18,13 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pfedmma_deploy.errors import BundleError, DeviceError, UsageError
 
 if TYPE_CHECKING:
     import onnxruntime
+    from numpy.typing import NDArray
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 RealDevice = Literal["cpu", "cuda", "tensorrt"]
@@ -178,6 +179,26 @@ def open_session(
             f"Run `{_INSTALL}`, or choose --device cpu."
         )
     return session
+
+
+def model_inputs(
+    session: onnxruntime.InferenceSession,
+    items: NDArray[Any],
+    clients: NDArray[Any],
+    strengths: NDArray[Any],
+) -> dict[str, NDArray[Any]]:
+    """What one of a bundle's models takes, by the names of its inputs.
+
+    Models of an older bundle take no strength; whoever asks them has refused others than 1.
+
+    Args:
+        session: the model's.
+        items: uint8 pixels [N, S, S, 3] or int64 token ids [N, context].
+        clients: their indices, int64 [N].
+        strengths: float32 [N].
+    """
+    names = [node.name for node in session.get_inputs()]
+    return dict(zip(names, (items, clients, strengths), strict=False))
 
 
 def usable_cores() -> int:

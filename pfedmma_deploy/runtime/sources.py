@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sized
-from itertools import zip_longest
+from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -109,24 +109,38 @@ def _is_image(images: Images) -> bool:
 
 
 def paired(
-    images: Images, clients: str | int | Iterable[str | int]
-) -> Iterator[tuple[str, ImageSource, str | int]]:
-    """Each image with its name and its client: one client for all, or one for each.
+    images: Images,
+    clients: str | int | Iterable[str | int],
+    strengths: float | Iterable[float | None] | None,
+) -> Iterator[tuple[str, ImageSource, str | int, float | None]]:
+    """Each image with its name, its client and its strength: one for all, or one for each.
 
     Raises:
-        UsageError: there is not one client for each image.
+        UsageError: there is not one client, or not one strength, for each image.
     """
-    sources = iter_sources(images)
-    if isinstance(clients, str | int | np.integer):
-        for name, source in sources:
-            yield name, source, clients
-        return
-    # Both may be endless; which of them ends first is only known when it does.
-    for named, client in zip_longest(sources, clients, fillvalue=None):
-        if named is None or client is None:
-            more = "clients" if named is None else "images"
-            raise UsageError(f"There are more {more}: give one client for all, or one per image.")
-        yield *named, client
+    given: dict[str, Iterator[Any]] = {}
+    for what, values in (("client", clients), ("strength", strengths)):
+        for_all = values is None or isinstance(values, str | int | float | np.number)
+        given[what] = repeat(values) if for_all else iter(cast("Iterable[Any]", values))
+    for name, source in iter_sources(images):
+        own: list[Any] = []
+        for what, each in given.items():
+            # All may be endless; which of them ends first is only known when it does.
+            own.append(next(each, _ENDED))
+            if own[-1] is _ENDED:
+                raise _more("images", what)
+        client, strength = own
+        yield name, source, client, strength
+    for what, each in given.items():
+        if not isinstance(each, repeat) and next(each, _ENDED) is not _ENDED:
+            raise _more(f"{what}s", what)
+
+
+_ENDED = object()
+
+
+def _more(which: str, what: str) -> UsageError:
+    return UsageError(f"There are more {which}: give one {what} for all, or one per image.")
 
 
 def load_pixels(source: ImageSource, settings: Preprocessing) -> NDArray[np.uint8]:

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from pfedmma_deploy.data.class_names import build_prompts
 from pfedmma_deploy.errors import BundleError, UsageError
 from pfedmma_deploy.runtime.bundle import TEXT_MODEL, TOKENIZER, Bundle
-from pfedmma_deploy.runtime.providers import RealDevice, open_session
+from pfedmma_deploy.runtime.providers import RealDevice, model_inputs, open_session
 
 Features = NDArray[np.float32]
 
 BATCH = 64
 CACHED_LISTS = 256
-"""Lists of typed classes whose features are kept, over all clients; the oldest go first."""
+"""Lists of classes whose features are kept, over all clients and strengths; the oldest go first."""
 # ftfy, pure Python, takes long to import: only for texts that it could change, those with
 # characters beyond printable ASCII or with an HTML entity.
 _FTFY_MATTERS = re.compile(r"[^\t\n\r\x20-\x7e]|&#?[0-9A-Za-z]{1,24};")
@@ -46,25 +46,46 @@ class TextTower:
         self._opening = threading.Lock()
         self._opened: tuple[onnxruntime.InferenceSession, Tokenizer] | None = None
         # No lock while it encodes: two threads may do it twice, none waits for the other.
-        self.typed = lru_cache(CACHED_LISTS)(self._encode)
-        """Features [C, D] of typed class names, in the client's prompt."""
+        self.encoded = lru_cache(CACHED_LISTS)(self._encode)
+        """Features [C, D] of class names in the client's prompt: (index, names, strength)."""
 
     @cached_property
-    def known(self) -> Features:
-        """Features of the bundle's class names, [clients, C, D]."""
+    def stored(self) -> Features:
+        """Features of the bundle's class names at strength 1, [clients, C, D]."""
         return self._bundle.text_embeds()
 
-    def _encode(self, index: int, classes: tuple[str, ...]) -> Features:
-        return self.embed(build_prompts(classes, self._bundle.manifest.prompt_of(index)), index)
+    def known(self, index: int, strength: float) -> Features:
+        """Features [C, D] of the bundle's class names; at other strengths computed once."""
+        if strength in {0, 1}:
+            found: Features = self.stored[index if strength else 0]
+            return found
+        if index and self._has_own_prompt(index):
+            return mixed(self.stored[0], self.stored[index], strength)
+        return self.encoded(index, self._bundle.manifest.class_names, strength)
 
-    def embed(self, texts: Sequence[str], index: int) -> Features:
+    def _has_own_prompt(self, index: int) -> bool:
+        """Whether the client reads other tokens than zero-shot: one graph cannot mix the two."""
+        manifest = self._bundle.manifest
+        return manifest.prompt_of(index) != manifest.prompt
+
+    def _encode(self, index: int, classes: tuple[str, ...], strength: float) -> Features:
+        manifest = self._bundle.manifest
+        own = self.embed(build_prompts(classes, manifest.prompt_of(index)), index, strength)
+        if strength == 1 or not self._has_own_prompt(index):
+            return own
+        plain = self.embed(build_prompts(classes, manifest.prompt), 0, 1)
+        return mixed(plain, own, strength)
+
+    def embed(self, texts: Sequence[str], index: int, strength: float) -> Features:
         """Features [N, D] of texts as they are, L2-normalised."""
         session, tokenizer = self._open()
         ids = tokenizer(texts)
         parts = [np.empty((0, self._bundle.manifest.embed_dim), np.float32)]
         for start in range(0, len(ids), BATCH):
             chunk = ids[start : start + BATCH]
-            feed = {"input_ids": chunk, "client": np.full(len(chunk), index, np.int64)}
+            clients = np.full(len(chunk), index, np.int64)
+            strengths = np.full(len(chunk), strength, np.float32)
+            feed = model_inputs(session, chunk, clients, strengths)
             parts.append(session.run(None, feed)[0])
         return np.concatenate(parts)
 
@@ -77,6 +98,13 @@ class TextTower:
                 session = open_session(file, self._device, threads=self._threads)
                 self._opened = session, tokenizer
             return self._opened
+
+
+def mixed(plain: Features, own: Features, strength: float) -> Features:
+    """L2-normalised features [C, D] `strength` of the way from zero-shot's to the client's."""
+    found = plain + np.float32(strength) * (own - plain)
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    return found
 
 
 class Tokenizer:

@@ -168,7 +168,11 @@ def test_a_binding_computes_what_a_call_does(folder: Path) -> None:
     """What a GPU is measured with, on the CPU."""
     session = subjects.open_tuned(folder / "vision_model.onnx", "cpu", 1)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-    feed = {"pixel_values": pixels, "client": np.array([1, 3])}
+    feed = {
+        "pixel_values": pixels,
+        "client": np.array([1, 3]),
+        "strength": np.ones(2, np.float32),
+    }
     binding = subjects.bound(session, feed, "cpu")
     session.run_with_iobinding(binding)
     (found,) = binding.copy_outputs_to_cpu()

@@ -165,6 +165,8 @@ def test_export_then_predict(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert "photos/drum/0.png" in printed.out and "note: zero-shot" in printed.err
 
     described = as_json(capsys, "inspect exports/photos")
+    assert described["strength"] == "exact"
+    assert {client["default_strength"] for client in described["clients"]} == {1.0}
     assert described["kind"] == "bundle" and described["clients"][0]["id"] == "zero-shot"
 
     history = json.loads((folder / "exports/photos/manifest.json").read_text())["history"]
@@ -196,6 +198,25 @@ def test_a_client_leaves_and_joins(folder: Path, capsys: pytest.CaptureFixture[s
     assert set(values) == set(removed) == {"bundle", "clients", "files", "parity", "quality"}
     assert run("bundle list".split()) == 0
     assert "2  shop       apple, drum" in capsys.readouterr().out
+
+
+def test_bundles_have_a_curve_and_no_strength_of_their_own(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("export --strength 0.5".split()) == 2
+    said = capsys.readouterr().err
+    assert "a bundle answers at every strength" in said and "predict --strength 0.5" in said
+    manifest = json.loads(Path("exports/photos/manifest.json").read_text())
+    for client in manifest["history"]["clients"].values():
+        curve = client["curve"]
+        if client["zero_shot"] is None:
+            assert curve == [], "it joined with images of its own"
+            continue
+        assert [point["strength"] for point in curve] == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5]
+        for point, side in ((curve[0], "zero_shot"), (curve[4], "personalized")):
+            assert client[side] == {name: point[name] for name in ("local", "base", "novel")}
+    card = Path("exports/photos/README.md").read_text()
+    assert "| strength | 0 | 0.25 | 0.5 | 0.75 | 1 | 1.25 | 1.5 |" in card
 
 
 def test_open_clip_weights_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

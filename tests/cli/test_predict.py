@@ -76,6 +76,21 @@ def test_json_lines_and_json_say_the_same(photos: Path, capsys: Printed) -> None
     assert len(lines[0]["top"]) == len(lines[0]["zero_shot"]) == 3
 
 
+def test_at_a_strength(photos: Path, capsys: Printed) -> None:
+    assert predict("photos/odd --strength 0.5 --json") == 0
+    found = json.loads(capsys.readouterr().out)["predictions"]
+    wanted = Classifier.load("model", "cpu").predict(["photos/odd/1.png"], "north", strength=0.5)
+    assert [one["strength"] for one in found] == [0.5, 0.5]
+    best = found[0]["top"][0]
+    assert best["class"] == wanted[0].top[0].name
+    assert best["probability"] == pytest.approx(wanted[0].top[0].probability, abs=1e-6)
+    assert predict("photos/odd --json") == 0
+    found = json.loads(capsys.readouterr().out)["predictions"]
+    assert [one["strength"] for one in found] == [1.0, 1.0]
+    assert predict("photos/odd --strength 2") == 2
+    assert "A strength is a number from 0 (zero-shot)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("compare", [False, True])
 def test_csv(photos: Path, capsys: Printed, compare: bool) -> None:
     damage("photos/even/1.jpg")

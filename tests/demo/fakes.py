@@ -18,6 +18,7 @@ from pfedmma_deploy.runtime import ClassScore, Prediction
 from pfedmma_deploy.runtime.manifest import (
     ClientHistory,
     ClientInfo,
+    CurvePoint,
     Figures,
     History,
     Manifest,
@@ -56,6 +57,7 @@ def manifest(**changes: Any) -> Manifest:
         "quality": {},
         "files": {},
         "history": None,
+        "strength": "exact",
         **changes,
     }
     return Manifest(**values)
@@ -71,7 +73,10 @@ def history(**clients: tuple[float, float, float, float]) -> History:
         parameters={"shared": 25, "local": 75, "frozen": 900},
         clients={
             name: ClientHistory(
-                (3, 1, 0, 0), Figures(local, 50.0, novel), Figures(own_local, 40.0, own_novel)
+                (3, 1, 0, 0),
+                Figures(local, 50.0, novel),
+                Figures(own_local, 40.0, own_novel),
+                (CurvePoint(local, 50.0, novel, 0.0), CurvePoint(own_local, 40.0, own_novel, 1.0)),
             )
             for name, (local, novel, own_local, own_novel) in clients.items()
         },
@@ -94,14 +99,19 @@ class FakeClassifier:
         classes: Sequence[str] | None = None,
         top_k: int = 5,
         *,
+        strength: Sequence[float | None] | None = None,
         batch_size: int = 32,
     ) -> list[Prediction]:
         images = list(images)
-        self.calls.append({"images": len(images), "client": list(client), "classes": classes})
+        call = {"images": len(images), "client": list(client), "classes": classes}
+        self.calls.append(call if strength is None else {**call, "strength": list(strength)})
+        strengths = [1.0 if one is None else one for one in strength or [None] * len(images)]
         names = tuple(classes or self.manifest.class_names)
         return [
-            Prediction(f"image {i}", self.manifest.clients[who].id, _scores(pixels, who, names))
-            for i, (pixels, who) in enumerate(zip(images, client, strict=True))
+            Prediction(
+                f"image {i}", self.manifest.clients[who].id, _scores(pixels, who, names), amount
+            )
+            for i, (pixels, who, amount) in enumerate(zip(images, client, strengths, strict=True))
         ]
 
 

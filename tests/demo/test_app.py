@@ -134,7 +134,7 @@ def test_the_api_is_documented(client: Any) -> None:
     described = client.view_api(return_format="dict")["named_endpoints"]
     assert set(described) == {"/compare", "/gallery", "/clients", "/about"}
     names = [field["parameter_name"] for field in described["/compare"]["parameters"]]
-    assert names == ["image", "client", "class_set", "typed", "other", "truth"]
+    assert names == ["image", "client", "class_set", "typed", "other", "truth", "strength"]
     assert (
         "zero-shot CLIP and a client's personalized model" in described["/compare"]["description"]
     )
@@ -162,6 +162,13 @@ def test_compare_equals_the_runtime(client: Any, served: Served, picture: Path) 
             assert answer["probability"] == pytest.approx(score.probability, abs=1e-4)
     assert found["device"] == "cpu" and found["truth"] is None
 
+    if classifier.manifest.strength is not None:
+        half = call(client, "compare", image=handle_file(picture), client=first, strength=0.5)
+        best = classifier.predict(picture, 1, strength=0.5)[0].top[0]
+        answers = half["models"][1]
+        assert answers["strength"] == 0.5 and answers["top"][0]["name"] == best.name
+        assert answers["top"][0]["probability"] == pytest.approx(best.probability, abs=1e-4)
+
     typed = call(
         client,
         "compare",
@@ -183,11 +190,12 @@ def test_compare_equals_the_runtime(client: Any, served: Served, picture: Path) 
         (b"GIF89a\1\0\1\0", {}, "but a GIF image"),
         (None, {"class_set": "typed", "typed": "one"}, "Type at least two class names"),
         (None, {"other": "nobody"}, "There is no client 'nobody'"),
+        (None, {"strength": 2}, r"A strength is a number from 0 .* to 1.5, found 2"),
         (None, {"truth": "unicorn"}, "The true class 'unicorn' is none of the model's classes"),
     ],
 )
 def test_mistakes_are_sentences(
-    content: bytes | None, values: dict[str, str], message: str, client: Any, picture: Path
+    content: bytes | None, values: dict[str, Any], message: str, client: Any, picture: Path
 ) -> None:
     from gradio_client import handle_file
 

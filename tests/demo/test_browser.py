@@ -114,6 +114,46 @@ def test_switch_the_client(demo: Page, manifest: dict[str, Any]) -> None:
     assert len(browser.tops(demo)) == 3
 
 
+def test_turn_the_strength(demo: Page, manifest: dict[str, Any]) -> None:
+    """Bars and the point on the curve follow; 0 is what zero-shot says."""
+    if manifest.get("strength") is None:
+        assert not demo.is_visible("#compare-strength")
+        return
+    browser.choose(demo, "compare-classes", "All classes")
+    settled(demo, f"{len(manifest['class_names'])} names: all classes")
+
+    def bars(column: int) -> list[str]:
+        place = demo.locator("#compare-result .pf-column").nth(column)
+        return place.locator(".pf-percent").all_inner_texts()
+
+    trained = bars(1)
+    slider = demo.locator("#compare-strength input[type=range]")
+    slider.focus()
+    slider.press("Home")
+    settled(demo, "personalized, strength 0.00")
+    assert bars(1) == bars(0) != trained
+    for _ in range(10):
+        slider.press("ArrowRight")
+    settled(demo, "personalized, strength 0.50")
+    assert bars(1) not in (bars(0), trained)
+    if manifest.get("history"):
+        text = settled(demo, "measured at strength 0.5", "#compare-curve")
+        found = manifest["history"]["clients"][demo_client(demo)]["curve"]
+        point = next(one for one in found if one["strength"] == 0.5)
+        assert f"Local {point['local']:.1f} %" in text
+        assert demo.get_attribute("#compare-curve [data-strength]", "data-strength") == "0.50"
+    # Another client starts at its own.
+    other = manifest["clients"][-1]["id"]
+    browser.choose(demo, "compare-client", f"Client {other}:")
+    settled(demo, f"Client {other}.*personalized\\s")
+    assert demo.input_value("#compare-strength input[type=number]") == "1"
+
+
+def demo_client(page: Page) -> str:
+    """The client whose answers are shown."""
+    return list(browser.tops(page))[1]
+
+
 def test_switch_the_class_set(demo: Page, manifest: dict[str, Any]) -> None:
     names = {manifest["class_names"][label].replace("_", " ") for label in manifest["novel"]}
     browser.choose(demo, "compare-classes", "Novel classes")

@@ -29,7 +29,9 @@ def test_scores_of_some_names_add_up_to_one_again() -> None:
 def test_both_models_answer_in_one_call() -> None:
     model = fake_model()
     found = compare(model, image(zero_shot=1, north=0), "north")
-    assert calls(model) == [{"images": 2, "client": [0, 1], "classes": None}]
+    assert calls(model) == [
+        {"images": 2, "client": [0, 1], "classes": None, "strength": [None, None]}
+    ]
     assert [one.client for one in found.models] == ["zero-shot", "north"]
     assert [(a.name, round(a.probability, 3), a.kind) for a in found.zero_shot.top] == [
         ("dog", 0.6, "elsewhere"),
@@ -42,6 +44,13 @@ def test_both_models_answer_in_one_call() -> None:
     assert (found.device, found.precision, found.names) == ("cpu", "fp32", 4)
     assert found.milliseconds > 0
     assert json.loads(json.dumps(asdict(found)))["models"][1]["top"][0]["kind"] == "seen"
+
+
+def test_the_strength_is_that_of_clients_alone() -> None:
+    model = fake_model()
+    found = compare(model, image(1, 0, 2), "north", other="south", strength=0.5)
+    assert calls(model)[0]["strength"] == [None, 0.5, 0.5]
+    assert [one.strength for one in found.models] == [1.0, 0.5, 0.5]
 
 
 def test_the_true_class_judges_both() -> None:

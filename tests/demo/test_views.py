@@ -52,6 +52,32 @@ def test_names_are_never_html() -> None:
     assert "<script" not in views.render("problem", "<script>") + views.render("hint", "<script>")
 
 
+def test_the_strength_is_said_where_it_is_not_1() -> None:
+    for strength, said in ((0.5, "personalized, strength 0.50</p>"), (None, "personalized</p>")):
+        found = compare(fake_model(), image(DOG, CAT), "north", strength=strength)
+        assert said in views.comparison(found)
+
+
+def test_the_curve_by_hand() -> None:
+    """Local 70 to 90, base 50 to 40, novel 80 to 80.5: the drawing goes from 40 to 90."""
+    model = fake_model(history=history(north=(70.0, 80.0, 90.0, 80.5)))
+    html = views.strength_curve(model, "north", 0.5)
+    assert ">90 %</text>" in html and ">40 %</text>" in html
+    # Half of the way is a third of the width of 360; 70 is two fifths below 90, of 90.
+    assert 'points="0.0,36.0 240.0,0.0 "' in html
+    assert '<circle class="pf-point" cx="120.0" cy="18.0" r="5"/>' in html
+    assert "0: local 70.0, base 50.0, novel 80.0; 1: local 90.0, base 40.0, novel 80.5;" in html
+    assert "measured at strength 0<" in html and "Local 70.0 %" in html
+    assert "Local 90.0 %" in views.strength_curve(model, "north", 0.75)
+
+
+def test_without_a_curve() -> None:
+    assert "does not say how accurate its clients are at other strengths" in views.strength_curve(
+        fake_model(), "north", 1
+    )
+    assert views.strength_curve(fake_model(strength=None), "north", 1) == ""
+
+
 def test_client_card() -> None:
     model = fake_model(history=history(north=(70.0, 80.0, 90.0, 80.5)))
     card = views.client_card(model, "north")

@@ -64,8 +64,14 @@ def test_report_and_files(exported: ExportReport) -> None:
 
 def test_manifest(bundle: Path) -> None:
     raw = json.loads((bundle / "manifest.json").read_text())
-    assert raw["format"] == "pfedmma-bundle"
-    assert raw["clients"][1] == {"index": 1, "id": "north", "seen": [1]}
+    assert (raw["format"], raw["format_version"]) == ("pfedmma-bundle", 2)
+    assert raw["strength"] == "exact"
+    assert raw["clients"][1] == {
+        "index": 1,
+        "id": "north",
+        "seen": [1],
+        "default_strength": 1.0,
+    }
     assert raw["class_names"] == list(CLASS_NAMES)
     assert (raw["base"], raw["novel"]) == ([0, 1], [2, 3])
     assert raw["prompt"] == PROMPT

@@ -21,6 +21,7 @@ from pfedmma_deploy.export import banks, newcomer
 from pfedmma_deploy.export.banks import ExportClient
 from pfedmma_deploy.export.bundle_clients import add_client, remove_client
 from pfedmma_deploy.export.export_config import ExportConfig
+from pfedmma_deploy.export.parity import run_clients
 from pfedmma_deploy.methods.registry import get_method
 from pfedmma_deploy.runtime.bundle import Bundle
 from tests.export.sample import (
@@ -90,7 +91,7 @@ def initializers(file: Path) -> dict[str, Any]:
 
 def features(file: Path, client: int) -> Any:
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    return session.run(None, {"pixel_values": images(4), "client": np.full(4, client)})[0]
+    return run_clients(session, images(4), np.full(4, client))
 
 
 def test_out_and_in_again_is_the_same_bundle(copy: Path, bundle: Path, tmp_path: Path) -> None:

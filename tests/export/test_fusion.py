@@ -16,6 +16,7 @@ from pfedmma_deploy.errors import ExportError, UsageError
 from pfedmma_deploy.export.bundle import ExportReport
 from pfedmma_deploy.export.export_config import ExportConfig, default_flavour
 from pfedmma_deploy.export.fusion import TowerShape, fuse, fused_counts, require_fused
+from pfedmma_deploy.runtime.providers import model_inputs
 from tests.export.sample import export_sample, images, random_client, tiny_backbone
 
 pytest_plugins = ["tests.export.fixtures"]
@@ -29,7 +30,8 @@ TOWERS = pytest.mark.parametrize(
 
 def run(file: Path, items: NDArray[Any]) -> NDArray[np.float32]:
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: items, "client": np.arange(len(items)) % 3}
+    strengths = np.linspace(0, 1.5, len(items), dtype=np.float32)
+    feed = model_inputs(session, items, np.arange(len(items)) % 3, strengths)
     found: NDArray[np.float32] = session.run(None, feed)[0]
     return found
 

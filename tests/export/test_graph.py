@@ -60,7 +60,7 @@ def test_mixed_batches_equal_the_backbone(backbone: Backbone) -> None:
     pixels = torch.from_numpy(images(6))
     tokens = backbone.tokenize(["cat", "a dog", "", "long " * 90, "owl", "x"])
     for graph, items in ((image, pixels), (text, tokens)):
-        found = graph(items, clients)
+        found = graph(items, clients, torch.ones(6))
         expected = reference(backbone, items, order)
         assert (found - expected).abs().max() < TOLERANCE
         assert torch.allclose(found.norm(dim=-1), torch.ones(6), atol=1e-6)
@@ -72,7 +72,8 @@ def test_zero_shot_is_exactly_the_graph_without_adapters() -> None:
     image, _ = graphs(backbone)
     bare = ImageGraph(backbone, {}).eval()
     pixels, zeros = torch.from_numpy(images(3)), torch.zeros(3, dtype=torch.int64)
-    assert torch.equal(image(pixels, zeros), bare(pixels, zeros))
+    ones = torch.ones(3)
+    assert torch.equal(image(pixels, zeros, ones), bare(pixels, zeros, ones))
 
 
 @torch.inference_mode()
@@ -80,7 +81,8 @@ def test_adapters_change_the_answer() -> None:
     image, text = graphs(shared_backbone())
     pixels = torch.from_numpy(images(1)).repeat(3, 1, 1, 1)
     tokens = shared_backbone().tokenize(["cat"]).repeat(3, 1)
-    for features in (image(pixels, torch.arange(3)), text(tokens, torch.arange(3))):
+    each = torch.arange(3), torch.ones(3)
+    for features in (image(pixels, *each), text(tokens, *each)):
         gaps = torch.pdist(features)
         assert gaps.min() > 0.01
 
@@ -90,14 +92,32 @@ def test_classifier_scores_are_scaled_cosines_with_each_clients_own_texts() -> N
     backbone = shared_backbone()
     image, text = graphs(backbone)
     tokens = backbone.tokenize(list(CLASS_NAMES))
-    texts = torch.stack([text(tokens, torch.full((4,), c)) for c in range(3)])
+    texts = torch.stack([text(tokens, torch.full((4,), c), torch.ones(4)) for c in range(3)])
     classifier = ClassifierGraph(image, texts, backbone.logit_scale).eval()
     pixels, clients = torch.from_numpy(images(3)), torch.tensor([2, 0, 1])
-    features = image(pixels, clients)
+    features = image(pixels, clients, torch.ones(3))
     expected = torch.stack(
         [backbone.logit_scale * texts[c] @ f for c, f in zip([2, 0, 1], features, strict=True)]
     )
-    assert torch.allclose(classifier(pixels, clients), expected, atol=1e-4)
+    assert torch.allclose(classifier(pixels, clients, torch.ones(3)), expected, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_classifier_mixes_texts_at_other_strengths() -> None:
+    """By hand: zero-shot's texts (1, 0), (0, 1), the client's (0, 1), (1, 0), half of each."""
+    texts = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]])
+
+    class Fixed(nn.Module):
+        def forward(self, pixels: Tensor, client: Tensor, strength: Tensor) -> Tensor:
+            return torch.tensor([[1.0, 0.0]]).expand(len(pixels), -1)
+
+    classifier = ClassifierGraph(Fixed(), texts, 10.0)
+    pixels, strengths = torch.zeros(4, 1), torch.tensor([0.0, 0.5, 1.0, 0.5])
+    found = classifier(pixels, torch.tensor([1, 1, 1, 0]), strengths)
+    half = 10 * 0.5**0.5
+    torch.testing.assert_close(
+        found, torch.tensor([[10.0, 0.0], [half, half], [0.0, 10.0], [10.0, 0.0]])
+    )
 
 
 def test_the_numpy_reference_is_the_papers_equation() -> None:

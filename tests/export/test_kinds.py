@@ -25,7 +25,7 @@ from pfedmma_deploy.export.graph import ImageGraph, TextGraph
 from pfedmma_deploy.export.models import build_graphs
 from pfedmma_deploy.export.quality import Evaluation
 from pfedmma_deploy.methods.feddat import DualAdapter
-from pfedmma_deploy.methods.promptfl import PromptFL
+from pfedmma_deploy.methods.promptfl import PromptFL, SharedContext
 from pfedmma_deploy.methods.registry import METHODS
 from pfedmma_deploy.methods.tap import ComponentAdapter
 from pfedmma_deploy.runtime import Classifier
@@ -37,6 +37,8 @@ from tests.tinyclip import tiny_backbone
 TOLERANCE = 3e-6
 ORDER = [0, 1, 2, 1, 0]
 """Clients of the five images."""
+STRENGTHS = [0.5, 1.0, 0.5, 1.5, 1.0]
+"""And how much of what they add counts."""
 QUICK = ("plora", "promptfl")
 """One that changes both towers, and one that has a prompt of its own."""
 BUNDLED = pytest.mark.parametrize(
@@ -50,7 +52,7 @@ CASES = [*((name, {}) for name in EXPORTABLE), *TOWERS, ("clip-adapter", {"share
 @pytest.mark.parametrize(("name", "parameters"), CASES)
 @torch.inference_mode()
 def test_graphs_equal_the_trained_clients(name: str, parameters: dict[str, Any]) -> None:
-    """A batch that mixes both clients and zero-shot; zero-shot bit-identical."""
+    """A batch that mixes both clients, zero-shot and strengths; zero-shot bit-identical."""
     backbone, pixels = tiny_backbone(), inputs.pixels()
     clients = clients_of(name, **parameters)
     graphs = build_graphs(clients, backbone)
@@ -58,28 +60,32 @@ def test_graphs_equal_the_trained_clients(name: str, parameters: dict[str, Any])
     models = [None, *(client.adapter for client in clients)]
     order = torch.tensor(ORDER)
 
-    found = graphs[VISION_MODEL].eval()(pixels, order)
-    bare = ImageGraph(backbone, {}).eval()(pixels, torch.zeros(5, dtype=torch.int64))
+    amounts = torch.tensor(STRENGTHS)
+    found = graphs[VISION_MODEL].eval()(pixels, order, amounts)
+    bare = ImageGraph(backbone, {}).eval()(pixels, torch.zeros(5, dtype=torch.int64), amounts)
     for row, client in enumerate(ORDER):
         model = models[client]
         if model is None:
             assert torch.equal(found[row], bare[row])
         else:
-            expected = model.encode_image(backbone, pixels[row : row + 1])[0]
+            expected = model.at(STRENGTHS[row]).encode_image(backbone, pixels[row : row + 1])[0]
             assert (found[row] - expected).abs().max() < TOLERANCE
 
     names = [inputs.NAMES[i % 3] for i in range(5)]
     texts = class_texts(backbone, names, inputs.TEMPLATE)
     own = class_texts(backbone, names, prompt).prompts
     tokens = torch.stack([(own if c else texts.prompts)[i] for i, c in enumerate(ORDER)])
-    found = graphs[TEXT_MODEL].eval()(tokens, order)
-    bare = TextGraph(backbone, {}).eval()(texts.prompts, torch.zeros_like(order))
+    # Where clients read other tokens than zero-shot, features are mixed outside.
+    given = STRENGTHS if prompt == inputs.TEMPLATE else [1.0] * 5
+    found = graphs[TEXT_MODEL].eval()(tokens, order, torch.tensor(given))
+    bare = TextGraph(backbone, {}).eval()(texts.prompts, torch.zeros_like(order), amounts)
     for row, client in enumerate(ORDER):
         model = models[client]
         if model is None:
             assert torch.equal(found[row], bare[row])
         else:
-            assert (found[row] - model.encode_text(backbone, texts)[row]).abs().max() < TOLERANCE
+            expected = model.at(given[row]).encode_text(backbone, texts)[row]
+            assert (found[row] - expected).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("name", EXPORTABLE)
@@ -114,10 +120,15 @@ def test_a_bundle_of_every_exportable_method(name: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         texts = class_texts(backbone, typed, inputs.TEMPLATE)
         expected = model.encode_text(backbone, texts).numpy()
-    found = classifier._texts.typed(2, typed)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+        half = model.at(0.5).encode_text(backbone, texts).numpy()
+    np.testing.assert_allclose(classifier._texts.encoded(2, typed, 1), expected, atol=1e-5)
+    np.testing.assert_allclose(classifier._texts.encoded(2, typed, 0.5), half, atol=1e-5)
+    with torch.inference_mode():
+        known = class_texts(backbone, inputs.NAMES, inputs.TEMPLATE)
+        half = model.at(0.5).encode_text(backbone, known).numpy()
+    np.testing.assert_allclose(classifier._texts.known(2, 0.5), half, atol=1e-5)
     plain = backbone.encode_text(texts.prompts).numpy()
-    np.testing.assert_allclose(classifier._texts.typed(0, typed), plain, atol=1e-5)
+    np.testing.assert_allclose(classifier._texts.encoded(0, typed, 1), plain, atol=1e-5)
 
     before = {name: (report.bundle / name).read_bytes() for name in (VISION_MODEL, TEXT_MODEL)}
     remove_client(report.bundle, "b")
@@ -194,6 +205,18 @@ def test_low_rank_changes_are_not_fused(tmp_path: Path) -> None:
         export_kind(tmp_path / "x", "plora", ExportConfig(flavour="ort"))
 
 
+def test_adapters_without_a_strength_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SharedContext, "interpolation", None)
+    with pytest.raises(
+        ExportError,
+        match="client 'a', SharedContext, knows no strength but 1, and a bundle answers at any",
+    ):
+        export_kind(tmp_path / "x", "promptfl")
+    assert not list(tmp_path.iterdir())
+
+
 def test_products_side_by_side_are_their_sum() -> None:
     """By hand: B1 A1 + B2 A2 of rank one each, d = 2."""
     a1, b1 = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]])
@@ -205,7 +228,8 @@ def test_products_side_by_side_are_their_sum() -> None:
     assert product.tolist() == [[38.0, 48.0], [44.0, 56.0]]
     stacked = {name: torch.stack([torch.zeros_like(row), row]) for name, row in banks.rows.items()}
     module: Any = banks.build(stacked)
-    found = module.queries(torch.tensor([[[1.0, 0.0]]] * 2), torch.tensor([0, 1]))
+    each = torch.tensor([0, 1]), torch.ones(2, 1, 1)
+    found = module.queries(torch.tensor([[[1.0, 0.0]]] * 2), *each)
     assert found.tolist() == [[[0.0, 0.0]], [[19.0, 22.0]]]
 
 

@@ -79,6 +79,16 @@ def test_merged_lora_is_the_adapter_to_the_bit() -> None:
     )
 
 
+def test_half_of_the_changes_is_merged() -> None:
+    backbone, adapter = tiny_backbone(), inputs.build(PLoRA)
+    noise(adapter)
+    name = "visual.transformer.resblocks.1.attn.in_proj_weight"
+    plain = backbone.model.state_dict()[name]
+    half, full = (merge(backbone, adapter.at(amount))[name] for amount in (0.5, 1.0))
+    torch.testing.assert_close(half, (plain + full) / 2)
+    assert torch.equal(merge(backbone, adapter.at(0))[name], plain)
+
+
 def test_every_task_of_tap_merges_to_the_bit() -> None:
     backbone, adapter = tiny_backbone(), inputs.build(TAP)
     assert isinstance(adapter, ComponentAdapter)
@@ -151,8 +161,11 @@ def test_a_file_that_differs_is_not_kept(
 
 
 def test_all_clients_and_unknown_ones(run: Run, tmp_path: Path) -> None:
-    report = export_open_clip(run, tmp_path)
+    report = export_open_clip(run, tmp_path, strength=0.5)
     assert report.clients == ("clinic", "harbour")
+    assert json.loads((tmp_path / "clinic.json").read_text())["strength"] == 0.5
+    with pytest.raises(UsageError, match=r"A strength is a number from 0 .* found 2"):
+        export_open_clip(run, tmp_path, strength=2)
     with pytest.raises(UsageError, match="has no client 'clinik'; did you mean 'clinic'"):
         export_open_clip(run, tmp_path, clients=["clinik"])
 

@@ -46,7 +46,7 @@ const [packageName, specification] = process.argv.slice(2);
 const ort = require(packageName);
 const isWeb = packageName === "onnxruntime-web";
 if (isWeb) ort.env.wasm.numThreads = 1;
-const kinds = { uint8: Uint8Array, int64: BigInt64Array };
+const kinds = { uint8: Uint8Array, int64: BigInt64Array, float32: Float32Array };
 const read = (file) => new Uint8Array(fs.readFileSync(file));
 
 async function main() {
@@ -96,8 +96,19 @@ def feeds(portable: ExportReport) -> dict[str, Feeds]:
     def clients(count: int) -> NDArray[np.int64]:
         return np.arange(count, dtype=np.int64) % 3
 
-    image: Feeds = {"pixel_values": pixels, "client": clients(len(pixels))}
-    text: Feeds = {"input_ids": tokens, "client": clients(len(tokens))}
+    def strengths(count: int) -> NDArray[np.float32]:
+        return np.linspace(1.5, 0, count, dtype=np.float32)
+
+    image: Feeds = {
+        "pixel_values": pixels,
+        "client": clients(len(pixels)),
+        "strength": strengths(len(pixels)),
+    }
+    text: Feeds = {
+        "input_ids": tokens,
+        "client": clients(len(tokens)),
+        "strength": strengths(len(tokens)),
+    }
     return {"vision_model.onnx": image, "text_model.onnx": text, "classifier.onnx": image}
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.errors import ExportError
-from pfedmma_deploy.export.parity import check_model, compare, cosines, sampled
+from pfedmma_deploy.export.parity import alternating, check_model, compare, cosines, sampled
+from tests.export.sample import export_sample
 
 pytest_plugins = ["tests.export.fixtures"]
 
@@ -65,6 +68,21 @@ def test_every_client_is_sampled() -> None:
     many = sampled(4, 600)
     assert many.shape == (600, 1)
     assert set(many.ravel().tolist()) == {0, 1, 2, 3}
+
+
+def test_every_strength_is_checked() -> None:
+    """Four strengths in turn, each client starting with the next one."""
+    assert alternating(2, 5).tolist() == [[1, 0.5, 0, 1.5, 1], [0.5, 0, 1.5, 1, 0.5]]
+    assert set(alternating(600, 1).ravel().tolist()) == {0, 0.5, 1, 1.5}
+
+
+def test_a_strength_that_does_nothing_is_noticed(
+    tmp_path: Path, reuse: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reuse(monkeypatch)
+    monkeypatch.setattr(Adapter, "at", lambda self, strength: self)
+    with pytest.raises(ExportError, match="The exported model is not the trained one"):
+        export_sample(tmp_path / "wrong")
 
 
 def test_signature_and_structure(bundle: Path, tmp_path: Path) -> None:

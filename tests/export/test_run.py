@@ -12,10 +12,10 @@ import pytest
 from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.export import run as module
 from pfedmma_deploy.export.bundle_clients import without_client
-from pfedmma_deploy.export.run import measure, run_history
+from pfedmma_deploy.export.run import measure, measure_curves, run_history
 from pfedmma_deploy.federated.evaluate import RunEvaluation
 from pfedmma_deploy.progress import Silent
-from pfedmma_deploy.runtime.manifest import Figures
+from pfedmma_deploy.runtime.manifest import CurvePoint, Figures
 from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.types import ClientData, Example, Federation
 from tests.images import MemoryDataset
@@ -51,9 +51,11 @@ def federation() -> Federation:
 
 
 def test_counts_traffic_and_accuracies(run: Run) -> None:
-    measured = RunEvaluation({"1": Accuracy(50.0, 60.0, None)}, {"1": Accuracy(75.0, 55.0, None)})
+    before, after = Accuracy(50.0, 60.0, None), Accuracy(75.0, 55.0, None)
+    measured = RunEvaluation({"1": before}, {"1": after})
+    curves = {"1": {0.0: before, 0.5: Accuracy(70.0, 62.0, None), 1.0: after}}
     # "new" joined later with images of its own and brought a fourth class.
-    found = run_history(run, federation(), ["0", "1", "new"], 4, measured)
+    found = run_history(run, federation(), ["0", "1", "new"], 4, measured, curves)
     assert (found.rounds, found.bytes_up_per_client_round) == (2, 100)
     assert found.bytes_total == 3 * 160, "two clients in the first round, one in the second"
     assert found.clients["0"].num_examples == (2, 1, 0, 0)
@@ -61,12 +63,18 @@ def test_counts_traffic_and_accuracies(run: Run) -> None:
     assert found.clients["new"].num_examples == ()
     assert found.clients["0"].zero_shot is None
     assert found.clients["1"].personalized == Figures(75.0, 55.0, None)
+    assert found.clients["0"].curve == ()
+    assert found.clients["1"].curve == (
+        CurvePoint(50.0, 60.0, None, 0.0),
+        CurvePoint(70.0, 62.0, None, 0.5),
+        CurvePoint(75.0, 55.0, None, 1.0),
+    )
     assert found.parameters["shared"] == 25
     found.require_fitting(["zero-shot", "0", "1", "new"], 4)
 
 
 def test_a_client_leaves(run: Run) -> None:
-    found = run_history(run, federation(), ["0", "1"], 3, None)
+    found = run_history(run, federation(), ["0", "1"], 3, None, {})
     fewer = without_client(found, "0")
     assert fewer is not None and list(fewer.clients) == ["1"]
     assert fewer.bytes_total == found.bytes_total
@@ -90,4 +98,29 @@ def test_too_many_images_are_not_measured_and_that_is_said(
     assert notes == [
         "The bundle will not say how accurate its clients are: that takes 6 images through the "
         "model, more than 5; `pfedmma evaluate` measures it."
+    ]
+
+
+def test_curves_that_take_long_are_not_measured_and_that_is_said(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    progress = Silent()
+    monkeypatch.setattr(progress, "note", notes.append)
+    monkeypatch.setattr(module, "strength_curves", lambda *_: "measured")
+    workspace = cast("Any", SimpleNamespace(federation=federation()))
+    accuracy = Accuracy(50.0, 60.0, None)
+    measured = RunEvaluation({"1": accuracy}, {"1": accuracy})
+    strengths = (0, 0.5, 0.75, 1, 1.5)
+    assert measure_curves(run, workspace, None, strengths, progress) == {}
+    # Three test images at each of the three strengths that are not 0 or 1.
+    monkeypatch.setattr(module, "MOST_CURVE_IMAGES", 9)
+    found: Any = measure_curves(run, workspace, measured, strengths, progress)
+    assert found == "measured"
+    monkeypatch.setattr(module, "MOST_CURVE_IMAGES", 8)
+    assert measure_curves(run, workspace, measured, strengths, progress) == {}
+    assert notes == [
+        "The bundle will not say how accurate its clients are at other strengths than 1: that "
+        "takes 9 images through the model, more than 8; export fewer clients with --client to "
+        "have it measured."
     ]

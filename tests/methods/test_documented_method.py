@@ -36,7 +36,7 @@ def test_it_trains_personalizes_evaluates_and_exports(
     sites: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    run = train(options("fedgain", sites, strength=0.5), tmp_path / "run").run
+    run = train(options("fedgain", sites, factor=0.5), tmp_path / "run").run
     assert set(run.load_shared()) == {"shift"}
     assert set(run.load_client("clinic").tensors) == {"gain"}
     found = personalize(run, "clinic", epochs=1)

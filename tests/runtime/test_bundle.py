@@ -54,7 +54,7 @@ def test_manifest_that_is_no_object(tmp_path: Path) -> None:
 
 WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda m: m.update(format="pfedmma-run"), "format 'pfedmma-run', expected 'pfedmma-bundle'"),
-    (lambda m: m.update(format_version=2), "format version 2, this program reads version 1"),
+    (lambda m: m.update(format_version=3), "format version 3, this program reads versions 1 and 2"),
     (lambda m: m.pop("prompt"), "manifest's prompt should be text, found nothing"),
     (lambda m: m.update(prompt="a photo"), r"prompt 'a photo' has no \{\}"),
     (lambda m: m.update(embed_dim="24"), "embed_dim should be a whole number, found str"),
@@ -145,8 +145,9 @@ HISTORY: dict[str, Any] = {
             "num_examples": [3, 0, 0, 0],
             "zero_shot": {"local": 74.5, "base": 73, "novel": None},
             "personalized": {"local": 90.0, "base": 70, "novel": None},
+            "curve": [{"local": 80.0, "base": 72, "novel": None, "strength": 0.5}],
         },
-        "0": {"num_examples": [], "zero_shot": None, "personalized": None},
+        "0": {"num_examples": [], "zero_shot": None, "personalized": None, "curve": []},
     },
 }
 
@@ -175,6 +176,14 @@ def test_a_history_is_read_back_as_written(bundle: Path) -> None:
     assert json.loads(json.dumps(asdict(history))) == HISTORY
 
 
+def test_histories_without_curves_are_read(bundle: Path) -> None:
+    """As bundles of version 1 have them."""
+    older = copying.deepcopy(HISTORY)
+    del older["clients"]["north"]["curve"]
+    history = read_history(bundle, older)
+    assert history is not None and history.clients["north"].curve == ()
+
+
 def test_bundles_without_a_run_have_no_history(bundle: Path) -> None:
     assert read_history(bundle, None) is None
 
@@ -189,6 +198,12 @@ def test_bundles_without_a_run_have_no_history(bundle: Path) -> None:
         ("clients/north/personalized/local", "74", "personalized.local should be a number"),
         ("clients/north/personalized/base", 101.0, "should be a percentage, found 101"),
         ("clients/north/personalized/base", float("nan"), "should be a percentage, found nan"),
+        ("clients/north/curve", {}, "clients.north.curve should be a list, found dict"),
+        (
+            "clients/north/curve",
+            [{"local": -1.0, "base": 72, "novel": None, "strength": 0.5}],
+            "history.clients.north.curve.0.local should be a percentage, found -1",
+        ),
     ],
 )
 def test_damage_of_a_history_is_named(bundle: Path, path: str, value: Any, message: str) -> None:

@@ -325,9 +325,9 @@ def test_typed_classes_are_encoded_once_for_each_client(
     encoded: list[int] = []
     embed = classifier._texts.embed
 
-    def count(texts: Sequence[str], index: int) -> NDArray[np.float32]:
+    def count(texts: Sequence[str], index: int, strength: float) -> NDArray[np.float32]:
         encoded.append(index)
-        return embed(texts, index)
+        return embed(texts, index, strength)
 
     monkeypatch.setattr(classifier._texts, "embed", count)
     clients: list[str | int] = ["north", 0, "0"]
@@ -346,15 +346,15 @@ def test_typed_classes_are_kept_within_bounds(
     encoded: list[str] = []
     embed = classifier._texts.embed
 
-    def note(texts: Sequence[str], index: int) -> NDArray[np.float32]:
+    def note(texts: Sequence[str], index: int, strength: float) -> NDArray[np.float32]:
         encoded.extend(texts)
-        return embed(texts, index)
+        return embed(texts, index, strength)
 
     monkeypatch.setattr(classifier._texts, "embed", note)
     for name in ("a", "b", "a", "c"):
         classifier.predict(images(1), 1, [name])
     assert len(encoded) == 3
-    assert classifier._texts.typed.cache_info().currsize == 2
+    assert classifier._texts.encoded.cache_info().currsize == 2
     # The two used last are kept; the other one went.
     for name, count in (("a", 3), ("c", 3), ("b", 4)):
         classifier.predict(images(1), 1, [name])

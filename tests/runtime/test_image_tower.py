@@ -24,6 +24,7 @@ from tests.export.sample import images
 pytest_plugins = ["tests.export.fixtures"]
 
 CLIENTS = np.array([2, 0, 1, 1, 2, 0, 0], np.int64)
+STRENGTHS = np.array([1, 0.5, 0, 1.5, 0.25, 1, 0.75], np.float32)
 
 
 class Watched:
@@ -32,6 +33,9 @@ class Watched:
     def __init__(self, session: Any) -> None:
         self._session = session
         self.calls = 0
+
+    def get_inputs(self) -> Any:
+        return self._session.get_inputs()
 
     def io_binding(self) -> Any:
         return self._session.io_binding()
@@ -55,7 +59,7 @@ def watched(session: Any) -> Watched:
 
 
 def expected(session: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return run_on_cpu(session, list(pixels), CLIENTS[: len(pixels)])
+    return run_on_cpu(session, list(pixels), CLIENTS[: len(pixels)], STRENGTHS[: len(pixels)])
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 7])
@@ -63,7 +67,7 @@ def test_the_same_features(session: Any, watched: Any, count: int) -> None:
     model = GpuModel(watched)
     for seed in range(3):
         pixels = images(count, seed)
-        found = model(list(pixels), CLIENTS[:count])
+        found = model(list(pixels), CLIENTS[:count], STRENGTHS[:count])
         np.testing.assert_allclose(found, expected(session, pixels), atol=1e-6)
     assert watched.calls == 3
 
@@ -73,7 +77,7 @@ def test_large_batches_go_in_parts(
 ) -> None:
     monkeypatch.setattr(image_tower, "LARGEST_BATCH", 4)
     pixels = images(7)
-    found = GpuModel(watched)(list(pixels), CLIENTS)
+    found = GpuModel(watched)(list(pixels), CLIENTS, STRENGTHS)
     np.testing.assert_allclose(found, expected(session, pixels), atol=1e-6)
     assert watched.calls == 2
 
@@ -82,7 +86,14 @@ def test_many_threads_one_gpu(session: Any, watched: Any) -> None:
     model = GpuModel(watched)
     jobs = [images(1 + seed % 7, seed) for seed in range(40)]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda pixels: model(list(pixels), CLIENTS[: len(pixels)]), jobs))
+        found = list(
+            pool.map(
+                lambda pixels: model(
+                    list(pixels), CLIENTS[: len(pixels)], STRENGTHS[: len(pixels)]
+                ),
+                jobs,
+            )
+        )
     for pixels, features in zip(jobs, found, strict=True):
         np.testing.assert_allclose(features, expected(session, pixels), atol=1e-6)
 
@@ -90,8 +101,8 @@ def test_many_threads_one_gpu(session: Any, watched: Any) -> None:
 def test_errors_come_back_from_the_thread(watched: Any) -> None:
     model = GpuModel(watched)
     with pytest.raises(Exception, match=r"(?i)indices|out of|bounds|range"):
-        model(list(images(1)), np.array([99], np.int64))
-    assert model(list(images(1)), CLIENTS[:1]).shape == (1, 24)
+        model(list(images(1)), np.array([99], np.int64), STRENGTHS[:1])
+    assert model(list(images(1)), CLIENTS[:1], STRENGTHS[:1]).shape == (1, 24)
 
 
 def test_a_classifier_with_a_gpu(
@@ -145,9 +156,9 @@ def test_options(manifest: Manifest, tmp_path: Path) -> None:
         "trt_engine_cache_path": str(folder),
         "trt_timing_cache_enable": "True",
         "trt_timing_cache_path": str(folder),
-        "trt_profile_min_shapes": "pixel_values:1x16x16x3,client:1",
-        "trt_profile_opt_shapes": "pixel_values:32x16x16x3,client:32",
-        "trt_profile_max_shapes": "pixel_values:256x16x16x3,client:256",
+        "trt_profile_min_shapes": "pixel_values:1x16x16x3,client:1,strength:1",
+        "trt_profile_opt_shapes": "pixel_values:32x16x16x3,client:32,strength:32",
+        "trt_profile_max_shapes": "pixel_values:256x16x16x3,client:256,strength:256",
     }
     assert tensorrt_options(replace(manifest, precision="fp16"))["trt_fp16_enable"] == "True"
 
