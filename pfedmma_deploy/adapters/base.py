@@ -31,6 +31,8 @@ class Adapter(nn.Module, ABC):
     """Towers whose features differ from the frozen backbone's."""
     task: str = "classify"
     """The task to encode for, where the adapter has several."""
+    reads_names_together: bool = False
+    """Whether the feature of a class name depends on the others that it is encoded with."""
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -200,7 +200,10 @@ def run_history(
         figures: list[Figures | None] = []
         for side in sides:
             one = side.get(client)
-            figures.append(None if one is None else Figures(one.local, one.base, one.novel))
+            if one is None:
+                figures.append(None)
+            else:
+                figures.append(Figures(one.local, one.base, one.novel, one.all))
         histories[client] = ClientHistory(counts, *figures)
     traffic = run.manifest["bytes_per_round"]
     return History(

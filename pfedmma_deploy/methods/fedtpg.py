@@ -99,6 +99,7 @@ class GeneratedContext(Adapter):
     """
 
     adapts: frozenset[Tower] = frozenset({"text"})
+    reads_names_together = True
 
     def __init__(
         self, backbone: Backbone, parameters: FedTPGParameters, generator: torch.Generator

@@ -61,6 +61,8 @@ class Figures:
     """On test images of all base classes, among all base names."""
     novel: float | None
     """On test images of the novel classes, among the novel names."""
+    all: float | None = None
+    """On base and novel test images, among base and novel names together."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from pfedmma_deploy.federated.personalize import DEFAULT_EPOCHS
 from tests import tinyclip
 
 CLASSES = ("apple", "bread", "chair", "drum")
-ACCURACY = {"local", "base", "novel", "hm2", "hm3"}
+ACCURACY = {"local", "base", "novel", "hm2", "hm3", "all"}
 
 
 def write_images(folder: Path, classes: tuple[str, ...], count: int) -> None:
@@ -85,12 +85,15 @@ def test_a_taken_folder_is_not_overwritten(
 
 def test_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = as_json(capsys, "evaluate")
-    assert set(values) == {"run", "zero_shot", "personalized", "clients", "seconds"}
+    losing = {"worst", "losing_share", "losing_clients"}
+    assert set(values) == {"run", "zero_shot", "personalized", "clients", "seconds"} | losing
     assert set(values["zero_shot"]) == set(values["personalized"]) == ACCURACY
     assert set(values["clients"]) == {"0", "1"}
     assert set(values["clients"]["0"]) == {"zero_shot", "personalized"}
     assert run(["evaluate"]) == 0
-    assert "gain" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "gain" in printed and "Worst client of each: local " in printed
+    assert "Clients that lose more than a point of base or novel: " in printed
 
 
 def test_evaluate_a_backbone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +156,7 @@ def test_export_then_predict(folder: Path, capsys: pytest.CaptureFixture[str]) -
     evaluated = as_json(capsys, "evaluate")["clients"]["1"]["personalized"]
     assert history["rounds"] == 2 and sum(history["clients"]["1"]["num_examples"]) > 0
     assert history["clients"]["1"]["personalized"] == {
-        name: evaluated[name] for name in ("local", "base", "novel")
+        name: evaluated[name] for name in ("local", "base", "novel", "all")
     }
 
 

@@ -51,7 +51,9 @@ def federation() -> Federation:
 
 
 def test_counts_traffic_and_accuracies(run: Run) -> None:
-    measured = RunEvaluation({"1": Accuracy(50.0, 60.0, None)}, {"1": Accuracy(75.0, 55.0, None)})
+    measured = RunEvaluation(
+        {"1": Accuracy(50.0, 60.0, None)}, {"1": Accuracy(75.0, 55.0, None, 65.0)}
+    )
     # "new" joined later with images of its own and brought a fourth class.
     found = run_history(run, federation(), ["0", "1", "new"], 4, measured)
     assert (found.rounds, found.bytes_up_per_client_round) == (2, 100)
@@ -60,7 +62,7 @@ def test_counts_traffic_and_accuracies(run: Run) -> None:
     assert found.clients["1"].num_examples == (0, 1, 0, 0)
     assert found.clients["new"].num_examples == ()
     assert found.clients["0"].zero_shot is None
-    assert found.clients["1"].personalized == Figures(75.0, 55.0, None)
+    assert found.clients["1"].personalized == Figures(75.0, 55.0, None, 65.0)
     assert found.parameters["shared"] == 25
     found.require_fitting(["zero-shot", "0", "1", "new"], 4)
 
