@@ -27,6 +27,7 @@ from . import (
     personalize,
     predict,
     quickstart,
+    report,
     train,
 )
 
@@ -72,6 +73,7 @@ app.command()(quickstart.quickstart)
 app.command()(train.train)
 app.command()(personalize.personalize)
 app.command()(evaluate.evaluate)
+app.command()(report.report)
 app.command()(compare.compare)
 app.command()(export.export)
 app.command()(predict.predict)

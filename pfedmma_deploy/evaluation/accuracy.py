@@ -121,13 +121,22 @@ class Scorer:
         `adapter` None is zero-shot CLIP.
         """
         adapter = Frozen() if adapter is None else adapter
-        federation = self.federation
+        tests = self.tests(clients)
+        return self.accuracies(clients, tests, self.scores(adapter, tests, *self.sets))
+
+    def tests(self, clients: Sequence[ClientData]) -> list[Example]:
+        """The federation's test images and those of the clients, each once."""
         own = [example for client in clients for example in client.test]
-        tests = unique([*federation.base_test, *own, *federation.novel_test])
-        sets = federation.base, federation.novel, self.every_label
+        return unique([*self.federation.base_test, *own, *self.federation.novel_test])
+
+    def accuracies(
+        self, clients: Sequence[ClientData], tests: Sequence[Example], scores: Sequence[Tensor]
+    ) -> list[Accuracy]:
+        """Accuracy for each of the clients, from the scores of all `tests` among `sets`."""
+        federation = self.federation
         right: list[dict[str, bool]] = []
-        for labels, scores in zip(sets, self.scores(adapter, tests, *sets), strict=True):
-            right.append(are_right(tests, labels, scores))
+        for labels, found in zip(self.sets, scores, strict=True):
+            right.append(are_right(tests, labels, found))
         of_base, of_novel, of_all = right
 
         def accuracy(chosen: Sequence[Example], found: Mapping[str, bool]) -> float | None:
@@ -143,6 +152,11 @@ class Scorer:
         base, chosen = self.federation.base, unique(examples)
         right = are_right(chosen, base, self.scores(adapter, chosen, base)[0])
         return 100 * sum(right.values()) / len(right)
+
+    @property
+    def sets(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Labels that a test image is asked among: base, novel, and every."""
+        return self.federation.base, self.federation.novel, self.every_label
 
     @property
     def every_label(self) -> tuple[int, ...]:

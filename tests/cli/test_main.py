@@ -17,6 +17,7 @@ COMMANDS = [
     "train",
     "personalize",
     "evaluate",
+    "report",
     "compare",
     "export",
     "predict",
