@@ -36,7 +36,7 @@ def report(
       pfedmma report runs/pfedmma runs/plora --out comparison.html
       pfedmma report runs/sites --json > figures.json
     """
-    opened = [open_run(folder) for folder in runs or [None]]
+    opened = [open_run(folder) for folder in runs] if runs else [open_run(None)]
     from pfedmma_deploy.report.page import render_page
     from pfedmma_deploy.report.run_report import report_runs
     from pfedmma_deploy.store.files import write_bytes

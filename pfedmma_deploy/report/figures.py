@@ -20,7 +20,6 @@ COLOURS: Final = {
     "ink": "#010101",
     "soft": "#020202",
     "line": "#030303",
-    "paper": "#040404",
     **{f"c{number}": f"#0500{number:02x}" for number in range(10)},
 }
 """Stand-ins by CSS variable: no drawing has them by chance. `c0` is zero-shot, `c1` personalized;
@@ -28,15 +27,13 @@ COLOURS: Final = {
 _MARKERS: Final = "osD^vPX<>p"
 MOST_ROWS: Final = 30
 """Clients in a plot of one row per client."""
-_STYLE: Final = {
+_STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,  # a class may be called $x$
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.edgecolor": COLOURS["line"],
     "axes.labelcolor": COLOURS["ink"],
-    "axes.titlecolor": COLOURS["ink"],
-    "axes.titlesize": 10,
     "axes.facecolor": "none",
     "axes.grid": True,
     "axes.spines.top": False,
@@ -124,7 +121,7 @@ def draw_cka(axes: Axes, variants: Mapping[str, Any], names: Mapping[str, str]) 
             )
     axes.set_xlabel("pair of blocks, first to last")
     axes.set_ylabel("linear CKA")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.legend()
 
 
@@ -134,21 +131,26 @@ def draw_picture(axes: Axes, picture: Mapping[str, Any], state: str) -> None:
     for number, name in enumerate(picture["classes"]):
         placed = zip(points["images"], picture["labels"], strict=True)
         inside = [point for point, label in placed if label == number]
-        style = {"color": COLOURS[f"c{number}"], "marker": _MARKERS[number], "linewidths": 0.4}
-        axes.scatter([p[0] for p in inside], [p[1] for p in inside], s=12, alpha=0.75, **style)
+        colour, marker = COLOURS[f"c{number}"], _MARKERS[number]
+        xs, ys = [point[0] for point in inside], [point[1] for point in inside]
+        axes.scatter(xs, ys, s=12, alpha=0.75, color=colour, marker=marker, linewidths=0.4)
         x, y = points["texts"][number]
-        style["edgecolors"] = COLOURS["ink"]
-        axes.scatter([x], [y], s=90, label=shorten(name), **{**style, "linewidths": 1.2})
+        style: dict[str, Any] = {"facecolors": colour, "edgecolors": COLOURS["ink"]}
+        axes.scatter([x], [y], s=90, marker=marker, linewidths=1.2, label=shorten(name), **style)
     axes.set_xlabel("first principal direction")
     axes.set_ylabel("second")
+    # Both pictures have the same frame, so that they can be compared.
     both = [*picture["before"]["images"], *picture["before"]["texts"]]
     both += [*picture["after"]["images"], *picture["after"]["texts"]]
-    # Both pictures have the same frame, so that they can be compared.
-    for direction, set_limits in enumerate((axes.set_xlim, axes.set_ylim)):
-        ends = [point[direction] for point in both]
-        room = 0.06 * (max(ends) - min(ends)) or 1.0
-        set_limits(min(ends) - room, max(ends) + room)
+    axes.set_xlim(*_frame([point[0] for point in both]))
+    axes.set_ylim(*_frame([point[1] for point in both]))
     axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+
+
+def _frame(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = 0.06 * (high - low) or 1.0
+    return low - room, high + room
 
 
 def draw_curves(axes: Axes, training: Mapping[str, Any], key: str, label: str) -> None:
@@ -161,7 +163,7 @@ def draw_curves(axes: Axes, training: Mapping[str, Any], key: str, label: str) -
     axes.plot([r["round"] for r in rounds], mean, "D-", color=COLOURS["c1"], linewidth=2.2)
     axes.set_xlabel("round")
     axes.set_ylabel(label)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
 
 
 def draw_reliability(

@@ -96,6 +96,20 @@ def test_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Clients that lose more than a point of base or novel: " in printed
 
 
+def test_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = as_json(capsys, "report")
+    assert set(values) == {"runs", "intervals", "out", "seconds"}
+    (found,) = values["runs"]
+    assert found["folder"] == "runs/photos"
+    page = (folder / values["out"]).read_text("utf-8")
+    assert values["out"] == "report.html" and page.startswith("<!DOCTYPE html>")
+    assert run("report runs/photos --out pages/mine.html".split()) == 0
+    printed = capsys.readouterr()
+    assert "photos" in printed.out and "Written: pages/mine.html" in printed.err
+    assert run("report runs/photos runs/photos".split()) == 2
+    assert "is named twice" in capsys.readouterr().err
+
+
 def test_evaluate_a_backbone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = as_json(capsys, "evaluate --data photos --backbone test-clip --pretrained random")
     assert 0 <= values["accuracy"] <= 100 and values["images"] > 0

@@ -87,6 +87,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("personalize", 2, "Missing option '--client'"),
         ("personalize --client 0", 1, "`pfedmma quickstart` makes one"),
         ("evaluate", 1, "Error: There is no run under"),
+        ("report", 1, "Error: There is no run under"),
+        ("report nothing", 1, "Error: nothing holds no run (no manifest.json)"),
         ("evaluate --data x", 2, "needs --data and --backbone: --backbone is missing"),
         ("evaluate --backbone x", 2, "needs --data and --backbone: --data is missing"),
         ("evaluate --run r --data x --backbone y", 2, "--run and --data exclude each other"),

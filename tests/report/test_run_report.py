@@ -15,6 +15,7 @@ import torch
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.errors import StoreError, UsageError
 from pfedmma_deploy.federated.evaluate import evaluate_run
+from pfedmma_deploy.federated.personalize import fine_tune
 from pfedmma_deploy.federated.session import open_run_session
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.methods.registry import METHODS
@@ -71,13 +72,22 @@ def require_sound(page: str) -> Page:
     return found
 
 
-@pytest.fixture
-def run(config: TrainConfig, tmp_path: Path) -> Run:
-    return train(config, tmp_path / "photos").run
+@pytest.fixture(scope="module")
+def run(sites: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(options("pfedmma", sites), tmp_path_factory.mktemp("runs") / "photos").run
 
 
-def test_every_figure_is_there_and_agrees(run: Run) -> None:
-    values = report_runs([run])
+@pytest.fixture(scope="module")
+def values(run: Run) -> dict[str, Any]:
+    return report_runs([run])
+
+
+@pytest.fixture(scope="module")
+def page(values: dict[str, Any]) -> str:
+    return render_page(values)
+
+
+def test_every_figure_is_there_and_agrees(run: Run, values: dict[str, Any]) -> None:
     json.dumps(values, allow_nan=False)
     (found,) = values["runs"]
     answer, evaluated = found["answer"], evaluate_run(run).to_dict()
@@ -98,22 +108,35 @@ def test_every_figure_is_there_and_agrees(run: Run) -> None:
     assert found["clients"]["holdings"]["clients"] == ["clinic", "harbour"]
     assert len(found["clients"]["similarity"]) == 2
     calibration = found["calibration"]
-    assert calibration["clients"]["clinic"]["temperature"] > 0
+    assert calibration["clients"]["clinic"]["validation_images"] == 4
     count = sum(row["count"] for row in calibration["reliability"]["personalized"])
     assert count == 2 * images["all"]
     assert found["provenance"]["config"]["rounds"] == 2
 
 
-def test_ablating_the_shared_part(run: Run) -> None:
+def test_ablating_the_shared_part(values: dict[str, Any], page: str) -> None:
     """Both clients hold the server's projection, so swapping it is left out and said."""
-    values = report_runs([run])
     (found,) = values["runs"]
     variants = found["alignment"]["variants"]
     assert list(variants) == ["zero_shot", "own", "zeroed", "initial"]
     assert set(variants["own"]["points"].values()) <= {0.0, None}
     assert len(variants["own"]["features"]["cka"]) == 3
-    page = render_page(values)
     assert "All clients hold the same shared part" in page
+
+
+def test_ids_stand_for_one_place(page: str) -> None:
+    """Markers and clips of one drawing must not be those of another."""
+    ids = require_sound(page).ids
+    assert len(ids) == len(set(ids))
+
+
+def test_a_shared_part_of_ones_own_is_swapped(config: TrainConfig, tmp_path: Path) -> None:
+    """A client that fine-tuned its copy of the projection holds another one than the server's."""
+    run = train(replace(config, rounds=1), tmp_path / "run").run
+    fine_tune(run, "clinic", epochs=1, train_shared=True)
+    (found,) = report_runs([run])["runs"]
+    assert list(found["alignment"]["variants"])[-1] == "another"
+    assert found["provenance"]["personalized"] == ["clinic"]
 
 
 def test_blocks_are_read_where_the_features_come_from(run: Run) -> None:
@@ -157,18 +180,18 @@ def test_every_method_has_a_report(
     )
 
 
-def test_the_page_has_its_sections(run: Run) -> None:
-    page = require_sound(render_page(report_runs([run])))
-    assert {f"run-1-{name}" for name in SECTIONS} <= set(page.ids)
-    assert len(page.ids) == len(set(page.ids)), "an id stands for one place"
+def test_the_page_has_its_sections(page: str) -> None:
+    found = require_sound(page)
+    assert {f"run-1-{name}" for name in SECTIONS} <= set(found.ids)
 
 
-def test_several_runs_side_by_side(run: Run, config: TrainConfig, tmp_path: Path) -> None:
-    other = train(replace(config, method="local"), tmp_path / "alone").run
-    values = report_runs([run, other])
-    page = require_sound(render_page(values))
-    assert {"run-1-answer", "run-2-answer"} <= set(page.ids)
-    assert [one["name"] for one in values["runs"]] == ["photos", "alone"]
+def test_several_runs_side_by_side(values: dict[str, Any]) -> None:
+    (one,) = values["runs"]
+    other = {**one, "name": "another run"}
+    page = render_page({**values, "runs": [one, other]})
+    found = require_sound(page)
+    assert {"run-1-answer", "run-2-answer"} <= set(found.ids)
+    assert "Side by side" in page and '<a href="#run-2-top">another run</a>' in page
 
 
 def test_names_cannot_become_markup(tmp_path: Path, config: TrainConfig) -> None:
@@ -187,14 +210,14 @@ def test_names_cannot_become_markup(tmp_path: Path, config: TrainConfig) -> None
     assert "a &amp; b $x" in page
 
 
-def test_mistakes(run: Run, config: TrainConfig, tmp_path: Path) -> None:
+def test_mistakes(run: Run) -> None:
     with pytest.raises(UsageError, match="name at least one run"):
         report_runs([])
     with pytest.raises(UsageError, match="is named twice: name each run once"):
         report_runs([run, Run.open(run.folder)])
-    run.manifest["status"] = "training"
+    begun = Run(run.folder, {**run.manifest, "status": "training"})
     with pytest.raises(StoreError, match="is not finished"):
-        report_runs([run])
+        report_runs([begun])
 
 
 def test_how_figures_are_written() -> None:
