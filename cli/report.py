@@ -27,8 +27,8 @@ def report(
     """Write one page about a run: gain, cost, who loses, and how certain that is.
 
     Every client beside zero-shot with intervals; what the shared part contributes; how clients
-    differ; cost, training, calibration, provenance. The page needs no network and prints. It scores
-    every test image about five times per client: as long as five `pfedmma evaluate`.
+    differ; cost, training, calibration, provenance. The page needs no network and prints. Test
+    images are scored up to three times per client, so it takes longer than `pfedmma evaluate`.
 
     \b
     Examples:

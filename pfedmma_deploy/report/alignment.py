@@ -8,7 +8,7 @@ only where clients hold a copy of their own; else all have the server's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,12 @@ from pfedmma_deploy.report.measures import (
     modality_gap,
     pair_cosines,
     principal_plane,
+    spread_out,
 )
-from pfedmma_deploy.types import Example, Scope, Tower
+from pfedmma_deploy.types import TOWERS, Example, Scope, Tower
 
 MOST_IMAGES = 256
-"""Test images that features are measured on: all blocks are computed for them, without a cache."""
+"""Test images that features are measured on."""
 MOST_CLIENTS = 10
 """Clients that are measured, evenly spaced in client order."""
 MOST_CLASSES = 10
@@ -43,11 +44,13 @@ FEATURES = ("gap", "matching", "other", "margin")
 Features = dict[str, Any]
 
 
-def spread_out(items: Sequence[Any], most: int) -> list[Any]:
-    """At most `most` of the items, evenly spaced, the first and the last among them."""
-    if len(items) <= most:
-        return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
+@dataclass(frozen=True)
+class Row:
+    """One client's model in one variant."""
+
+    client: str
+    accuracy: Accuracy
+    features: Features | None
 
 
 class BlockRecorder:
@@ -97,28 +100,39 @@ class Alignment:
         federation = session.federation
         self.session = session
         self.recorder = BlockRecorder(session.backbone)
-        self.scorer = Scorer(
-            self.recorder.backbone,
-            federation,
-            ImageInputs(session.pixels),
-            session.config.prompt,
-            session.logit_scale,
-        )
         self.images: list[Example] = spread_out(
             [*federation.base_test, *federation.novel_test], MOST_IMAGES
         )
+        self.scorer = self._scorer(session.images)
         self.labels = self.scorer.every_label
         self.rows = np.array([self.labels.index(example.label) for example in self.images])
+        self._encode(self._scorer(ImageInputs(session.pixels)), Frozen())
+        self._frozen = self.recorder.read()
+
+    def _scorer(self, images: ImageInputs) -> Scorer:
+        session = self.session
+        return Scorer(
+            self.recorder.backbone,
+            session.federation,
+            images,
+            session.config.prompt,
+            session.logit_scale,
+        )
+
+    @torch.inference_mode()
+    def _encode(self, scorer: Scorer, adapter: Adapter) -> tuple[Tensor, Tensor]:
+        images = torch.cat(list(scorer.encode_images(adapter, self.images)))
+        return images, scorer.encode_texts(adapter, self.labels)
 
     def measure(self, adapter: Adapter) -> tuple[Features | None, Array | None, Array | None]:
         """Figures of a model, its image features [N, D] and its text features [C, D].
 
         All None where its class scores are not the cosine of two features.
         """
-        with torch.inference_mode():
-            found = torch.cat(list(self.scorer.encode_images(adapter, self.images)))
-            texts = self.scorer.encode_texts(adapter, self.labels)
-        blocks = self.recorder.read()
+        found, texts = self._encode(self.scorer, adapter)
+        kept = self.recorder.read()
+        # What lies below the first block that the adapter takes part in is cached: the frozen ones.
+        blocks = {tower: {**self._frozen[tower], **kept[tower]} for tower in TOWERS}
         if found.ndim != 2 or texts.ndim != 2:
             return None, None, None
         images, names = found.double().cpu().numpy(), texts.double().cpu().numpy()
@@ -168,14 +182,16 @@ def measure_alignment(
 
     Returns:
         JSON-ready. `variants`: `zero_shot`, `own` and what was done to the shared part, each with
-        means over clients of `accuracy` (percent) and `features`, and `points`, the change of
-        accuracy against `own`; `picture`: coordinates of features of the first client.
+        the number of `clients` and their means of `accuracy` (percent), `points` (change against
+        their own models) and `features`; `picture`: coordinates of features of the first client.
     """
     alignment, scorer = Alignment(session), open_scorer(session)
     clients = spread_out(session.federation.clients, MOST_CLIENTS)
     start = session.build_adapter().tensors(Scope.SHARED)
     plain, *before = alignment.measure(Frozen())
-    found: dict[str, list[tuple[Accuracy, Features | None]]] = {}
+    rows: dict[str, list[Row]] = {
+        "zero_shot": [Row(c.id, measured.zero_shot[c.id], plain) for c in clients]
+    }
     picture = None
     for number, client in enumerate(progress.track(clients, "clients ablated", len(clients))):
         other = load(clients[number - 1].id).tensors(Scope.SHARED)
@@ -189,23 +205,13 @@ def measure_alignment(
                 picture = picture or _picture(alignment, client.id, before, after)
             else:
                 (accuracy,) = scorer.score(adapter, [client])
-            found.setdefault(name, []).append((accuracy, features))
-    found = {"zero_shot": [(measured.zero_shot[c.id], plain) for c in clients], **found}
-    variants: dict[str, Any] = {}
-    reference = mean_accuracy(one for one, _ in found["own"]).to_dict()
-    for name, rows in found.items():
-        accuracy_of = mean_accuracy(one for one, _ in rows).to_dict()
-        variants[name] = {
-            "accuracy": accuracy_of,
-            "points": {key: _change(accuracy_of[key], reference[key]) for key in reference},
-            "features": _mean_features([one for _, one in rows]),
-        }
+            rows.setdefault(name, []).append(Row(client.id, accuracy, features))
     return {
         "shared": session.method.shared,
         "adapts": sorted(session.build_adapter().adapts),
         "clients": [client.id for client in clients],
         "images": len(alignment.images),
-        "variants": variants,
+        "variants": {name: _means(found, measured) for name, found in rows.items()},
         "picture": picture,
     }
 
@@ -223,6 +229,24 @@ def _variants(
     return found
 
 
+def _means(rows: Sequence[Row], measured: RunEvaluation) -> dict[str, Any]:
+    """Means of one variant over the clients that it was measured on."""
+    changes: dict[str, list[float]] = {}
+    for row in rows:
+        own = measured.personalized[row.client].to_dict()
+        for key, value in row.accuracy.to_dict().items():
+            reference = own[key]
+            if value is not None and reference is not None:
+                changes.setdefault(key, []).append(value - reference)
+    accuracy = mean_accuracy(row.accuracy for row in rows).to_dict()
+    return {
+        "accuracy": accuracy,
+        "points": {key: mean_of(changes.get(key, ())) for key in accuracy},
+        "features": _mean_features([row.features for row in rows]),
+        "clients": len(rows),
+    }
+
+
 def _mean_features(measured: Sequence[Features | None]) -> Features | None:
     """Means over clients; None where the method has no such features."""
     known = [one for one in measured if one is not None]
@@ -231,10 +255,6 @@ def _mean_features(measured: Sequence[Features | None]) -> Features | None:
     means: Features = {key: mean_of([one[key] for one in known]) for key in FEATURES}
     means["cka"] = [mean_of(block) for block in zip(*(one["cka"] for one in known), strict=True)]
     return means
-
-
-def _change(value: float | None, reference: float | None) -> float | None:
-    return None if value is None or reference is None else value - reference
 
 
 def _picture(

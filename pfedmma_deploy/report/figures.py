@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from markupsafe import Markup
 
+from pfedmma_deploy.report.measures import spread_out
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -83,7 +85,7 @@ def _for_page(text: str, alt: str) -> Markup:
     for side in ("width", "height"):
         text = re.sub(rf'^([^>]*?) {side}="[^"]*"', r"\1", text)
     for name, colour in COLOURS.items():
-        text = text.replace(colour, f"var(--{name})")
+        text = text.replace(f": {colour}", f": var(--{name})")
     label = Markup('<svg role="img" aria-label="{}"').format(alt)
     # matplotlib has escaped every name in it.
     return label + Markup(text.replace("xlink:href", "href"))
@@ -127,8 +129,8 @@ def draw_cka(axes: Axes, variants: Mapping[str, Any], names: Mapping[str, str]) 
 
 def draw_picture(axes: Axes, picture: Mapping[str, Any], state: str) -> None:
     """Image features (small) and text features (large) in a plane, by class."""
-    points = picture[state]
-    for number, name in enumerate(picture["classes"]):
+    points, handles = picture[state], []
+    for number in range(len(picture["classes"])):
         placed = zip(points["images"], picture["labels"], strict=True)
         inside = [point for point, label in placed if label == number]
         colour, marker = COLOURS[f"c{number}"], _MARKERS[number]
@@ -136,7 +138,7 @@ def draw_picture(axes: Axes, picture: Mapping[str, Any], state: str) -> None:
         axes.scatter(xs, ys, s=12, alpha=0.75, color=colour, marker=marker, linewidths=0.4)
         x, y = points["texts"][number]
         style: dict[str, Any] = {"facecolors": colour, "edgecolors": COLOURS["ink"]}
-        axes.scatter([x], [y], s=90, marker=marker, linewidths=1.2, label=shorten(name), **style)
+        handles.append(axes.scatter([x], [y], s=90, marker=marker, linewidths=1.2, **style))
     axes.set_xlabel("first principal direction")
     axes.set_ylabel("second")
     # Both pictures have the same frame, so that they can be compared.
@@ -144,7 +146,9 @@ def draw_picture(axes: Axes, picture: Mapping[str, Any], state: str) -> None:
     both += [*picture["after"]["images"], *picture["after"]["texts"]]
     axes.set_xlim(*_frame([point[0] for point in both]))
     axes.set_ylim(*_frame([point[1] for point in both]))
-    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    # Named here: matplotlib leaves out what is labelled with a name that begins with "_".
+    names = [shorten(name) for name in picture["classes"]]
+    axes.figure.legend(handles, names, loc="outside lower center", ncols=4)
 
 
 def _frame(values: Sequence[float]) -> tuple[float, float]:
@@ -154,8 +158,8 @@ def _frame(values: Sequence[float]) -> tuple[float, float]:
 
 
 def draw_curves(axes: Axes, training: Mapping[str, Any], key: str, label: str) -> None:
-    """A thin line per client, and the mean over clients."""
-    for curve in training["clients"].values():
+    """A thin line per client, of some evenly spaced ones where there are many, and the mean."""
+    for curve in spread_out(list(training["clients"].values()), MOST_ROWS):
         values = [float("nan") if value is None else value for value in curve[key]]
         axes.plot(curve["round"], values, color=COLOURS["c0"], linewidth=0.8, alpha=0.55)
     rounds = training["rounds"]

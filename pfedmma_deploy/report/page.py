@@ -8,7 +8,6 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from pfedmma_deploy import __version__
-from pfedmma_deploy.report.alignment import spread_out
 from pfedmma_deploy.report.figures import (
     MOST_ROWS,
     draw,
@@ -18,11 +17,12 @@ from pfedmma_deploy.report.figures import (
     draw_picture,
     draw_reliability,
 )
+from pfedmma_deploy.report.measures import spread_out
 from pfedmma_deploy.templates import environment
 
 ACCURACIES: Final = {
     "local": "own classes",
-    "all": "all classes together",
+    "all": "all classes",
     "base": "base classes",
     "novel": "novel classes",
 }

@@ -15,11 +15,11 @@ from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.federated.evaluate import RunEvaluation, open_scorer
 from pfedmma_deploy.federated.session import Session, open_run_session
 from pfedmma_deploy.progress import Progress, Silent
-from pfedmma_deploy.report.alignment import measure_alignment, spread_out
+from pfedmma_deploy.report.alignment import measure_alignment
 from pfedmma_deploy.report.calibration import Calibration
 from pfedmma_deploy.report.comparison_files import spread
 from pfedmma_deploy.report.cost import total_cost
-from pfedmma_deploy.report.measures import wilson
+from pfedmma_deploy.report.measures import spread_out, wilson
 from pfedmma_deploy.report.run_facts import (
     MOST_CLIENTS,
     describe_clients,

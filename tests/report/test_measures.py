@@ -21,6 +21,7 @@ from pfedmma_deploy.report.measures import (
     principal_plane,
     probabilities,
     reliability,
+    spread_out,
     wilson,
 )
 
@@ -133,3 +134,8 @@ def test_similarity_of_changes() -> None:
     found = cosines([np.array([1.0, 0.0]), np.array([0.0, 2.0]), np.array([-3.0, 0.0])])
     assert found == [[1.0, 0.0, -1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 1.0]]
     assert cosines([np.zeros(2)]) == [[None]]
+
+
+def test_even_spacing() -> None:
+    assert spread_out("abcdefg", 3) == ["a", "d", "g"]
+    assert spread_out("ab", 3) == ["a", "b"]
