@@ -85,7 +85,17 @@ def compare(
 
 
 def _print(output: Output, values: dict[str, Any]) -> None:
-    keys = ("local", "base", "novel", "hm3", "hm2", "worst_local")
+    headings = {
+        "local": "Local",
+        "base": "Base",
+        "novel": "Novel",
+        "all": "All",
+        "hm3": "HM3",
+        "hm2": "HM2",
+        "worst_local": "Worst local",
+        "worst_all": "Worst all",
+        "losing_share": "Losing",
+    }
 
     def cell(figure: dict[str, float | None] | None) -> str | None:
         if figure is None:
@@ -94,10 +104,14 @@ def _print(output: Output, values: dict[str, Any]) -> None:
         return f"{figure['mean']:.1f}" + ("" if interval is None else f" ± {interval:.1f}")
 
     rows: list[Row] = [
-        [row["method"], *(cell(row[key]) for key in keys), f"{row['bytes_up_per_client_round']:,}"]
+        [
+            row["method"],
+            *(cell(row[key]) for key in headings),
+            f"{row['bytes_up_per_client_round']:,}",
+        ]
         for row in values["rows"]
     ]
-    heads = ["Accuracy in %", "Local", "Base", "Novel", "HM3", "HM2", "Worst client", "Bytes up"]
+    heads = ["Accuracy in %", *headings.values(), "Bytes up"]
     title = f"{values['options']['data']}, {len(values['seeds'])} seeds, ± 95 % interval"
     output.table(heads, rows, title)
     for theirs in values["published"]:

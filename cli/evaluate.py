@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from pfedmma_deploy.errors import UsageError
 
 from .options import RunFolder, flag, open_run, with_output
 from .output import Output, Row, print_evaluation
-
-if TYPE_CHECKING:
-    from pfedmma_deploy.federated.evaluate import RunEvaluation
 
 
 @with_output
@@ -33,7 +30,8 @@ def evaluate(
     Or, with --data, measure a backbone as it is, without training.
 
     Local: the client's own classes; base: all classes trained on; novel: classes never seen.
-    HM2 and HM3 are harmonic means of base and novel, and of all three.
+    All: base and novel images among base and novel names together, as a deployed model is asked.
+    HM2 and HM3 are harmonic means of base and novel, and of local, base and novel.
 
     \b
     Examples:
@@ -57,25 +55,10 @@ def _evaluate_run(folder: Path | None, output: Output) -> None:
     from pfedmma_deploy.federated.evaluate import evaluate_run
 
     started = time.perf_counter()
-    values = evaluation_values(evaluate_run(run, progress=output.progress))
+    values = evaluate_run(run, progress=output.progress).to_dict()
     title = f"{run.folder}: means over {len(values['clients'])} clients"
     print_evaluation(output, values, title)
     output.result({"run": str(run.folder), **values, "seconds": time.perf_counter() - started})
-
-
-def evaluation_values(result: RunEvaluation) -> dict[str, Any]:
-    """Means and each client's figures under the names that `--json` uses."""
-    return {
-        "zero_shot": result.zero_shot_mean.to_dict(),
-        "personalized": result.personalized_mean.to_dict(),
-        "clients": {
-            client: {
-                "zero_shot": result.zero_shot[client].to_dict(),
-                "personalized": accuracy.to_dict(),
-            }
-            for client, accuracy in result.personalized.items()
-        },
-    }
 
 
 def _evaluate_zero_shot(

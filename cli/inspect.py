@@ -66,6 +66,8 @@ def _kind(folder: Path) -> str:
 
 
 def _run(run: Run) -> dict[str, Any]:
+    from pfedmma_deploy.report.cost import total_cost
+
     manifest = run.manifest
     clients, files = [], {}
     for client in run.client_ids:
@@ -86,32 +88,8 @@ def _run(run: Run) -> dict[str, Any]:
         "clients": clients,
         "parameters": manifest["parameters"],
         "bytes_per_round": manifest["bytes_per_round"],
-        "cost": _cost(run),
+        "cost": total_cost(run.rounds),
         "files": files,
-    }
-
-
-def _cost(run: Run) -> dict[str, Any]:
-    """What the rounds so far took together; bytes over all clients."""
-    rounds = run.rounds
-    phases: dict[str, float] = {}
-    seconds, flop, memory, up, down = 0.0, 0, 0, 0, 0
-    for record in rounds:
-        for name, part in record["seconds_by_phase"].items():
-            phases[name] = phases.get(name, 0.0) + part
-        seconds += record["seconds"]
-        flop += record["flop"]
-        memory = max(memory, record["peak_memory"])
-        up += record["bytes_up_per_client"] * len(record["clients"])
-        down += record["bytes_down_per_client"] * len(record["clients"])
-    return {
-        "rounds": len(rounds),
-        "seconds": seconds,
-        "seconds_by_phase": {name: round(part, 3) for name, part in phases.items()},
-        "flop": flop,
-        "peak_memory": memory,
-        "bytes_up": up,
-        "bytes_down": down,
     }
 
 

@@ -28,6 +28,7 @@ from . import (
     personalize,
     predict,
     quickstart,
+    report,
     train,
 )
 
@@ -73,6 +74,7 @@ app.command()(quickstart.quickstart)
 app.command()(train.train)
 app.command()(personalize.personalize)
 app.command()(evaluate.evaluate)
+app.command()(report.report)
 app.command()(compare.compare)
 app.add_typer(fleet.app, name="fleet")
 app.command()(export.export)

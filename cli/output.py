@@ -11,7 +11,15 @@ from typing import Any, TextIO
 from pfedmma_deploy.progress import Item, Progress, Silent
 
 Row = Sequence[str | float | int | None]
-ACCURACIES = ("local", "base", "novel", "hm2", "hm3")
+ACCURACIES = {
+    "local": "Local",
+    "base": "Base",
+    "novel": "Novel",
+    "all": "All",
+    "hm2": "HM2",
+    "hm3": "HM3",
+}
+"""Headings of the figures of an `Accuracy`."""
 
 
 class Output:
@@ -193,7 +201,7 @@ def print_accuracies(
             gains.append(None)
         else:
             gains.append(f"{after - before:+.1f}")
-    columns = ["Accuracy in %", "Local", "Base", "Novel", "HM2", "HM3"]
+    columns = ["Accuracy in %", *ACCURACIES.values()]
     output.table(columns, [*lines, ["gain", *gains]], title)
 
 
@@ -203,8 +211,19 @@ def print_evaluation(output: Output, values: Mapping[str, Any], title: str) -> N
     for client, figures in values["clients"].items():
         own = figures["personalized"]
         local = figures["zero_shot"]["local"]
-        rows.append([client, local, own["local"], own["base"], own["novel"]])
-    columns = ["Client", "Zero-shot local", "Local", "Base", "Novel"]
+        rows.append([client, local, own["local"], own["base"], own["novel"], own["all"]])
+    columns = ["Client", "Zero-shot local", "Local", "Base", "Novel", "All"]
     output.table(columns, rows, "Clients, accuracy in %")
     means = {"zero-shot": values["zero_shot"], "personalized": values["personalized"]}
     print_accuracies(output, means, title)
+    lowest = []
+    for key, name in ACCURACIES.items():
+        worst = values["worst"][key]
+        if worst is not None:
+            lowest.append(f"{name.lower()} {worst['accuracy']:.1f} ({worst['client']})")
+    output.say(f"Worst client of each: {', '.join(lowest)}")
+    losing = ", ".join(values["losing_clients"])
+    output.say(
+        f"Clients that lose more than a point of base or novel: {values['losing_share']:.0f} %"
+        + (f" ({losing})" if losing else "")
+    )

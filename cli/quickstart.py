@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 from pfedmma_deploy.config import TrainConfig, read_options
 from pfedmma_deploy.system import peak_memory
 
-from .evaluate import evaluation_values
 from .export import print_report
 from .options import EXPORTS, Clients, Seed, flag, free_folder, with_output
 from .output import Output, Row, print_evaluation
@@ -81,7 +80,7 @@ def _run(config: TrainConfig, folder: Path, output: Output) -> None:
             fine_tune(run, client, session=session)
     with step("evaluate", "Comparing with zero-shot CLIP"):
         found = evaluate_run(run, session=session, progress=output.progress)
-    values, bundle = evaluation_values(found), EXPORTS / folder.name
+    values, bundle = found.to_dict(), EXPORTS / folder.name
     with step("export", "Exporting all clients into one bundle, checked against torch"):
         report = export_run(
             run,

@@ -12,6 +12,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,39 @@ def resident_memory() -> int:
     """Resident size of this process now, in bytes; where only the peak is known, the peak."""
     size = _status("VmRSS")
     return peak_memory() if size is None else size
+
+
+def energy_counters(root: Path = Path("/sys/class/powercap")) -> dict[Path, int]:
+    """Microjoules that each processor package has used so far, by the folder of its counter.
+
+    Linux's powercap (RAPL, of Intel and AMD). Empty where there is none or it may not be read,
+    which is so for anybody but root on most machines.
+    """
+    found = {}
+    for zone in sorted(root.glob("intel-rapl:*")):
+        try:
+            # Other zones are parts of a package, or the whole board with the packages in it.
+            if (zone / "name").read_text("utf-8").startswith("package"):
+                found[zone] = int((zone / "energy_uj").read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def energy_since(start: Mapping[Path, int]) -> float | None:
+    """Joules since `start`, a result of `energy_counters`; None where that is empty."""
+    if not start:
+        return None
+    total = 0
+    for zone, before in start.items():
+        try:
+            used = int((zone / "energy_uj").read_text("utf-8")) - before
+            # The counter starts again at zero when it is full.
+            full = int((zone / "max_energy_range_uj").read_text("utf-8")) if used < 0 else 0
+        except (OSError, ValueError):
+            return None
+        total += used + full
+    return total / 1e6
 
 
 def _status(key: str) -> int | None:

@@ -19,6 +19,8 @@ from pfedmma_deploy.system import (
     Environment,
     describe_environment,
     describe_processor,
+    energy_counters,
+    energy_since,
     is_amd,
     process_pool,
     processor_features,
@@ -161,3 +163,31 @@ def test_a_killed_process_leaves_no_workers() -> None:
     while is_running(worker) and time.monotonic() < until:
         time.sleep(0.2)
     assert not is_running(worker)
+
+
+def zone(root: Path, number: int, name: str, used: int | str) -> Path:
+    folder = root / f"intel-rapl:{number}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "name").write_text(f"{name}\n")
+    (folder / "energy_uj").write_text(f"{used}\n")
+    (folder / "max_energy_range_uj").write_text("10000000\n")
+    return folder
+
+
+def test_energy_of_all_packages(tmp_path: Path) -> None:
+    """2 J of one package; the other's counter went from 9.5 J over its end at 10 J to 1 J."""
+    first = zone(tmp_path, 0, "package-0", 3_000_000)
+    second = zone(tmp_path, 1, "package-1", 9_500_000)
+    zone(tmp_path, 2, "psys", 7)  # the whole board: the packages are in it
+    start = energy_counters(tmp_path)
+    assert start == {first: 3_000_000, second: 9_500_000}
+    zone(tmp_path, 0, "package-0", 5_000_000)
+    zone(tmp_path, 1, "package-1", 1_000_000)
+    assert energy_since(start) == pytest.approx(2.0 + 1.5)
+
+
+def test_energy_that_is_not_told(tmp_path: Path) -> None:
+    assert energy_counters(tmp_path) == {} and energy_since({}) is None
+    folder = zone(tmp_path, 0, "package-0", "not a number")
+    assert energy_counters(tmp_path) == {}
+    assert energy_since({folder: 1}) is None

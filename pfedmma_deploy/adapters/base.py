@@ -33,6 +33,8 @@ class Adapter(nn.Module, ABC):
     """Towers whose features differ from the frozen backbone's."""
     task: str = "classify"
     """The task to encode for, where the adapter has several."""
+    reads_names_together: bool = False
+    """Whether the feature of a class name depends on the others that it is encoded with."""
     strength: float = 1.0
     """How much of what the adapter changes counts; see `at`."""
     interpolation: ClassVar[Interpolation | None] = "exact"

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfedmma_deploy.errors import ExportError
+from pfedmma_deploy.evaluation.accuracy import Accuracy
+from pfedmma_deploy.federated.evaluate import RunEvaluation
 from pfedmma_deploy.runtime.bundle import MANIFEST, MODEL_CARD, TEXT_EMBEDS, Bundle, file_sha256
 from pfedmma_deploy.runtime.manifest import FORMAT, CurvePoint, FileInfo, History, Manifest
 from pfedmma_deploy.store.files import flush_folder, json_bytes, write_bytes
@@ -123,6 +125,7 @@ def model_card(title: str, manifest: Manifest) -> str:
         clients=[(client, named(client.seen)) for client in listed],
         base=named(manifest.base),
         novel=named(novel),
+        accuracy=_measured(manifest.history),
         curve=_mean_curve(manifest.history),
         measured=len(_curves(manifest.history)),
     )
@@ -139,12 +142,21 @@ def _mean_curve(history: History | None) -> list[CurvePoint]:
     means = []
     for points in zip(*_curves(history), strict=True):
         values: list[float | None] = []
-        for figure in ("local", "base", "novel"):
+        for figure in ("local", "base", "novel", "all"):
             known = [value for one in points if (value := getattr(one, figure)) is not None]
             values.append(sum(known) / len(known) if known else None)
-        local, base, novel = values
-        means.append(CurvePoint(local, base, novel, points[0].strength))
+        means.append(CurvePoint(*values, strength=points[0].strength))
     return means
+
+
+def _measured(history: History | None) -> RunEvaluation | None:
+    """What the history knows of its clients' accuracies; None where nothing was measured."""
+    zero_shot, personalized = {}, {}
+    for client, one in (history.clients if history else {}).items():
+        if one.zero_shot is not None and one.personalized is not None:
+            zero_shot[client] = Accuracy(**asdict(one.zero_shot))
+            personalized[client] = Accuracy(**asdict(one.personalized))
+    return RunEvaluation(zero_shot, personalized) if personalized else None
 
 
 def _take_name(folder: Path, out: Path) -> None:

@@ -260,7 +260,8 @@ def run_history(
         before, after = (_figures(side.get(client)) for side in sides)
         curve = []
         for strength, one in curves.get(client, {}).items():
-            curve.append(CurvePoint(one.local, one.base, one.novel, strength))
+            figures = one.local, one.base, one.novel, one.all
+            curve.append(CurvePoint(*figures, strength=strength))
         histories[client] = ClientHistory(counts, before, after, tuple(curve))
     traffic = run.manifest["bytes_per_round"]
     return History(
@@ -274,4 +275,6 @@ def run_history(
 
 
 def _figures(found: Accuracy | None) -> Figures | None:
-    return None if found is None else Figures(found.local, found.base, found.novel)
+    if found is None:
+        return None
+    return Figures(found.local, found.base, found.novel, found.all)

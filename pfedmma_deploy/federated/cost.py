@@ -1,4 +1,4 @@
-"""What a round costs: operations, seconds by phase, memory."""
+"""What a round costs: operations, seconds by phase, memory, energy where the machine tells."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from pfedmma_deploy.backbone.flops import image_tokens, tower_flop
 from pfedmma_deploy.methods.client_run import ClientRun
-from pfedmma_deploy.system import peak_memory
+from pfedmma_deploy.system import energy_counters, energy_since, peak_memory
 
 PHASES = ("prefixes", "train", "validate", "store")
 """Names in `rounds.jsonl` since version 0.1; `prefixes` is the caching of activations."""
@@ -21,6 +21,7 @@ class RoundCost:
     def __init__(self) -> None:
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._flop = 0
+        self._energy = energy_counters()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -56,11 +57,15 @@ class RoundCost:
         self._flop += run.images_seen * image.total + run.steps * len(texts.names) * text.total
 
     def take(self) -> dict[str, object]:
-        """What was counted, and start again; `peak_memory` is the process's so far, in bytes."""
+        """What was counted, and start again; `peak_memory` is the process's so far, in bytes.
+
+        `energy` is that of the whole processor package, in joules; None where it is not told.
+        """
         found = {
             "flop": self._flop,
             "seconds_by_phase": {name: round(value, 3) for name, value in self._seconds.items()},
             "peak_memory": peak_memory(),
+            "energy": energy_since(self._energy),
         }
         self.__init__()  # type: ignore[misc]  # starts again
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.evaluation.accuracy import Accuracy, Scorer, mean_accuracy
@@ -29,6 +30,47 @@ class RunEvaluation:
     def personalized_mean(self) -> Accuracy:
         """Mean over clients of their own models."""
         return mean_accuracy(self.personalized.values())
+
+    @property
+    def worst(self) -> dict[str, dict[str, str | float] | None]:
+        """The lowest of each of `Accuracy`'s figures over clients' own models, and whose it is.
+
+        `{"client": id, "accuracy": percent}` by figure, the first client of equals; None where no
+        client has the figure.
+        """
+        found: dict[str, dict[str, str | float] | None] = {}
+        for client, own in self.personalized.items():
+            for key, value in own.to_dict().items():
+                lowest = found.setdefault(key, None)
+                if value is not None and (lowest is None or value < float(lowest["accuracy"])):
+                    found[key] = {"client": client, "accuracy": value}
+        return found
+
+    @property
+    def losing_clients(self) -> list[str]:
+        """Clients whose own model loses more than a point of base or novel against zero-shot."""
+        pairs = self.personalized.items()
+        return [client for client, own in pairs if own.loses(self.zero_shot[client])]
+
+    @property
+    def losing_share(self) -> float:
+        """Their share of all clients that were scored, in percent."""
+        return 100 * len(self.losing_clients) / len(self.personalized)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Means and each client's figures under the names that `--json` uses."""
+        clients = {}
+        for client, own in self.personalized.items():
+            zero_shot = self.zero_shot[client]
+            clients[client] = {"zero_shot": zero_shot.to_dict(), "personalized": own.to_dict()}
+        return {
+            "zero_shot": self.zero_shot_mean.to_dict(),
+            "personalized": self.personalized_mean.to_dict(),
+            "worst": self.worst,
+            "losing_share": self.losing_share,
+            "losing_clients": self.losing_clients,
+            "clients": clients,
+        }
 
 
 def evaluate_run(

@@ -119,7 +119,8 @@ def run_rounds(
 def round_record(round: int, reports: list[ClientReport], seconds: float) -> dict[str, Any]:
     """One line of `rounds.jsonl`; means over clients are unweighted, bytes are per client.
 
-    Without reports the means are None and the bytes 0.
+    `client_loss` and `client_val_accuracy` are in the order of `clients`. Without reports the means
+    are None and the bytes 0.
     """
     accuracies = [r.val_accuracy for r in reports if r.val_accuracy is not None]
     remarks = {report.update.client: report.remarks for report in reports if report.remarks}
@@ -128,6 +129,8 @@ def round_record(round: int, reports: list[ClientReport], seconds: float) -> dic
         "clients": [report.update.client for report in reports],
         "loss": float(np.mean([report.loss for report in reports])) if reports else None,
         "val_accuracy": float(np.mean(accuracies)) if accuracies else None,
+        "client_loss": [report.loss for report in reports],
+        "client_val_accuracy": [report.val_accuracy for report in reports],
         "bytes_up_per_client": _mean([payload(report.update.shared) for report in reports]),
         "bytes_down_per_client": _mean([report.bytes_down for report in reports]),
         "seconds": float(f"{seconds:.3f}"),

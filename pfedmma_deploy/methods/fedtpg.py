@@ -100,6 +100,7 @@ class GeneratedContext(Adapter):
 
     adapts: frozenset[Tower] = frozenset({"text"})
     interpolation = None
+    reads_names_together = True
 
     def __init__(
         self, backbone: Backbone, parameters: FedTPGParameters, generator: torch.Generator

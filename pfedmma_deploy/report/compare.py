@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 from pfedmma_deploy.config import TrainConfig, stored_config
 from pfedmma_deploy.errors import StoreError, TrainingError, UsageError
 from pfedmma_deploy.evaluation.accuracy import Accuracy
-from pfedmma_deploy.federated.evaluate import evaluate_run, validate_run
+from pfedmma_deploy.federated.evaluate import RunEvaluation, evaluate_run, validate_run
 from pfedmma_deploy.federated.personalize import fine_tune
 from pfedmma_deploy.federated.session import open_run_session
 from pfedmma_deploy.federated.train import train
@@ -68,6 +68,10 @@ class Result:
     """Means over clients of their own models."""
     worst_local: float | None = None
     """Local accuracy of the worst client."""
+    worst_all: float | None = None
+    """Accuracy on all test images, among all names, of the worst client."""
+    losing_share: float | None = None
+    """Percent of clients that lose more than a point of base or novel against zero-shot."""
     clients: dict[str, Accuracy] = field(default_factory=dict)
     trained: int
     """Parameters that a client trains."""
@@ -292,14 +296,20 @@ def _score(run: Run, trial: Trial) -> Result:
     if trial.is_tuning:
         return replace(result, validation=validate_run(run, session))
     found = evaluate_run(run, session=session)
-    local = [one.local for one in found.personalized.values() if one.local is not None]
     return replace(
         result,
         zero_shot=found.zero_shot_mean,
         accuracy=found.personalized_mean,
-        worst_local=min(local, default=None),
+        worst_local=_worst(found, "local"),
+        worst_all=_worst(found, "all"),
+        losing_share=found.losing_share,
         clients=found.personalized,
     )
+
+
+def _worst(found: RunEvaluation, figure: str) -> float | None:
+    lowest = found.worst[figure]
+    return None if lowest is None else float(lowest["accuracy"])
 
 
 def _result(run: Run, config: TrainConfig, seconds: float) -> Result:

@@ -27,7 +27,8 @@ from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.report.compare import Comparison, Result, best_rate
 from pfedmma_deploy.store.files import json_bytes, write_bytes
 
-ACCURACIES = ("local", "base", "novel", "hm3", "hm2")
+ACCURACIES = ("local", "base", "novel", "hm3", "hm2", "all")
+CLIENT_FIGURES = ("worst_local", "worst_all", "losing_share")
 SHARED_OPTIONS = (
     "data", "backbone", "pretrained", "clients", "classes", "partition", "dirichlet_beta", "shots",
     "rounds", "local_epochs", "clients_per_round", "batch_size", "transform", "logit_scale",
@@ -55,15 +56,17 @@ _MARKDOWN = """\
 Accuracy in percent, mean over clients, then over seeds; after ± half the 95 % interval of the \
 mean over seeds (Student's t), in brackets the standard deviation. Local: each client's own \
 classes among all base names; base: all classes trained on; novel: classes never seen, among the \
-novel names; HM3: harmonic mean of the three, HM2: of base and novel. Worst: local accuracy of \
-the worst client. Bytes: per client and round, as measured. Seconds: training, mean over seeds.
+novel names; HM3: harmonic mean of the three, HM2: of base and novel; all: base and novel images \
+among base and novel names together. Worst local, worst all: the worst client's. Losing: percent \
+of clients that lose more than a point of base or novel against zero-shot. Bytes: per client and \
+round, as measured. Seconds: training, mean over seeds.
 
-| Method | Local | Base | Novel | HM3 | HM2 | Worst | Trained | Shared | Bytes up | Bytes down \
-| Seconds |
-|---|---|---|---|---|---|---|---|---|---|---|---|
+| Method | Local | Base | Novel | HM3 | HM2 | All | Worst local | Worst all | Losing | Trained \
+| Shared | Bytes up | Bytes down | Seconds |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
 {% for row in rows -%}
 | {{ row.method }}
-{%- for key in accuracies %} | {{ row[key] | spread }}{% endfor %} | {{ row.worst_local | spread }}
+{%- for key in spreads %} | {{ row[key] | spread }}{% endfor %}
 {%- for key in counts %} | {{ "{:,}".format(row[key]) }}{% endfor %} \
 | {{ "%.0f" | format(row.seconds) }} |
 {% endfor %}
@@ -177,7 +180,8 @@ def _row(results: Sequence[Result]) -> dict[str, Any]:
     accuracies = [(one.accuracy or Accuracy(None, None, None)).to_dict() for one in results]
     for key in ACCURACIES:
         row[key] = spread([one[key] for one in accuracies])
-    row["worst_local"] = spread([one.worst_local for one in results])
+    for key in CLIENT_FIGURES:
+        row[key] = spread([getattr(one, key) for one in results])
     return row | {
         "parameters_trained": first.trained,
         "parameters_shared": first.shared,
@@ -200,6 +204,7 @@ def markdown(values: dict[str, Any]) -> str:
             **values,
             "options": ", ".join(options),
             "accuracies": ACCURACIES,
+            "spreads": (*ACCURACIES, *CLIENT_FIGURES),
             "counts": (
                 "parameters_trained",
                 "parameters_shared",
@@ -224,7 +229,7 @@ def _csv(values: dict[str, Any]) -> str:
     for row in values["rows"]:
         flat: dict[str, Any] = {}
         for key, value in row.items():
-            if key not in (*ACCURACIES, "worst_local"):
+            if key not in (*ACCURACIES, *CLIENT_FIGURES):
                 flat[key] = value
                 continue
             for field in ("mean", "deviation", "interval"):

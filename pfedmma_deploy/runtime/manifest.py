@@ -9,7 +9,7 @@ would do this too, but programs that only predict should not have to load it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -65,13 +65,15 @@ class Figures:
     """On test images of all base classes, among all base names."""
     novel: float | None
     """On test images of the novel classes, among the novel names."""
+    all: float | None = None
+    """On base and novel test images, among base and novel names together."""
 
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint(Figures):
     """What a client's model reaches at one strength."""
 
-    strength: float
+    strength: float = field(kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

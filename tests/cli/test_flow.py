@@ -17,7 +17,7 @@ from pfedmma_deploy.federated.personalize import DEFAULT_EPOCHS
 from tests import tinyclip
 
 CLASSES = ("apple", "bread", "chair", "drum")
-ACCURACY = {"local", "base", "novel", "hm2", "hm3"}
+ACCURACY = {"local", "base", "novel", "hm2", "hm3", "all"}
 
 
 def write_images(folder: Path, classes: tuple[str, ...], count: int) -> None:
@@ -103,12 +103,29 @@ def test_a_taken_folder_is_not_overwritten(
 
 def test_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = as_json(capsys, "evaluate")
-    assert set(values) == {"run", "zero_shot", "personalized", "clients", "seconds"}
+    losing = {"worst", "losing_share", "losing_clients"}
+    assert set(values) == {"run", "zero_shot", "personalized", "clients", "seconds"} | losing
     assert set(values["zero_shot"]) == set(values["personalized"]) == ACCURACY
     assert set(values["clients"]) == {"0", "1"}
     assert set(values["clients"]["0"]) == {"zero_shot", "personalized"}
     assert run(["evaluate"]) == 0
-    assert "gain" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "gain" in printed and "Worst client of each: local " in printed
+    assert "Clients that lose more than a point of base or novel: " in printed
+
+
+def test_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = as_json(capsys, "report")
+    assert set(values) == {"runs", "intervals", "out", "seconds"}
+    (found,) = values["runs"]
+    assert found["folder"] == "runs/photos"
+    page = (folder / values["out"]).read_text("utf-8")
+    assert values["out"] == "report.html" and page.startswith("<!DOCTYPE html>")
+    assert run("report runs/photos --out pages/mine.html".split()) == 0
+    printed = capsys.readouterr()
+    assert "photos" in printed.out and "Written: pages/mine.html" in printed.err
+    assert run("report runs/photos runs/photos".split()) == 2
+    assert "is named twice" in capsys.readouterr().err
 
 
 def test_evaluate_a_backbone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,7 +190,7 @@ def test_export_then_predict(folder: Path, capsys: pytest.CaptureFixture[str]) -
     evaluated = as_json(capsys, "evaluate")["clients"]["1"]["personalized"]
     assert history["rounds"] == 2 and sum(history["clients"]["1"]["num_examples"]) > 0
     assert history["clients"]["1"]["personalized"] == {
-        name: evaluated[name] for name in ("local", "base", "novel")
+        name: evaluated[name] for name in ("local", "base", "novel", "all")
     }
 
 

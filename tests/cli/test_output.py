@@ -44,11 +44,19 @@ def test_a_table_without_rows_is_its_heading() -> None:
 
 def test_gain_is_the_last_row_minus_the_first() -> None:
     stream = io.StringIO()
-    known = {"local": 60.0, "base": 70.0, "novel": None, "hm2": None, "hm3": None}
+    known = {"local": 60.0, "base": 70.0, "novel": None, "all": 65.0, "hm2": None, "hm3": None}
     better = {**known, "local": 72.5, "base": 69.0}
     rows = {"zero-shot": known, "personalized": better}
     print_accuracies(Output(stream, as_json=False, quiet=False), rows, "T")
-    assert stream.getvalue().splitlines()[-1].split() == ["gain", "+12.5", "-1.0", "-", "-", "-"]
+    assert stream.getvalue().splitlines()[-1].split() == [
+        "gain",
+        "+12.5",
+        "-1.0",
+        "-",
+        "+0.0",
+        "-",
+        "-",
+    ]
 
 
 def test_json_is_alone_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,7 +76,10 @@ def history(**clients: tuple[float, float, float, float]) -> History:
                 (3, 1, 0, 0),
                 Figures(local, 50.0, novel),
                 Figures(own_local, 40.0, own_novel),
-                (CurvePoint(local, 50.0, novel, 0.0), CurvePoint(own_local, 40.0, own_novel, 1.0)),
+                (
+                    CurvePoint(local, 50.0, novel, strength=0.0),
+                    CurvePoint(own_local, 40.0, own_novel, strength=1.0),
+                ),
             )
             for name, (local, novel, own_local, own_novel) in clients.items()
         },

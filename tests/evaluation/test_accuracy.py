@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -37,6 +39,15 @@ def test_harmonic_mean_of_nothing_known_or_zero() -> None:
 def test_means_are_unweighted_and_skip_what_is_not_measured() -> None:
     rows = [Accuracy(80.0, 60.0, None), Accuracy(100.0, 70.0, None), Accuracy(None, 50.0, None)]
     assert mean_accuracy(rows) == Accuracy(90.0, 60.0, None)
+    assert mean_accuracy([Accuracy(1.0, 1.0, 1.0, 40.0), Accuracy(1.0, 1.0, 1.0, 50.0)]).all == 45.0
+
+
+def test_a_client_loses_where_more_than_a_point_is_gone() -> None:
+    before = Accuracy(local=50.0, base=70.0, novel=80.0)
+    assert not Accuracy(local=0.0, base=69.0, novel=79.0).loses(before)
+    assert Accuracy(local=90.0, base=68.9, novel=90.0).loses(before)
+    assert Accuracy(local=90.0, base=90.0, novel=78.9).loses(before)
+    assert not Accuracy(local=90.0, base=90.0, novel=None).loses(before)
 
 
 def images_of(dataset: MemoryDataset) -> ImageInputs:
@@ -95,6 +106,38 @@ def test_local_base_and_novel_by_hand() -> None:
     assert [row.base for row in found] == [50.0] * 3
     # One novel name: whatever the image, it wins among the novel names.
     assert [row.novel for row in found] == [100.0] * 3
+    # Asked among all three names it says "cat" to the ships, too: two of six are right.
+    assert [row.all for row in found] == [pytest.approx(100 * 2 / 6)] * 3
+
+
+class Shifted(Hooked):
+    """Reads names together: moves every feature by how many names there are."""
+
+    reads_names_together = True
+
+    def logits(self, images: Tensor, texts: Tensor, logit_scale: float) -> Tensor:
+        return torch.full((len(images), len(texts)), float(len(texts)))
+
+
+def test_scores_of_several_sets_of_names() -> None:
+    data, dataset = federation()
+    scorer = Scorer(tiny_backbone(), data, images_of(dataset), "a photo of a {}.", 20.0)
+    plain = Hooked(lambda tower, block, h: None)
+    some, one, none = scorer.scores(plain, dataset.examples, (2, 0), (1,), ())
+    assert (some.shape, one.shape, none.shape) == ((6, 2), (6, 1), (6, 0))
+    (both,) = scorer.scores(plain, dataset.examples, (0, 1, 2))
+    assert torch.allclose(both, torch.cat([some[:, 1:], one, some[:, :1]], dim=1), atol=1e-5)
+    # What reads names together is asked about each set by itself.
+    shifted = scorer.scores(Shifted(plain.function), dataset.examples, (2, 0), (1,), ())
+    assert [found.tolist() for found in shifted] == [[[2.0, 2.0]] * 6, [[1.0]] * 6, [[]] * 6]
+
+
+def test_novel_classes_that_are_base_classes_of_another_domain_are_one_name() -> None:
+    data, dataset = federation()
+    scorer = Scorer(
+        tiny_backbone(), replace(data, novel=(1, 2)), images_of(dataset), "a photo of a {}.", 20.0
+    )
+    assert scorer.every_label == (0, 1, 2)
 
 
 def test_text_features_are_rebuilt_for_every_model() -> None:
@@ -113,4 +156,4 @@ def test_text_features_are_rebuilt_for_every_model() -> None:
 
     for name in ("first", "second", "first"):
         scorer.score(Hooked(watch(name)), data.clients)
-    assert seen == ["first:2", "first:1", "second:2", "second:1", "first:2", "first:1"]
+    assert seen == ["first:3", "second:3", "first:3"]

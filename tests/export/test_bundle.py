@@ -21,7 +21,7 @@ from pfedmma_deploy.export import publish
 from pfedmma_deploy.export.banks import ExportClient
 from pfedmma_deploy.export.bundle import ExportReport
 from pfedmma_deploy.runtime.bundle import Bundle
-from pfedmma_deploy.runtime.manifest import Manifest
+from pfedmma_deploy.runtime.manifest import ClientHistory, Figures, History, Manifest
 from tests.export.sample import (
     CLASS_NAMES,
     CLIENTS,
@@ -154,6 +154,25 @@ def test_card_names_what_matters(bundle: Path) -> None:
     for part in ("tiny-test (random)", "2 clients", "| 1 | north | dog |", "`a photo of a {}.`"):
         assert part in card
     assert (bundle / "labels.txt").read_text().split("\n") == [*CLASS_NAMES, ""]
+
+
+def test_card_says_how_accurate_the_clients_are(bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    _, north, other = manifest.clients
+    assert "## Accuracy" not in publish.model_card("m", replace(manifest, history=None))
+    before = Figures(60.0, 70.0, 80.0, 65.0)
+    rows = {
+        north.id: ClientHistory((), before, Figures(90.0, 68.0, None, 66.0)),
+        other.id: ClientHistory((), before, Figures(70.0, 75.0, None, 61.0)),
+    }
+    history = History(1, 1, 1, 1, {}, rows)
+    card = publish.model_card("m", replace(manifest, history=history))
+    assert "| zero-shot | 60.0 | 70.0 | 80.0 | 65.0 |" in card
+    assert "| personalized | 80.0 | 71.5 | - | 63.5 |" in card
+    worst = f"| 70.0 ({other.id}) | 68.0 ({north.id}) | - | 61.0 ({other.id}) |"
+    assert f"| worst client {worst}" in card
+    loses = "1 of 2 loses more than a point of base or novel accuracy against zero-shot"
+    assert f"{loses}: {north.id}." in card
 
 
 def test_quick_gelu_and_same_bytes_again(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def federation() -> Federation:
 
 
 def test_counts_traffic_and_accuracies(run: Run) -> None:
-    before, after = Accuracy(50.0, 60.0, None), Accuracy(75.0, 55.0, None)
+    before, after = Accuracy(50.0, 60.0, None), Accuracy(75.0, 55.0, None, 65.0)
     measured = RunEvaluation({"1": before}, {"1": after})
     curves = {"1": {0.0: before, 0.5: Accuracy(70.0, 62.0, None), 1.0: after}}
     # "new" joined later with images of its own and brought a fourth class.
@@ -62,12 +62,12 @@ def test_counts_traffic_and_accuracies(run: Run) -> None:
     assert found.clients["1"].num_examples == (0, 1, 0, 0)
     assert found.clients["new"].num_examples == ()
     assert found.clients["0"].zero_shot is None
-    assert found.clients["1"].personalized == Figures(75.0, 55.0, None)
+    assert found.clients["1"].personalized == Figures(75.0, 55.0, None, 65.0)
     assert found.clients["0"].curve == ()
     assert found.clients["1"].curve == (
-        CurvePoint(50.0, 60.0, None, 0.0),
-        CurvePoint(70.0, 62.0, None, 0.5),
-        CurvePoint(75.0, 55.0, None, 1.0),
+        CurvePoint(50.0, 60.0, None, strength=0.0),
+        CurvePoint(70.0, 62.0, None, strength=0.5),
+        CurvePoint(75.0, 55.0, None, 65.0, strength=1.0),
     )
     assert found.parameters["shared"] == 25
     found.require_fitting(["zero-shot", "0", "1", "new"], 4)

@@ -36,7 +36,7 @@ train(config_from_mapping(json.loads(sys.argv[2])), out, resume=(out / "manifest
 """
 
 
-MEASURED = dict.fromkeys(("seconds", "seconds_by_phase", "peak_memory"))
+MEASURED = dict.fromkeys(("seconds", "seconds_by_phase", "peak_memory", "energy"))
 """Of a round's line, what no two runs have in common."""
 
 

@@ -100,6 +100,7 @@ def test_other_names_get_another_context() -> None:
     together = adapter.encode_text(backbone, inputs.texts())
     alone = adapter.encode_text(backbone, class_texts(backbone, ["cat"], inputs.TEMPLATE))
     assert (together[0] - alone[0]).abs().max() > 1e-6
+    assert adapter.reads_names_together, "so that it is scored on each set of names by itself"
 
 
 def test_every_part_learns_and_travels() -> None:

@@ -143,9 +143,9 @@ HISTORY: dict[str, Any] = {
     "clients": {
         "north": {
             "num_examples": [3, 0, 0, 0],
-            "zero_shot": {"local": 74.5, "base": 73, "novel": None},
-            "personalized": {"local": 90.0, "base": 70, "novel": None},
-            "curve": [{"local": 80.0, "base": 72, "novel": None, "strength": 0.5}],
+            "zero_shot": {"local": 74.5, "base": 73, "novel": None, "all": 71.5},
+            "personalized": {"local": 90.0, "base": 70, "novel": None, "all": None},
+            "curve": [{"local": 80.0, "base": 72, "novel": None, "all": None, "strength": 0.5}],
         },
         "0": {"num_examples": [], "zero_shot": None, "personalized": None, "curve": []},
     },
