@@ -241,15 +241,15 @@ def _read_list(inner: tuple[Any, ...], values: list[Any], key: str) -> tuple[Any
 def _read_fields(kind: Any, values: Mapping[str, Any], key: str) -> Any:
     # Keys that are not known are left alone: a later version may have added them.
     found, hints = {}, get_type_hints(kind)
-    for field in fields(kind):
-        name = f"{key}.{field.name}" if key else field.name
-        hint = hints[field.name]
-        if field.name not in values and field.default is not MISSING:
+    for each in fields(kind):
+        name = f"{key}.{each.name}" if key else each.name
+        hint = hints[each.name]
+        if each.name not in values and each.default is not MISSING:
             # Later than the first version of the format.
-            found[field.name] = field.default
+            found[each.name] = each.default
             continue
-        missing = field.name not in values and get_origin(hint) not in _OPTIONAL
-        found[field.name] = _read(hint, _MISSING if missing else values.get(field.name), name)
+        missing = each.name not in values and get_origin(hint) not in _OPTIONAL
+        found[each.name] = _read(hint, _MISSING if missing else values.get(each.name), name)
     return kind(**found)
 
 
