@@ -108,6 +108,20 @@ def draw_pairs(axes: Axes, answer: Mapping[str, Any], key: str) -> None:
     axes.grid(visible=False, axis="y")
 
 
+def draw_strength(axes: Axes, curve: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
+    """Mean accuracies by strength; 0 is zero-shot, 1 the clients as trained."""
+    strengths = [point["strength"] for point in curve]
+    for number, (key, words) in enumerate(names.items()):
+        values = [point[key] for point in curve]
+        if None not in values:
+            style: dict[str, Any] = {"color": COLOURS[f"c{number}"], "marker": _MARKERS[number]}
+            axes.plot(strengths, values, markersize=4, label=words, **style)
+    axes.axvline(1, color=COLOURS["soft"], linewidth=1, linestyle="--")
+    axes.set_xlabel("strength: 0 zero-shot, 1 as trained")
+    axes.set_ylabel("accuracy, %")
+    axes.legend()
+
+
 def draw_cka(axes: Axes, variants: Mapping[str, Any], names: Mapping[str, str]) -> None:
     """CKA of the two towers by pair of blocks, one line per variant."""
     for number, (name, found) in enumerate(variants.items()):

@@ -16,6 +16,7 @@ from pfedmma_deploy.report.figures import (
     draw_pairs,
     draw_picture,
     draw_reliability,
+    draw_strength,
 )
 from pfedmma_deploy.report.measures import spread_out
 from pfedmma_deploy.templates import environment
@@ -71,6 +72,9 @@ def _drawings(run: Mapping[str, Any]) -> dict[str, Markup]:
         if answer["personalized"][key] is not None:
             alt = f"{name}: accuracy on {words}, zero-shot and personalized, by client"
             found[key] = draw(draw_pairs, answer, key, size=(4.6, 0.9 + 0.3 * rows), alt=alt)
+    if run["strength"] is not None:
+        alt = f"{name}: mean accuracies by strength"
+        found["strength"] = draw(draw_strength, run["strength"]["mean"], ACCURACIES, alt=alt)
     alignment, training = run["alignment"], run["training"]
     if any(_has_cka(one["features"]) for one in alignment["variants"].values()):
         alt = f"{name}: linear CKA of image and text tower by block"

@@ -11,8 +11,8 @@ from typing import Any
 
 from pfedmma_deploy.adapters.base import Adapter, Frozen
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.evaluation.accuracy import Accuracy
-from pfedmma_deploy.federated.evaluate import RunEvaluation, open_scorer
+from pfedmma_deploy.evaluation.accuracy import Accuracy, mean_accuracy
+from pfedmma_deploy.federated.evaluate import RunEvaluation, open_scorer, strength_curves
 from pfedmma_deploy.federated.session import Session, open_run_session
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.report.alignment import measure_alignment
@@ -28,6 +28,8 @@ from pfedmma_deploy.report.run_facts import (
 )
 from pfedmma_deploy.store.run import Run
 
+STRENGTHS = (0.0, 0.5, 1.0, 1.5)
+"""Of the curve; 0 and 1 are measured anyway."""
 INTERVALS = (
     "95 % intervals: of an accuracy by Wilson's score over test images; of a mean gain by "
     "Student's t over clients"
@@ -55,8 +57,8 @@ def report_run(run: Run, progress: Progress | None = None) -> dict[str, Any]:
     """Every figure of one finished run, JSON-ready.
 
     Returns:
-        `name`, `folder`, `answer` (accuracies, intervals, gains), `alignment`, `clients`, `cost`,
-        `training`, `calibration` and `provenance`.
+        `name`, `folder`, `answer` (accuracies, intervals, gains), `strength`, `alignment`,
+        `clients`, `cost`, `training`, `calibration` and `provenance`.
     """
     progress = progress or Silent()
     session = open_run_session(run)
@@ -71,6 +73,7 @@ def report_run(run: Run, progress: Progress | None = None) -> dict[str, Any]:
         "name": run.folder.resolve().name,
         "folder": str(run.folder),
         "answer": _answer(found, session),
+        "strength": _strength(run, found, session, progress),
         "alignment": measure_alignment(session, load, found, progress),
         "clients": describe_clients(session, load, spread_out(ids, MOST_CLIENTS), progress),
         "cost": _cost(run),
@@ -124,6 +127,24 @@ def _answer(found: RunEvaluation, session: Session) -> dict[str, Any]:
             gains.setdefault(key, []).append(own - before if is_known else None)
     values["gain"] = {key: spread([g for g in row if g is not None]) for key, row in gains.items()}
     return values
+
+
+def _strength(
+    run: Run, found: RunEvaluation, session: Session, progress: Progress
+) -> dict[str, Any] | None:
+    """Accuracies at several strengths, of each client and their mean; None where there is but 1."""
+    curves = strength_curves(run, found, session, STRENGTHS, progress)
+    if not curves:
+        return None
+    clients = {
+        client: [{"strength": strength, **one.to_dict()} for strength, one in curve.items()]
+        for client, curve in curves.items()
+    }
+    mean = []
+    for place, strength in enumerate(STRENGTHS):
+        at = mean_accuracy(list(curve.values())[place] for curve in curves.values())
+        mean.append({"strength": strength, **at.to_dict()})
+    return {"mean": mean, "clients": clients}
 
 
 def _interval(accuracy: float | None, images: int) -> list[float] | None:

@@ -115,6 +115,16 @@ def test_every_figure_is_there_and_agrees(run: Run, values: dict[str, Any]) -> N
     assert found["provenance"]["config"]["rounds"] == 2
 
 
+def test_the_strength_runs_from_zero_shot_to_beyond(values: dict[str, Any], page: str) -> None:
+    (found,) = values["runs"]
+    curve = found["strength"]["mean"]
+    assert [point["strength"] for point in curve] == [0.0, 0.5, 1.0, 1.5]
+    for place, side in ((0, "zero_shot"), (2, "personalized")):
+        for key in ("local", "base", "novel", "all"):
+            assert curve[place][key] == pytest.approx(found["answer"][side][key])
+    assert "mean accuracies by strength" in page
+
+
 def test_ablating_the_shared_part(values: dict[str, Any], page: str) -> None:
     """Both clients hold the server's projection, so swapping it is left out and said."""
     (found,) = values["runs"]
