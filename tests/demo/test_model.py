@@ -127,7 +127,8 @@ def test_rows_and_counts() -> None:
 def test_clients_as_json() -> None:
     values = clients_dict(fake_model(history=history(north=STAYS)))
     assert values["shown_first"] == "north" and values["bytes_per_client_round"] == 150
-    assert values["clients"][0]["personalized"] == {"local": 75.0, "base": 40.0, "novel": 80.9}
+    figures = {"local": 75.0, "base": 40.0, "novel": 80.9, "all": None}
+    assert values["clients"][0]["personalized"] == figures
     assert values["clients"][1]["zero_shot"] is None
     json.dumps(values)
     assert clients_dict(fake_model())["bytes_total"] is None
