@@ -19,7 +19,7 @@ from pfedmma_deploy.federated.engine import ClientReport
 from pfedmma_deploy.fleet.checks import MAX_EXAMPLES, check_report, far_updates
 from pfedmma_deploy.fleet.flower import GONE_AFTER, Link
 from pfedmma_deploy.fleet.folder import Fleet, Site
-from pfedmma_deploy.fleet.messages import Note, one_line, unpack
+from pfedmma_deploy.fleet.messages import Note, is_name, one_line, unpack
 from pfedmma_deploy.fleet.status import WRITE_EVERY, FleetStatus
 from pfedmma_deploy.methods.base import Method, Tensors
 from pfedmma_deploy.store.run import Run
@@ -153,8 +153,8 @@ class Desk:
         names, images = values.get("class_names"), values.get("images")
         if note.kind != "hello" or type(images) is not int or not 1 <= images <= MAX_EXAMPLES:
             raise FleetError(f"says that it has {images!r} images, expected 1 to {MAX_EXAMPLES:,}")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise FleetError("proposes class names that are no list of names")
+        if not isinstance(names, list) or not all(map(is_name, names)):
+            raise FleetError("proposes class names that are no list of printable names")
         if values.get("fingerprint") != self.fleet.backbone["fingerprint"]:
             raise FleetError("has another backbone than the federation's")
         return note

@@ -98,11 +98,12 @@ from pfedmma_deploy.fleet.keys import PrivateKey, public_pem
 from pfedmma_deploy.fleet.messages import MAX_HEADER, Parcel
 
 _PREFIX: Final = "/v1/fleet/"
-ACTIVATE, PULL = f"{_PREFIX}activate-node", f"{_PREFIX}pull-messages"
+ACTIVATE, DEACTIVATE = f"{_PREFIX}activate-node", f"{_PREFIX}deactivate-node"
+PULL: Final = f"{_PREFIX}pull-messages"
 PUSHES: Final = (f"{_PREFIX}push-messages", f"{_PREFIX}push-object")
 PATHS: Final = frozenset(
-    {ACTIVATE, PULL, *PUSHES}
-    | {f"{_PREFIX}{name}" for name in ("deactivate-node", "send-node-heartbeat", "pull-object")}
+    {ACTIVATE, DEACTIVATE, PULL, *PUSHES}
+    | {f"{_PREFIX}{name}" for name in ("send-node-heartbeat", "pull-object")}
 )
 """All that the server answers; anything else is 404."""
 PROCESS_HEADER: Final = "x-pfedmma-process"
@@ -148,6 +149,8 @@ class Contact:
     """Which process of the site is talking; empty before the first."""
     last_seen: float | None = None
     """`time.monotonic()` of its last request; None before the first."""
+    has_left: bool = False
+    """Whether that request said goodbye."""
     received: int = 0
     """HTTP bytes from the site, without TLS."""
     sent: int = 0
@@ -200,8 +203,9 @@ class Link:
     def is_here(self, site: str) -> bool:
         """Whether the site has been heard of lately."""
         contact = self.contacts.get(site)
-        seen = None if contact is None else contact.last_seen
-        return seen is not None and time.monotonic() - seen < GONE_AFTER
+        if contact is None or contact.last_seen is None or contact.has_left:
+            return False
+        return time.monotonic() - contact.last_seen < GONE_AFTER
 
     def forgive(self, seconds: float) -> None:
         """Do not count a time in which this process itself stood still."""
@@ -355,6 +359,8 @@ class Link:
             ssl_keyfile=str(key),
             # The strict parser: a request that could be read in two ways is refused.
             http=_Impatient,
+            # Not another one where uvloop happens to be installed.
+            loop="asyncio",
             ws="none",
             lifespan="off",
             access_log=False,
@@ -364,6 +370,7 @@ class Link:
             log_level=logging.CRITICAL + 1,
             timeout_graceful_shutdown=5,
         )
+        _allow_many_files()
         server = uvicorn.Server(config)
         thread = threading.Thread(target=self._serve, args=(server,), daemon=True)
         thread.start()
@@ -404,9 +411,7 @@ class Link:
         app.include_router(fleet_router)
         return _Gate(app, self)
 
-    async def _only_answers(
-        self, request: Request, call_next: RequestResponseEndpoint
-    ) -> Response:
+    async def _only_answers(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         push = getattr(request.state, "protobuf_request", None)
         if isinstance(push, PushMessagesRequest) and not self.is_answer(push):
             # Flower's own errors are JSON, and only those get past its translation.
@@ -434,7 +439,7 @@ class Link:
             contact.budget -= int(length)
         elif int(length) > SMALL_BODY:
             return 413, contact
-        contact.last_seen = time.monotonic()
+        contact.last_seen, contact.has_left = time.monotonic(), path == DEACTIVATE
         if path == ACTIVATE:
             with self._lock:
                 # Flower would refuse a site that comes back sooner than it was missed.
@@ -501,6 +506,15 @@ class _Gate:
                 contact.budget += length
 
 
+def _allow_many_files() -> None:
+    """As many as this user may: strangers who connect would use up the usual thousand."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 class _Impatient(H11Protocol):
     """Hangs up on whoever says nothing, or too slowly; uvicorn waits for ever for a first head."""
 
@@ -520,6 +534,13 @@ class _Impatient(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._settle()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """At the server's end; else it would wait for everybody's farewell."""
+        if self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr]
+            self._hang_up()
+        else:
+            super().shutdown()
 
     def _hang_up(self) -> None:
         self._settle()
@@ -550,12 +571,15 @@ def _signer(headers: Mapping[str, str], known: Container[bytes]) -> bytes:
         age = (now() - datetime.fromisoformat(stamp)).total_seconds()
         is_recent = -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE
         # A stranger's key is not even parsed.
-        if is_recent and key in known:
-            if verify_signature(bytes_to_public_key(key), stamp.encode(), signature):
-                return key
+        if is_recent and key in known and _is_signed(key, stamp, signature):
+            return key
     except (KeyError, ValueError, TypeError, OverflowError, binascii.Error):
         pass
     return b""
+
+
+def _is_signed(key: bytes, stamp: str, signature: bytes) -> bool:
+    return verify_signature(bytes_to_public_key(key), stamp.encode(), signature)
 
 
 def _record(parcel: Parcel) -> RecordDict:

@@ -85,6 +85,11 @@ def one_line(text: str) -> str:
     return line if len(line) <= MAX_REASON else f"{line[: MAX_REASON - 3]}..."
 
 
+def is_name(value: object) -> bool:
+    """Whether another machine's value can be the name of a class, here and in a terminal."""
+    return isinstance(value, str) and value.isprintable() and bool(value.strip())
+
+
 def _unpack_tensors(data: bytes) -> dict[str, Tensor]:
     if not data:
         return {}

@@ -37,7 +37,7 @@ from pfedmma_deploy.federated.train import client_result, run_manifest
 from pfedmma_deploy.fleet.checks import check_sent, largest_sent
 from pfedmma_deploy.fleet.flower import GONE_AFTER, Line, RefusedError, UnreachableError, largest
 from pfedmma_deploy.fleet.folder import Invitation
-from pfedmma_deploy.fleet.messages import Note, Parcel, one_line, unpack
+from pfedmma_deploy.fleet.messages import Note, Parcel, is_name, one_line, unpack
 from pfedmma_deploy.methods.registry import make_method
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.checkpoint import ClientState, join_state, split_state
@@ -378,8 +378,8 @@ class Site:
         """Take the federation's class names from the first task; later ones must have the same."""
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise FleetError("the server sent no list of class names")
-        if len(set(names)) < len(names) or "" in names:
-            raise FleetError("the server sent class names that are empty or not different")
+        if len(set(names)) < len(names) or not all(map(is_name, names)):
+            raise FleetError("the server sent class names that are not different, printable names")
         agreed = self.invitation.class_names
         if agreed is not None and list(agreed) != names:
             raise FleetError("the server's class names are not those of the invitation")

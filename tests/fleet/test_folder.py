@@ -64,9 +64,11 @@ def test_only_invitations_and_keys_hold_secrets(fleet: Fleet) -> None:
 def test_a_removed_site_has_no_invitation(fleet: Fleet, file: Path) -> None:
     left = fleet.remove("a")
     assert not file.exists()
-    assert [site.id for site in Fleet.open(fleet.folder).members] == ["b"] == [
-        site.id for site in left.members
-    ]
+    assert (
+        [site.id for site in Fleet.open(fleet.folder).members]
+        == ["b"]
+        == [site.id for site in left.members]
+    )
     with pytest.raises(UsageError, match=r"has no site 'a' \(sites: b\)\.$"):
         left.remove("a")
 

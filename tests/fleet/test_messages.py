@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pfedmma_deploy.errors import FleetError
-from pfedmma_deploy.fleet.messages import Note, Parcel, one_line, unpack
+from pfedmma_deploy.fleet.messages import Note, Parcel, is_name, one_line, unpack
 
 
 def test_a_note_travels_and_comes_back() -> None:
@@ -60,6 +60,12 @@ def test_tensors_whose_own_header_is_too_long() -> None:
     data = (1_000_001).to_bytes(8, "little") + b"{}"
     with pytest.raises(FleetError, match=r"a header of 1,000,001 bytes, at most 1,000,000$"):
         unpack(Parcel('{"kind": "hello"}', data))
+
+
+def test_what_can_be_a_class() -> None:
+    assert is_name("naïve café") and is_name("../x")
+    for value in ("", " ", "a\nb", "\x1b[2J", 3, None, ["cat"]):
+        assert not is_name(value)
 
 
 def test_a_line_of_what_another_machine_wrote() -> None:

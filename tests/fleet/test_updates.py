@@ -234,7 +234,8 @@ def test_a_federation_whose_sites_are_all_set_aside_waits_for_another(tmp_path: 
         with Scripts(served, {"bad": honest(1, loss=None)}):
             wait_for(lambda: "set aside" in served.status().remark)
             assert served.status().remark == (
-                "1 of 1 sites are set aside, and 1 must take part: pfedmma fleet add lets one in again"
+                "1 of 1 sites are set aside, and 1 must take part: pfedmma fleet add lets one in "
+                "again"
             )
         again, _ = fleet.invite("bad", 3)
         wait_for(lambda: served.status().sites["bad"].seen_seconds_ago is None)
@@ -246,11 +247,11 @@ def test_a_federation_whose_sites_are_all_set_aside_waits_for_another(tmp_path: 
 def test_one_reply_twice_counts_once(tmp_path: Path) -> None:
     """1 and 3 with equal weights: 2, however often the first is sent."""
     fleet = make_fleet(tmp_path / "wards", ["once", "twice"])
-    with Served(fleet) as served:
-        with Scripts(served, {"once": honest(1), "twice": honest(3)}) as sites:
-            sites["twice"].repeat = 3
-            result = served.end()
-            start = sites["once"].tasks[0].tensors
+    answers = {"once": honest(1), "twice": honest(3)}
+    with Served(fleet) as served, Scripts(served, answers) as sites:
+        sites["twice"].repeat = 3
+        result = served.end()
+        start = sites["once"].tasks[0].tensors
     for name, value in result.run.load_shared().items():
         torch.testing.assert_close(value, start[name] + 2)
     assert "refused" not in result.run.rounds[0]
