@@ -74,8 +74,10 @@ def new(
     resolved = _options(config, preset, output)
     _fleet_extra()
     from pfedmma_deploy.backbone.loading import load_backbone
-    from pfedmma_deploy.fleet.folder import DEFAULT_PORT, Fleet
+    from pfedmma_deploy.fleet.folder import DEFAULT_PORT, Fleet, require_site_name
 
+    for name in names:
+        require_site_name(name)
     backbone = load_backbone(resolved.backbone, resolved.pretrained, device="cpu")
     made = Fleet.create(
         folder,

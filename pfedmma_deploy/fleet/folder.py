@@ -188,10 +188,7 @@ class Fleet:
         Raises:
             UsageError: the id cannot be a client's.
         """
-        if not _ID.fullmatch(id):
-            raise UsageError(
-                f"a site's name has letters, digits, '.', '_' and '-' (64 at most), not {id!r}"
-            )
+        require_site_name(id)
         private, public = make_site_key()
         known = {site.id: site for site in self.sites}
         index = known[id].index if id in known else len(self.sites)
@@ -226,6 +223,14 @@ class Fleet:
         fleet.save()
         (self.folder / "invitations" / f"{id}.invite").unlink(missing_ok=True)
         return fleet
+
+
+def require_site_name(id: str) -> None:
+    """Raises `UsageError` where this cannot be the name of a site: it becomes that of a folder."""
+    if not _ID.fullmatch(id):
+        raise UsageError(
+            f"a site's name has letters, digits, '.', '_' and '-' (64 at most), not {id!r}"
+        )
 
 
 def rounds_done(fleet: Fleet) -> int:

@@ -166,7 +166,8 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
 
 
 def pull(door: Door, site: str = "a") -> bytes:
-    return PullMessagesRequest(node=Node(node_id=door.node(site))).SerializeToString()
+    body: bytes = PullMessagesRequest(node=Node(node_id=door.node(site))).SerializeToString()
+    return body
 
 
 # What there is at all.

@@ -101,10 +101,15 @@ class Ordered:
 
     def send(self, parcel: Parcel) -> str:
         """As soon as the site is known to Flower too; returns the ticket."""
-        tickets: list[str | None] = []
-        wait_for(lambda: tickets.append(self.link.send("a", parcel)) or tickets[-1] is not None)
-        assert tickets[-1] is not None
-        return tickets[-1]
+        tickets: list[str] = []
+
+        def is_sent() -> bool:
+            ticket = self.link.send("a", parcel)
+            tickets.extend([] if ticket is None else [ticket])
+            return bool(tickets)
+
+        wait_for(is_sent)
+        return tickets[0]
 
     def refuses(self, parcel: Parcel) -> str:
         """The reason that it gives; nothing must have been trained or stored."""
