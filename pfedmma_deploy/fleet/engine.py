@@ -265,7 +265,7 @@ class GridEngine:
                 elif not self.desk.link.is_here(client):
                     del waiting[client]
                     self.desk.link.close(ticket)
-                    self._miss(client, f"was not heard of for {GONE_AFTER:.0f} s")
+                    self._miss(client, self._why_gone(client))
         for client, ticket in waiting.items():
             self.desk.link.close(ticket)
             self._miss(client, f"did not answer within {self.desk.fleet.round_limit:.0f} s")
@@ -280,6 +280,12 @@ class GridEngine:
             self._miss(client, f"could not train: {note.values.get('reason')}")
             return None
         return check_report(note, client, round, self.adapter, self.method, sent)
+
+    def _why_gone(self, client: str) -> str:
+        contact = self.desk.link.contacts.get(client)
+        if contact is None:
+            return "was removed by the operator"
+        return "left" if contact.has_left else f"was not heard of for {GONE_AFTER:.0f} s"
 
     def _miss(self, client: str, reason: str) -> None:
         self.cost.absent[client] = self.desk.status.site(client).reason = one_line(reason)

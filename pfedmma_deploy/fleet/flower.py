@@ -483,8 +483,6 @@ class _Gate:
         if status != 200 or contact is None:
             await _refuse(send, status)
             return
-        # Flower takes the path out of the address, and the address out of this header.
-        scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"host"]
         length, arrived = int(headers["content-length"]), 0
         contact.received += _head_size(scope["headers"]) + length
 

@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
+from pfedmma_deploy.backbone.loading import load_backbone
 from pfedmma_deploy.config import PartitionConfig, TrainConfig
 from pfedmma_deploy.errors import FleetError
 from pfedmma_deploy.fleet.flower import Line, RefusedError
@@ -24,7 +25,7 @@ from pfedmma_deploy.fleet.folder import Fleet, Invitation
 from pfedmma_deploy.fleet.messages import Note, Parcel, unpack
 from pfedmma_deploy.fleet.server import ServeResult, serve
 from pfedmma_deploy.fleet.status import STATUS_FILE, FleetStatus
-from tests.tinyclip import register, tiny_backbone
+from tests.tinyclip import register
 
 PATIENCE = 60.0
 """Seconds after which a test gives up, on a machine however busy."""
@@ -58,16 +59,17 @@ def make_fleet(
     round_limit: float = PATIENCE,
 ) -> Fleet:
     """A federation on disk, with an invitation of each site."""
-    backbone = tiny_backbone()
+    config = config or options()
+    backbone = load_backbone(config.backbone, config.pretrained, device="cpu")
     known = {
         "name": backbone.name,
-        "pretrained": "random",
+        "pretrained": backbone.pretrained,
         "fingerprint": backbone.fingerprint,
     }
     fleet = Fleet.create(
         folder,
         "127.0.0.1:8443",
-        config or options(),
+        config,
         known,
         class_names,
         quorum,

@@ -41,7 +41,7 @@ from pfedmma_deploy.fleet.keys import (
     make_site_key,
     public_pem,
 )
-from pfedmma_deploy.fleet.messages import Note
+from pfedmma_deploy.fleet.messages import Note, Parcel
 from tests.fleet.scripted import (
     LIMIT,
     PATIENCE,
@@ -311,6 +311,27 @@ def test_a_revoked_key(door: Door) -> None:
     line.close()
 
 
+def test_a_site_that_is_removed_while_the_server_runs(tmp_path: Path) -> None:
+    """Its invitation opens nothing a moment later, and the others train without it."""
+    fleet = make_fleet(tmp_path / "wards", ["a", "b"])
+    over = threading.Event()
+
+    def patient(note: Note) -> Parcel | None:
+        assert over.wait(PATIENCE)
+        return honest(1)(note)
+
+    answers = {"a": patient, "b": lambda note: None}
+    with Served(fleet) as served, Scripts(served, answers) as sites:
+        wait_for(lambda: bool(sites["b"].tasks))
+        fleet.remove("b")
+        wait_for(lambda: not sites["b"].is_alive())
+        assert "the server does not know this invitation" in str(sites["b"].error)
+        over.set()
+        result = served.end()
+    (record,) = result.run.rounds
+    assert (record["clients"], record["absent"]) == (["a"], {"b": "was removed by the operator"})
+
+
 def test_without_tls(door: Door) -> None:
     with socket.create_connection(("127.0.0.1", door.port), timeout=PATIENCE) as plain:
         plain.sendall(request(PULL, signed(door.keys["a"]), pull(door)))
@@ -370,7 +391,7 @@ MALFORMED: dict[str, tuple[Headers, bytes, set[int]]] = {
         {400},
     ),
     "an encoding nobody has": ([("transfer-encoding", "gzip")], b"", {400, 501}),
-    "a header of 70 KB": ([("x-long", "x" * 70_000)], b"", {400, 431}),
+    "a header of 70 KB": ([("x-long", "x" * 70_000)], b"", {400, 401, 431}),
     "a header twice": ([(TIMESTAMP_HEADER, "2026-01-01")], b"", {400}),
     "another content type": ([("content-type", "application/json")], b"{}", {415}),
     "no protobuf": ([], b"\xff" * 50, {400}),
@@ -384,6 +405,17 @@ def test_malformed_requests(what: str, door: Door) -> None:
     extra, body, expected = MALFORMED[what]
     data = request(PULL, [*signed(door.keys["a"]), *extra], body)
     assert door.status(data) in expected
+
+
+def test_a_body_longer_than_it_says(door: Door) -> None:
+    """A question of four bytes by its head, and 200 kB in chunks, in a field that nobody knows."""
+    padding = PullMessagesRequest()
+    padding.MergeFromString(b"\x82\x01\xc0\x9a\x0c" + bytes(200_000))
+    body = pull(door) + padding.SerializeToString()
+    chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    extra = [("content-length", "4"), ("transfer-encoding", "chunked")]
+    assert len(body) > 200_000
+    assert door.status(request(PULL, [*signed(door.keys["a"]), *extra], chunks)) == 400
 
 
 @pytest.mark.parametrize(
@@ -433,7 +465,7 @@ def test_another_sites_messages(door: Door) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/runtime/pull-object", "/v1/control/list-runs", "/x"])
 def test_another_sites_messages_by_way_of_the_host(path: str, door: Door) -> None:
-    """Flower looks up in the address, which holds this header, what it is asked and by whom."""
+    """Flower looks up in the address what it is asked and by whom; this header is part of it."""
     other = door.join()
     line = door.line(other)
     line.connect()
