@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import re
 import socket
 import ssl
 import threading
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 import torch
+from flwr.proto.fleet_pb2 import PullMessagesResponse
+from flwr.proto.message_pb2 import Message, Metadata, ObjectTree
 
 from pfedmma_deploy.adapters.base import KEPT
 from pfedmma_deploy.errors import FleetError
@@ -276,16 +279,32 @@ def rogue(fleet: Fleet, answer: bytes, more: bytes = b"") -> Iterator[tuple[int,
                 listener.close()
                 plain.settimeout(PATIENCE)
                 with context.wrap_socket(plain, server_side=True) as tls:
-                    tls.recv(65536)
-                    tls.sendall(answer)
+                    hear(tls)
+                    # Else the site would say goodbye on this connection, to nobody.
+                    tls.sendall(answer.replace(b"\r\n", b"\r\nconnection: close\r\n", 1))
                     while more and sum(sent) < 1_000_000_000:
                         tls.sendall(more)
                         sent.append(len(more))
+                    # Until the site has had enough; who hangs up first may cut the answer off.
+                    while tls.recv(65536):
+                        pass
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         yield port, sent
         thread.join(PATIENCE)
+
+
+def hear(tls: ssl.SSLSocket) -> None:
+    """A request to its end."""
+    heard = b""
+    while b"\r\n\r\n" not in heard:
+        heard += tls.recv(65536)
+    head, _, body = heard.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: ([0-9]+)", head.lower())
+    left = (int(length.group(1)) if length else 0) - len(body)
+    while left > 0:
+        left -= len(tls.recv(left))
 
 
 def line_to(fleet: Fleet, port: int, limit: int = 100_000) -> Line:
@@ -333,6 +352,36 @@ def test_a_server_that_sends_a_site_elsewhere(fleet: Fleet) -> None:
             line.close()
         with pytest.raises(TimeoutError):
             elsewhere.accept()
+
+
+def parts(count: int) -> PullMessagesResponse:
+    """A message without content, said to have this many parts."""
+    tree = ObjectTree(object_id="0" * 64)
+    tree.children.extend(ObjectTree(object_id=f"{i:064x}") for i in range(count - 1))
+    about = Metadata(run_id=1, message_id="0" * 64, src_node_id=1, message_type="train")
+    message = Message(metadata=about)
+    message.content.SetInParent()
+    return PullMessagesResponse(messages_list=[message], message_object_trees=[tree])
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"\xff" * 20, "the server's answer cannot be read: Invalid protobuf response payload"),
+        (
+            PullMessagesResponse(messages_list=[Message()]).SerializeToString(),
+            "the server sent what Flower cannot read",
+        ),
+        (parts(100).SerializeToString(), "the server sent a message of 100 parts, at most 8"),
+    ],
+)
+def test_what_is_no_task_at_all(answer: bytes, reason: str, fleet: Fleet) -> None:
+    head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(answer)}\r\n\r\n"
+    with rogue(fleet, head.encode() + answer) as (port, _):
+        line = line_to(fleet, port)
+        with pytest.raises(FleetError, match=reason):
+            line.fetch()
+        line.close()
 
 
 def test_a_parcel_larger_than_any_can_be(tmp_path: Path) -> None:
