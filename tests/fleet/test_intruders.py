@@ -455,6 +455,20 @@ def test_two_gigabytes_are_not_taken_in(door: Door) -> None:
     line.close()
 
 
+def test_an_upload_that_broke_off_may_be_sent_again(door: Door) -> None:
+    """A request's head takes its length from what the site may send; a broken one gives it back."""
+    site = door.join()
+    contact = door.link.contacts[site]
+    contact.budget = 100_000
+    extra = [("content-length", "60000")]
+    for _ in range(3):
+        with door.connect() as tls:
+            tls.sendall(request("/v1/fleet/push-object", [*signed(door.keys[site]), *extra]))
+            tls.sendall(bytes(10_000))
+            wait_for(lambda: contact.budget == 40_000)
+        wait_for(lambda: contact.budget == 100_000)
+
+
 # A site in the name of another.
 
 
