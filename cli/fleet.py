@@ -77,8 +77,10 @@ def new(
     from pfedmma_deploy.backbone.loading import load_backbone
     from pfedmma_deploy.federated.session import open_method
     from pfedmma_deploy.federated.train import note_rule
-    from pfedmma_deploy.fleet.folder import DEFAULT_PORT, Fleet
+    from pfedmma_deploy.fleet.folder import DEFAULT_PORT, Fleet, require_site_name
 
+    for name in names:
+        require_site_name(name)
     open_method(resolved)
     note_rule(resolved, len(names), output.progress)
     backbone = load_backbone(resolved.backbone, resolved.pretrained, device="cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ MAX_REMARKS = 4_000
 _NEIGHBOURS = 32
 """Other clients that are made up to see what a server would send; the most that any method passes
 on is far below."""
+_LARGEST = sys.float_info.max
 _NOBODY = ClientData("", (), (), (), ())
 
 
@@ -63,7 +65,7 @@ def check_report(
     if accuracy is not None and not (_is_number(accuracy) and 0 <= accuracy <= 100):
         raise FleetError(f"reports an accuracy of {accuracy!r}, expected 0 to 100 or none")
     remarks = values.get("remarks", {})
-    if not isinstance(remarks, dict) or len(json.dumps(remarks)) > MAX_REMARKS:
+    if not isinstance(remarks, dict) or _json_size(remarks) > MAX_REMARKS:
         raise FleetError(f"sent remarks that are no table of {MAX_REMARKS:,} characters at most")
     return ClientReport(
         Update(site, note.tensors, examples), float(loss), accuracy, payload(sent), remarks
@@ -89,17 +91,29 @@ def check_sent(
     tensors: Tensors, adapter: Adapter, method: Method[Any, Any], client: ClientData
 ) -> None:
     """Raises `FleetError` where a server sends a site other tensors than its method can send."""
+    least, most = _sendable(adapter, method, client)
+    _require_tensors(tensors, most, is_partial=True)
+    missing = sorted(least.keys() - tensors.keys())
+    if missing:
+        raise FleetError(f"lacks tensor {missing[0]}")
+
+
+def largest_sent(adapter: Adapter, method: Method[Any, Any], client: ClientData) -> int:
+    """Bytes of tensors that a server can send a site in one message, at most."""
+    return payload(_sendable(adapter, method, client)[1])
+
+
+def _sendable(
+    adapter: Adapter, method: Method[Any, Any], client: ClientData
+) -> tuple[Tensors, Tensors]:
+    """The least and the most that a server can send a site."""
     server = method.start(adapter, [client.id])
     least = method.distribute(server, client.id)
     aggregator = method.aggregator()
     upload = method.upload(adapter, _NOBODY)
     for other in range(_NEIGHBOURS):
         server = aggregator.combine([Update(f"{client.id}-{other}", upload, 1)], server)
-    most = method.distribute(server, client.id)
-    _require_tensors(tensors, {**least, **most}, is_partial=True)
-    missing = sorted(least.keys() - tensors.keys())
-    if missing:
-        raise FleetError(f"lacks tensor {missing[0]}")
+    return least, {**least, **method.distribute(server, client.id)}
 
 
 def _require_tensors(found: Tensors, expected: Tensors, *, is_partial: bool) -> None:
@@ -123,7 +137,16 @@ def _kind(value: torch.Tensor) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    # A whole number may be too large for a float.
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST  # type: ignore[operator]
+
+
+def _json_size(values: object) -> float:
+    """Characters as JSON; infinite where a number in it is not finite, which JSON cannot say."""
+    try:
+        return len(json.dumps(values, allow_nan=False))
+    except ValueError:
+        return math.inf
 
 
 def _distance(update: Tensors, sent: Tensors) -> float:

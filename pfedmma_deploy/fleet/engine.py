@@ -16,10 +16,10 @@ from typing import Any, Final
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.errors import FleetError
 from pfedmma_deploy.federated.engine import ClientReport
-from pfedmma_deploy.fleet.checks import check_report, far_updates
+from pfedmma_deploy.fleet.checks import MAX_EXAMPLES, check_report, far_updates
 from pfedmma_deploy.fleet.flower import GONE_AFTER, Link
 from pfedmma_deploy.fleet.folder import Fleet, Site
-from pfedmma_deploy.fleet.messages import Note, unpack
+from pfedmma_deploy.fleet.messages import Note, is_name, one_line, unpack
 from pfedmma_deploy.fleet.status import WRITE_EVERY, FleetStatus
 from pfedmma_deploy.methods.base import Method, Tensors
 from pfedmma_deploy.store.run import Run
@@ -29,7 +29,7 @@ POLL: Final = 0.05
 STALL: Final = 5.0
 """Seconds without a look after which this process was asleep, and not the sites."""
 STRIKES: Final = 3
-"""RefusedError updates after which a site is set aside."""
+"""Refused updates after which a site is set aside."""
 
 
 @dataclass
@@ -116,8 +116,12 @@ class Desk:
         for id in self.link.contacts.keys() - members.keys():
             self.link.forbid(id)
             self.greeted.pop(id, None)
+            self._hellos.pop(id, None)
         for site in members.values():
-            self.link.allow(site.id, site.public_key)
+            if self.link.allow(site.id, site.public_key):
+                # Whoever comes with a new invitation says anew who it is.
+                self.greeted.pop(site.id, None)
+                self._hellos.pop(site.id, None)
             self.status.site(site.id)
 
     def _greet(self) -> None:
@@ -139,18 +143,18 @@ class Desk:
             self.greeted[site] = self._checked(unpack(parcel))
             row.images = self.greeted[site].values["images"]
         except FleetError as error:
-            row.reason = str(error)
+            row.reason = one_line(str(error))
         del self._hellos[site]
 
     def _checked(self, note: Note) -> Note:
         values = note.values
         if note.kind == "failed":
-            raise FleetError(f"cannot take part: {str(values.get('reason'))[:300]}")
+            raise FleetError(f"cannot take part: {values.get('reason')}")
         names, images = values.get("class_names"), values.get("images")
-        if note.kind != "hello" or type(images) is not int or images < 1:
-            raise FleetError(f"says that it has {images!r} images, expected 1 or more")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise FleetError("proposes class names that are no list of names")
+        if note.kind != "hello" or type(images) is not int or not 1 <= images <= MAX_EXAMPLES:
+            raise FleetError(f"says that it has {images!r} images, expected 1 to {MAX_EXAMPLES:,}")
+        if not isinstance(names, list) or not all(map(is_name, names)):
+            raise FleetError("proposes class names that are no list of printable names")
         if values.get("fingerprint") != self.fleet.backbone["fingerprint"]:
             raise FleetError("has another backbone than the federation's")
         return note
@@ -169,10 +173,23 @@ class GridEngine:
         self.tally()
 
     def members(self) -> list[str]:
-        """Sites that a round may choose from: not removed, and not set aside."""
-        rows = self.desk.status.sites
-        members = [site.id for site in self.desk.fleet.members]
-        return [id for id in members if rows[id].refused < STRIKES]
+        """Sites that a round may choose from: not removed, and not set aside.
+
+        Waits where they are fewer than a quorum: no round could count.
+        """
+        desk = self.desk
+        while True:
+            self.tally()
+            members = [site.id for site in desk.fleet.members]
+            found = [id for id in members if desk.status.sites[id].refused < STRIKES]
+            if len(found) >= desk.fleet.quorum:
+                return found
+            desk.status.stage = "waiting for sites"
+            desk.status.remark = (
+                f"{len(members) - len(found)} of {len(members)} sites are set aside, and "
+                f"{desk.fleet.quorum} must take part: pfedmma fleet add lets one in again"
+            )
+            desk.look()
 
     def run_round(
         self, round: int, clients: Sequence[str], server: Tensors
@@ -248,7 +265,7 @@ class GridEngine:
                 elif not self.desk.link.is_here(client):
                     del waiting[client]
                     self.desk.link.close(ticket)
-                    self._miss(client, f"was not heard of for {GONE_AFTER:.0f} s")
+                    self._miss(client, self._why_gone(client))
         for client, ticket in waiting.items():
             self.desk.link.close(ticket)
             self._miss(client, f"did not answer within {self.desk.fleet.round_limit:.0f} s")
@@ -260,18 +277,23 @@ class GridEngine:
             return None
         note = unpack(parcel)
         if note.kind == "failed":
-            self._miss(client, f"could not train: {str(note.values.get('reason'))[:300]}")
+            self._miss(client, f"could not train: {note.values.get('reason')}")
             return None
         return check_report(note, client, round, self.adapter, self.method, sent)
 
+    def _why_gone(self, client: str) -> str:
+        contact = self.desk.link.contacts.get(client)
+        if contact is None:
+            return "was removed by the operator"
+        return "left" if contact.has_left else f"was not heard of for {GONE_AFTER:.0f} s"
+
     def _miss(self, client: str, reason: str) -> None:
-        self.cost.absent[client] = reason
-        self.desk.status.site(client).reason = reason
+        self.cost.absent[client] = self.desk.status.site(client).reason = one_line(reason)
 
     def _refuse(self, client: str, reason: str) -> None:
-        self.cost.refused[client] = reason
         row = self.desk.status.site(client)
-        row.refused, row.reason = row.refused + 1, reason
+        self.cost.refused[client] = row.reason = one_line(reason)
+        row.refused += 1
         if row.refused >= STRIKES:
             row.state = "set aside"
 

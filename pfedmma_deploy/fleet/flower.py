@@ -12,20 +12,23 @@ again was lost with a process or a connection, and is handed out once more.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import contextlib
+import itertools
 import logging
 import os
 import secrets
+import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 # Before Flower is loaded: it would tell its makers that it runs, and ask them for news.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -33,7 +36,7 @@ os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 import httpx
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.app.metadata import Metadata
@@ -51,10 +54,11 @@ from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
     PullMessagesRequest,
+    PullMessagesResponse,
     PushMessagesRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
 from flwr.supercore.constant import (
@@ -72,6 +76,7 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
@@ -82,20 +87,23 @@ from flwr.superlink.routers.fleet.router import router as fleet_router
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as HttpMessage
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pfedmma_deploy.errors import FleetError
 from pfedmma_deploy.fleet.keys import PrivateKey, public_pem
-from pfedmma_deploy.fleet.messages import Parcel
+from pfedmma_deploy.fleet.messages import MAX_HEADER, Parcel
 
 _PREFIX: Final = "/v1/fleet/"
-ACTIVATE, PULL = f"{_PREFIX}activate-node", f"{_PREFIX}pull-messages"
+ACTIVATE, DEACTIVATE = f"{_PREFIX}activate-node", f"{_PREFIX}deactivate-node"
+PULL: Final = f"{_PREFIX}pull-messages"
 PUSHES: Final = (f"{_PREFIX}push-messages", f"{_PREFIX}push-object")
 PATHS: Final = frozenset(
-    {ACTIVATE, PULL, *PUSHES}
-    | {f"{_PREFIX}{name}" for name in ("deactivate-node", "send-node-heartbeat", "pull-object")}
+    {ACTIVATE, DEACTIVATE, PULL, *PUSHES}
+    | {f"{_PREFIX}{name}" for name in ("send-node-heartbeat", "pull-object")}
 )
 """All that the server answers; anything else is 404."""
 PROCESS_HEADER: Final = "x-pfedmma-process"
@@ -106,6 +114,10 @@ SMALL_BODY: Final = 8_192
 """Bytes of a request that carries no tensors, at most."""
 MAX_OBJECTS: Final = 8
 """Flower's parts of one message, at most; ours have three."""
+PATIENCE: Final = 10.0
+"""Seconds in which a new connection must have sent the head of a request."""
+MAX_SILENT: Final = 256
+"""Connections without a request that are kept at once; beyond, the oldest is closed."""
 # Flower's clocks do not decide here: a message lives until the server takes it back.
 _FOR_EVER: Final = 3e7
 _INTERVAL: Final = 1800.0
@@ -122,6 +134,11 @@ class _LinkState(InMemoryLinkState):
         return {id: RunStatus(Status.RUNNING, "", "") for id in run_ids}
 
 
+def largest(payload: int) -> int:
+    """Bytes of the largest message with this many bytes of tensors, and all around them."""
+    return 2 * payload + 4 * MAX_HEADER + SMALL_BODY
+
+
 @dataclass
 class Contact:
     """What the server knows of a site's connection."""
@@ -132,12 +149,16 @@ class Contact:
     """Which process of the site is talking; empty before the first."""
     last_seen: float | None = None
     """`time.monotonic()` of its last request; None before the first."""
+    has_left: bool = False
+    """Whether that request said goodbye."""
     received: int = 0
     """HTTP bytes from the site, without TLS."""
     sent: int = 0
     """HTTP bytes to the site, without TLS."""
     budget: int = 0
     """Bytes that it may still send in answer to what it was sent."""
+    excess: int = 0
+    """Bytes of an answer larger than any can be, which was not read; 0 where there was none."""
 
 
 class Link:
@@ -157,16 +178,17 @@ class Link:
 
     # Who may talk.
 
-    def allow(self, site: str, public_key: str) -> None:
-        """Register a site's key, PEM; nothing changes where it is registered already."""
+    def allow(self, site: str, public_key: str) -> bool:
+        """Register a site's key, PEM; False, and nothing changes, where it is registered."""
         key = public_key.encode()
         with self._lock:
             if site in self.contacts and self.contacts[site].public_key == key:
-                return
+                return False
             self.forbid(site)
             node_id = self._state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0)
             self.contacts[site] = Contact(node_id, key)
             self._site_by_key[key] = site
+            return True
 
     def forbid(self, site: str) -> None:
         """Take a site's key back; its next request is refused."""
@@ -175,12 +197,15 @@ class Link:
             if contact is not None:
                 del self._site_by_key[contact.public_key]
                 self._state.delete_node(NOOP_FLWR_AID, contact.node_id)
+            for ticket in [each for each, addressee in self._open.items() if addressee == site]:
+                self.close(ticket)
 
     def is_here(self, site: str) -> bool:
         """Whether the site has been heard of lately."""
         contact = self.contacts.get(site)
-        seen = None if contact is None else contact.last_seen
-        return seen is not None and time.monotonic() - seen < GONE_AFTER
+        if contact is None or contact.last_seen is None or contact.has_left:
+            return False
+        return time.monotonic() - contact.last_seen < GONE_AFTER
 
     def forgive(self, seconds: float) -> None:
         """Do not count a time in which this process itself stood still."""
@@ -221,7 +246,7 @@ class Link:
             for name in missing:
                 self._state.store_object(self._run_id, session, name, objects[name].deflate())
             self._open[ticket] = site
-            contact.budget = self.limit
+            contact.budget, contact.excess = self.limit, 0
         return ticket
 
     def answer(self, ticket: str) -> Parcel | None:
@@ -231,6 +256,10 @@ class Link:
             FleetError: what it sent is no parcel; the ticket is closed as well.
         """
         with self._lock:
+            contact = self.contacts.get(self._open.get(ticket, ""))
+            if contact is not None and contact.excess:
+                self.close(ticket)
+                raise FleetError(f"sent {contact.excess:,} bytes, at most {self.limit:,}")
             reply = self._state.message_ins_id_to_message_res_id.get(ticket)
             if reply is None:
                 return None
@@ -295,6 +324,41 @@ class Link:
                 return False
         return True
 
+    def is_answer(self, request: PushMessagesRequest) -> bool:
+        """Whether a site's push is one answer, in its own name, and the only one to its question.
+
+        Flower asks for a key only: it would store a message in another's name, one that pretends to
+        come from the server, and parts without end beside an answer that it has. What comes too
+        late is an answer too; Flower forgets it.
+        """
+        if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+            return False
+        (message,), (tree,) = request.messages_list, request.message_object_trees
+        about, ticket = message.metadata, message.metadata.reply_to_message_id
+        parts = list(itertools.islice(iterate_object_tree(tree), MAX_OBJECTS + 1))
+        if not ticket or request.node.node_id != about.src_node_id:
+            return False
+        if about.message_id != tree.object_id or len(parts) > MAX_OBJECTS:
+            return False
+        with self._lock:
+            if ticket not in self._open:
+                return True
+            contact = self.contacts.get(self._open[ticket])
+            known = self._state.message_ins_id_to_message_res_id.get(ticket, about.message_id)
+            return (
+                contact is not None
+                and contact.node_id == about.src_node_id
+                # The same again, where the connection broke; nothing else under the same name.
+                and known == about.message_id
+                and self._known_tree(known) in (None, tree)
+            )
+
+    def _known_tree(self, name: str) -> ObjectTree | None:
+        try:
+            return self._state.object_store.get_object_tree(name)
+        except NoObjectInStoreError:
+            return None
+
     # The network.
 
     @contextlib.contextmanager
@@ -311,14 +375,19 @@ class Link:
             ssl_certfile=certificate,
             ssl_keyfile=str(key),
             # The strict parser: a request that could be read in two ways is refused.
-            http="h11",
+            http=_Impatient,
+            # Not another one where uvloop happens to be installed.
+            loop="asyncio",
             ws="none",
             lifespan="off",
             access_log=False,
             server_header=False,
             log_config=None,
+            # Else whoever reaches the port writes into the operator's terminal.
+            log_level=logging.CRITICAL + 1,
             timeout_graceful_shutdown=5,
         )
+        _allow_many_files()
         server = uvicorn.Server(config)
         thread = threading.Thread(target=self._serve, args=(server,), daemon=True)
         thread.start()
@@ -350,6 +419,7 @@ class Link:
                 Middleware(BaseHTTPMiddleware, dispatch=http_error_translator),
                 Middleware(ProtobufTranslationMiddleware),
                 Middleware(NodeAuthMiddleware),
+                Middleware(BaseHTTPMiddleware, dispatch=self._only_answers),
             ],
         )
         # Flower's handlers find the state by asking for a factory of it.
@@ -358,9 +428,16 @@ class Link:
         app.include_router(fleet_router)
         return _Gate(app, self)
 
+    async def _only_answers(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        push = getattr(request.state, "protobuf_request", None)
+        if isinstance(push, PushMessagesRequest) and not self.is_answer(push):
+            # Flower's own errors are JSON, and only those get past its translation.
+            return JSONResponse({"detail": "no answer of this site"}, 403)
+        return await call_next(request)
+
     def admit(self, path: str, headers: Mapping[str, str]) -> tuple[int, Contact | None]:
         """HTTP status for a request's head, before its body is read, and whose request it is."""
-        site = self._site_by_key.get(_signer(headers))
+        site = self._site_by_key.get(_signer(headers, self._site_by_key))
         contact = None if site is None else self.contacts.get(site)
         if site is None or contact is None:
             return 401, None
@@ -372,12 +449,14 @@ class Link:
             return 411, contact
         # A site may send as much as an answer can be, and only when it was asked.
         if path in PUSHES and int(length) > SMALL_BODY:
+            if int(length) > self.limit:
+                contact.excess = int(length)
             if int(length) > contact.budget:
                 return 413, contact
             contact.budget -= int(length)
         elif int(length) > SMALL_BODY:
             return 413, contact
-        contact.last_seen = time.monotonic()
+        contact.last_seen, contact.has_left = time.monotonic(), path == DEACTIVATE
         if path == ACTIVATE:
             with self._lock:
                 # Flower would refuse a site that comes back sooner than it was missed.
@@ -413,17 +492,79 @@ class _Gate:
         headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
+        # What is said twice could be read in two ways; a body of unknown length has no limit.
+        if len(headers) < len(scope["headers"]) or "transfer-encoding" in headers:
+            await _refuse(send, 400)
+            return
         status, contact = self.link.admit(path, headers)
         if status != 200 or contact is None:
             await _refuse(send, status)
             return
-        contact.received += _head_size(scope["headers"]) + int(headers["content-length"])
+        length, arrived = int(headers["content-length"]), 0
+        contact.received += _head_size(scope["headers"]) + length
+
+        async def take() -> HttpMessage:
+            nonlocal arrived
+            message = await receive()
+            arrived += len(message.get("body", b""))
+            return message
 
         async def count(message: HttpMessage) -> None:
             contact.sent += _head_size(message.get("headers", [])) + len(message.get("body", b""))
             await send(message)
 
-        await self.app(scope, receive, count)
+        try:
+            await self.app(scope, take, count)
+        finally:
+            if path in PUSHES and length > SMALL_BODY and arrived < length:
+                # The connection broke: the site may send it again.
+                contact.budget += length
+
+
+def _allow_many_files() -> None:
+    """As many as this user may: strangers who connect would use up the usual thousand."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+class _Impatient(H11Protocol):
+    """Hangs up on whoever says nothing, or too slowly; uvicorn waits for ever for a first head."""
+
+    _silent: ClassVar[dict[_Impatient, asyncio.TimerHandle]] = {}
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._silent[self] = self.loop.call_later(PATIENCE, self._hang_up)
+        if len(self._silent) > MAX_SILENT:
+            next(iter(self._silent))._hang_up()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None:
+            self._settle()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._settle()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """At the server's end; else it would wait for everybody's farewell."""
+        if self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr]
+            self._hang_up()
+        else:
+            super().shutdown()
+
+    def _hang_up(self) -> None:
+        self._settle()
+        self.transport.abort()
+
+    def _settle(self) -> None:
+        timer = self._silent.pop(self, None)
+        if timer is not None:
+            timer.cancel()
 
 
 async def _refuse(send: Send, status: int) -> None:
@@ -436,19 +577,24 @@ def _head_size(headers: Any) -> int:
     return sum(len(name) + len(value) + 4 for name, value in headers)
 
 
-def _signer(headers: Mapping[str, str]) -> bytes:
-    """The public key that a request is signed with; empty where it is not, or not lately."""
+def _signer(headers: Mapping[str, str], known: Container[bytes]) -> bytes:
+    """Which of the known keys a request is signed with; empty where none is, or not lately."""
     try:
         key = base64.b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER.lower()], validate=True)
         signature = base64.b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER.lower()], validate=True)
         stamp = headers[TIMESTAMP_HEADER.lower()]
         age = (now() - datetime.fromisoformat(stamp)).total_seconds()
         is_recent = -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE
-        if is_recent and verify_signature(bytes_to_public_key(key), stamp.encode(), signature):
+        # A stranger's key is not even parsed.
+        if is_recent and key in known and _is_signed(key, stamp, signature):
             return key
-    except (KeyError, ValueError, TypeError, AttributeError, binascii.Error):
+    except (KeyError, ValueError, TypeError, OverflowError, binascii.Error):
         pass
     return b""
+
+
+def _is_signed(key: bytes, stamp: str, signature: bytes) -> bool:
+    return verify_signature(bytes_to_public_key(key), stamp.encode(), signature)
 
 
 def _record(parcel: Parcel) -> RecordDict:
@@ -486,15 +632,17 @@ class RefusedError(FleetError):
 class Line:
     """A site's end: fetches parcels and answers them. One at a time, from one thread."""
 
-    def __init__(self, address: str, authority: str, key: PrivateKey) -> None:
-        """`authority`: PEM of the certificate that the server's must be signed by."""
-        process = secrets.token_hex(8)
-        self._client = FleetHttpClient.from_server_address(
-            address,
-            False,
-            authority.encode(),
-            [_Process(process), NodeAuthHttpInterceptor(key, key.public_key())],
-        )
+    def __init__(self, address: str, authority: str, key: PrivateKey, limit: int) -> None:
+        """A line that is not connected yet.
+
+        `authority` is the PEM of the certificate that the server's must be signed by, `limit` the
+        bytes of the largest answer that is read.
+        """
+        trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        trusted.load_verify_locations(cadata=authority)
+        process = _Process(secrets.token_hex(8))
+        signing = NodeAuthHttpInterceptor(key, key.public_key())
+        self._client = _Client(f"https://{address}", [process, signing], trusted, limit)
         self._key = key
         self._node = Node()
         self._lock = threading.Lock()
@@ -519,17 +667,21 @@ class Line:
             found = self._client.PullMessages(PullMessagesRequest(node=self._node))
             if not found.messages_list:
                 return None
-            message = message_from_proto(found.messages_list[0])
+            message, parts = _announced(found)
             contents = {}
-            for part in iterate_object_tree(found.message_object_trees[0]):
+            for name in parts:
                 request = PullObjectRequest(
-                    node=self._node, run_id=message.metadata.run_id, object_id=part.object_id
+                    node=self._node, run_id=message.metadata.run_id, object_id=name
                 )
-                contents[part.object_id] = self._client.PullObject(request).object_content
-            root = found.message_object_trees[0].object_id
+                contents[name] = self._client.PullObject(request).object_content
         if not all(contents.values()):
             return None  # taken back in the meantime
-        return message, _parcel(inflate_object_from_contents(root, contents))
+        try:
+            return message, _parcel(inflate_object_from_contents(parts[-1], contents))
+        except FleetError:
+            raise
+        except Exception as error:
+            raise FleetError(f"the server sent what Flower cannot read ({error})") from error
 
     def reply(self, message: Message, parcel: Parcel) -> None:
         """Answer a parcel; one that was taken back in the meantime is passed over in silence."""
@@ -569,9 +721,10 @@ class Line:
                 )
 
     def close(self) -> None:
-        """Say goodbye, where somebody is there to hear it."""
+        """Say goodbye, where somebody is there to hear it; the line is of no use any more."""
         with contextlib.suppress(FleetError), self._calling():
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
+        self._client.close()
 
     @contextlib.contextmanager
     def _calling(self) -> Iterator[None]:
@@ -589,6 +742,53 @@ class Line:
                 raise RefusedError(_reason(error.response), status) from error
             except ValueError as error:
                 raise UnreachableError(f"the server's answer cannot be read: {error}") from error
+
+
+class _Client(FleetHttpClient):
+    """Flower's, that goes nowhere else, and reads no more than it must."""
+
+    def __init__(
+        self, address: str, interceptors: Sequence[Any], trusted: ssl.SSLContext, limit: int
+    ) -> None:
+        super().__init__(address, interceptors=[*interceptors, self], verify=trusted)
+        self._client.follow_redirects = False
+        self._limit = limit
+
+    def intercept(self, context: Any, call_next: Any) -> httpx.Response:
+        """The innermost: sends the request itself, and counts what comes."""
+        request = context.request
+        # A few bytes that unpack to many would be counted too late.
+        request.headers["accept-encoding"] = "identity"
+        response = self._client.send(request, stream=True)
+        content = bytearray()
+        try:
+            for chunk in response.iter_raw():
+                content += chunk
+                if len(content) > self._limit:
+                    raise FleetError(f"the server sends more than {self._limit:,} bytes at once")
+        finally:
+            response.close()
+        headers = {"date": response.headers["date"]} if "date" in response.headers else {}
+        return httpx.Response(
+            response.status_code, headers=headers, content=bytes(content), request=request
+        )
+
+
+def _announced(found: PullMessagesResponse) -> tuple[Message, list[str]]:
+    """A message without its content, and the ids of its parts, the whole last.
+
+    Raises:
+        FleetError: it is none.
+    """
+    try:
+        message = message_from_proto(found.messages_list[0])
+        tree = found.message_object_trees[0]
+    except Exception as error:
+        raise FleetError(f"the server sent what Flower cannot read ({error})") from error
+    parts = [part.object_id for part in iterate_object_tree(tree)]
+    if len(parts) > MAX_OBJECTS:
+        raise FleetError(f"the server sent a message of {len(parts)} parts, at most {MAX_OBJECTS}")
+    return message, parts
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from cryptography import x509
+
 from pfedmma_deploy import __version__
 from pfedmma_deploy.config import TrainConfig, stored_config
 from pfedmma_deploy.errors import FleetError, StoreError, UsageError, nearest
@@ -35,7 +37,10 @@ FORMAT: Final = "pfedmma-fleet"
 INVITATION_FORMAT: Final = "pfedmma-invitation"
 DEFAULT_PORT: Final = 8443
 DEFAULT_ROUND_LIMIT: Final = 600.0
+MAX_INVITATION: Final = 1_000_000
+"""Bytes of an invitation at most: class names are the longest thing in it."""
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s/?#@\\\[\]:]+):[0-9]{1,5}")
 _NOISE: Final = "noise-seed"
 
 
@@ -89,7 +94,13 @@ class Fleet:
 
         Raises:
             FleetError: the folder holds something already.
+            UsageError: the address is none that sites could call.
         """
+        if not _ADDRESS.fullmatch(address):
+            raise UsageError(
+                "an address is HOST:PORT, such as fed.example.org:8443 or [2001:db8::1]:8443, not "
+                f"{address!r}"
+            )
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise FleetError(
                 f"{folder} is there already: choose another name, or add sites to the federation "
@@ -177,10 +188,7 @@ class Fleet:
         Raises:
             UsageError: the id cannot be a client's.
         """
-        if not _ID.fullmatch(id):
-            raise UsageError(
-                f"a site's name has letters, digits, '.', '_' and '-' (64 at most), not {id!r}"
-            )
+        require_site_name(id)
         private, public = make_site_key()
         known = {site.id: site for site in self.sites}
         index = known[id].index if id in known else len(self.sites)
@@ -217,6 +225,14 @@ class Fleet:
         return fleet
 
 
+def require_site_name(id: str) -> None:
+    """Raises `UsageError` where this cannot be the name of a site: it becomes that of a folder."""
+    if not _ID.fullmatch(id):
+        raise UsageError(
+            f"a site's name has letters, digits, '.', '_' and '-' (64 at most), not {id!r}"
+        )
+
+
 def rounds_done(fleet: Fleet) -> int:
     """Finished rounds of the server's run; 0 where there is none yet."""
     folder = fleet.run_folder
@@ -241,11 +257,8 @@ class Invitation:
 
     @property
     def private_key(self) -> PrivateKey:
-        """The site's key. Raises `FleetError` where the file has another thing in its place."""
-        try:
-            return load_private(self.key)
-        except ValueError as error:
-            raise FleetError(f"the invitation's key cannot be read: {error}") from error
+        """The site's key."""
+        return load_private(self.key)
 
     def write(self, file: Path) -> None:
         """One file, readable for its owner only."""
@@ -262,10 +275,17 @@ class Invitation:
         """
         advice = "Ask the operator for the file that `pfedmma fleet new` or `add` wrote."
         try:
-            values = json.loads(file.read_text("utf-8"))
+            with file.open("rb") as handle:
+                data = handle.read(MAX_INVITATION + 1)
         except OSError as error:
             raise FleetError(f"invitation {file}: {error.strerror}. {advice}") from error
-        except ValueError as error:
+        if len(data) > MAX_INVITATION:
+            raise FleetError(
+                f"{file} is no invitation: it has more than {MAX_INVITATION:,} bytes. {advice}"
+            )
+        try:
+            values = json.loads(data)
+        except (ValueError, RecursionError) as error:
             raise FleetError(f"{file} is no invitation: it is not JSON. {advice}") from error
         if not isinstance(values, dict) or values.get("format") != INVITATION_FORMAT:
             raise FleetError(f"{file} is no invitation. {advice}")
@@ -276,7 +296,7 @@ class Invitation:
             )
         try:
             names = values["class_names"]
-            return cls(
+            found = cls(
                 fleet=str(values["fleet"]),
                 site=str(values["site"]),
                 index=int(values["index"]),
@@ -287,5 +307,21 @@ class Invitation:
                 backbone={name: str(value) for name, value in values["backbone"].items()},
                 class_names=None if names is None else tuple(map(str, names)),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            found._check()
+        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
             raise FleetError(f"{file} is damaged ({error}). {advice}") from error
+        return found
+
+    def _check(self) -> None:
+        """Raises `ValueError` for values that name files, hosts or keys and are none."""
+        # Both become parts of paths.
+        if not _ID.fullmatch(self.site):
+            raise ValueError(f"site {self.site!r}")
+        if Path(self.fleet).name != self.fleet or not self.fleet or not self.fleet.isprintable():
+            raise ValueError(f"federation {self.fleet!r}")
+        if not _ADDRESS.fullmatch(self.address):
+            raise ValueError(f"address {self.address!r}, expected HOST:PORT")
+        if self.index < 0:
+            raise ValueError(f"index {self.index}")
+        x509.load_pem_x509_certificate(self.authority.encode())
+        load_private(self.key)

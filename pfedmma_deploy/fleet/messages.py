@@ -26,6 +26,12 @@ Kind = Literal["hello", "train", "finish", "failed"]
 KINDS = ("hello", "train", "finish", "failed")
 MAX_HEADER = 64_000
 """Characters of a header at most: class names are the longest thing in it."""
+MAX_TENSOR_HEADER = 1_000_000
+"""Bytes of a safetensors file's own header at most: names and shapes of the tensors."""
+MAX_DEPTH = 8
+"""Tables within tables of a header at most."""
+MAX_REASON = 300
+"""Characters of what one side says of the other's message, where it is shown or stored."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +70,51 @@ def unpack(parcel: Parcel) -> Note:
         raise FleetError(f"a header of {len(parcel.header):,} characters, at most {MAX_HEADER:,}")
     try:
         values = json.loads(parcel.header)
-        tensors = parse_tensors(parcel.tensors, Path("its tensors")) if parcel.tensors else {}
+        _require_plain(values, MAX_DEPTH)
     except (ValueError, RecursionError) as error:
         raise FleetError(f"a header that is not JSON: {error}") from error
-    except StoreError as error:
-        raise FleetError(str(error)) from error
     kind = values.pop("kind", None) if isinstance(values, dict) else None
     if kind not in KINDS:
         raise FleetError(f"a message of kind {kind!r}, expected one of {', '.join(KINDS)}")
-    return Note(kind, values, tensors)
+    return Note(kind, values, _unpack_tensors(parcel.tensors))
+
+
+def one_line(text: str) -> str:
+    """What another machine wrote, for a table or a terminal: printable, and not longer than one."""
+    line = "".join(each if each.isprintable() else " " for each in text[: MAX_REASON + 1])
+    return line if len(line) <= MAX_REASON else f"{line[: MAX_REASON - 3]}..."
+
+
+def is_name(value: object) -> bool:
+    """Whether another machine's value can be the name of a class, here and in a terminal."""
+    return isinstance(value, str) and value.isprintable() and bool(value.strip())
+
+
+def _unpack_tensors(data: bytes) -> dict[str, Tensor]:
+    if not data:
+        return {}
+    size = int.from_bytes(data[:8], "little")
+    if size > MAX_TENSOR_HEADER:
+        raise FleetError(f"tensors with a header of {size:,} bytes, at most {MAX_TENSOR_HEADER:,}")
+    try:
+        return parse_tensors(data, Path("its tensors"))
+    except StoreError as error:
+        raise FleetError(str(error)) from error
+    except (RuntimeError, TypeError) as error:
+        # Sizes that only torch finds impossible.
+        raise FleetError(f"tensors that cannot be read ({error})") from error
+
+
+def _require_plain(value: object, depth: int) -> None:
+    """Raises `ValueError` for text that is no Unicode, and for tables within tables without end.
+
+    Either would be accepted here, and end the process that writes it to a file later.
+    """
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict | list):
+        if not depth:
+            raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        for part in parts:
+            _require_plain(part, depth - 1)

@@ -22,10 +22,10 @@ from pfedmma_deploy.federated.session import (
 )
 from pfedmma_deploy.federated.train import note_rule, privacy_entry, run_manifest
 from pfedmma_deploy.fleet.engine import Desk, GridEngine, last_counted
-from pfedmma_deploy.fleet.flower import SMALL_BODY, Link
+from pfedmma_deploy.fleet.flower import Link, largest
 from pfedmma_deploy.fleet.folder import Fleet
 from pfedmma_deploy.fleet.keys import issue_server_certificate
-from pfedmma_deploy.fleet.messages import MAX_HEADER, Note, unpack
+from pfedmma_deploy.fleet.messages import Note, one_line, unpack
 from pfedmma_deploy.fleet.status import FleetStatus
 from pfedmma_deploy.methods.base import Tensors
 from pfedmma_deploy.progress import Progress, Silent
@@ -78,7 +78,7 @@ def serve(
     shapes = _session(fleet, NO_SITE_NAMES)
     adapter = shapes.build_adapter()
     answer = payload(adapter.tensors(Scope.SHARED))
-    link = Link(limit=2 * answer + MAX_HEADER + SMALL_BODY)
+    link = Link(largest(answer))
     address = fleet.address.rpartition(":")[0].strip("[]")
     hosts = list(dict.fromkeys([address, "localhost", "127.0.0.1"]))
     certificate, key = issue_server_certificate(fleet.keys, hosts)
@@ -213,7 +213,7 @@ def _is_taken(desk: Desk, site: str, ticket: str) -> bool:
             return False
         note = unpack(parcel)
         if note.kind != "finish":
-            raise FleetError(f"could not keep its result: {str(note.values.get('reason'))[:300]}")
+            raise FleetError(f"could not keep its result: {note.values.get('reason')}")
     except PfedmmaError as error:
-        desk.status.site(site).reason = str(error)
+        desk.status.site(site).reason = one_line(str(error))
     return True

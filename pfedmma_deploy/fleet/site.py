@@ -25,7 +25,7 @@ from pfedmma_deploy.data.clients_file import federation_to_dict
 from pfedmma_deploy.data.datasets import SiteDataset, load_dataset
 from pfedmma_deploy.data.doctor_data import warn_of_content
 from pfedmma_deploy.data.federation import build_site
-from pfedmma_deploy.errors import DataError, FleetError, PfedmmaError
+from pfedmma_deploy.errors import DataError, FleetError, PfedmmaError, TrainingError
 from pfedmma_deploy.federated.engine import ClientReport, InProcessEngine, traffic
 from pfedmma_deploy.federated.rounds import round_record
 from pfedmma_deploy.federated.session import (
@@ -36,10 +36,10 @@ from pfedmma_deploy.federated.session import (
     require_fingerprint,
 )
 from pfedmma_deploy.federated.train import client_result, run_manifest
-from pfedmma_deploy.fleet.checks import check_sent
-from pfedmma_deploy.fleet.flower import GONE_AFTER, Line, RefusedError, UnreachableError
+from pfedmma_deploy.fleet.checks import check_sent, largest_sent
+from pfedmma_deploy.fleet.flower import GONE_AFTER, Line, RefusedError, UnreachableError, largest
 from pfedmma_deploy.fleet.folder import Invitation
-from pfedmma_deploy.fleet.messages import Note, Parcel, unpack
+from pfedmma_deploy.fleet.messages import Note, Parcel, is_name, one_line, unpack
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.checkpoint import ClientState, join_state, split_state
 from pfedmma_deploy.store.files import (
@@ -61,6 +61,8 @@ SLOWEST: Final = 1.0
 """The same where there has been none for a while."""
 RETRY_AT_MOST: Final = 10.0
 """Seconds between two attempts to reach a server that does not answer."""
+OWN_PROBLEM: Final = "its data or its disk; it says more there"
+"""What the server is told of an error at a site that is none of its business."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,8 @@ class SiteStates:
         """
         if round is not None and str(round) not in self._rounds:
             raise FleetError(
-                f"the state after round {round + 1} is not in {self.folder}: it was lost or "
-                "belongs to another folder. Join with the folder of then (--out), or ask the "
+                f"the state after round {round + 1} is not in this site's run folder: it was lost "
+                "or belongs to another folder. Join with the folder of then (--out), or ask the "
                 "operator for a new site."
             )
         self._current = round
@@ -261,27 +263,32 @@ class Site:
             FleetError: the server refuses this invitation, or asks for what a site does not do.
         """
         invitation = self.invitation
-        line = Line(invitation.address, invitation.authority, invitation.private_key)
-        self._connect(line)
+        adapter, method = self._session.build_adapter(), self._session.method
+        limit = largest(largest_sent(adapter, method, self.client))
+        line = Line(invitation.address, invitation.authority, invitation.private_key, limit)
+        try:
+            self._connect(line)
+            with _beating(line):
+                return self._work(line)
+        finally:
+            line.close()
+
+    def _work(self, line: Line) -> Run:
         last: tuple[Parcel, Parcel] | None = None
         pause = FASTEST
-        with _beating(line):
-            try:
-                while True:
-                    found = self._asking(line, line.fetch)
-                    if found is None:
-                        time.sleep(pause)
-                        pause = min(SLOWEST, pause * 1.3)
-                        continue
-                    message, parcel = found
-                    # A task that comes again was answered into a connection that broke.
-                    answer = last[1] if last and last[0] == parcel else self._answer(parcel)
-                    last, pause = (parcel, answer), FASTEST
-                    self._asking(line, lambda: line.reply(message, answer))  # noqa: B023
-                    if self.run is not None and self.run.is_complete:
-                        return self.run
-            finally:
-                line.close()
+        while True:
+            found = self._asking(line, line.fetch)
+            if found is None:
+                time.sleep(pause)
+                pause = min(SLOWEST, pause * 1.3)
+                continue
+            message, parcel = found
+            # A task that comes again was answered into a connection that broke.
+            answer = last[1] if last and last[0] == parcel else self._answer(parcel)
+            last, pause = (parcel, answer), FASTEST
+            self._asking(line, lambda: line.reply(message, answer))  # noqa: B023
+            if self.run is not None and self.run.is_complete:
+                return self.run
 
     def _connect(self, line: Line) -> None:
         """Until the server answers; an earlier process of this site must be gone first."""
@@ -325,20 +332,23 @@ class Site:
             note = unpack(parcel)
             if note.kind == "hello":
                 return self._introduce().pack()
+            if note.kind == "failed":
+                raise FleetError("the server sent a message of kind 'failed'")
             self._accept(note)
-            if note.kind == "train":
-                return self._train(note).pack()
-            if note.kind == "finish":
-                return self._finish(note).pack()
-            raise FleetError(f"the server sent a message of kind {note.kind!r}")
+            return (self._train(note) if note.kind == "train" else self._finish(note)).pack()
+        except (FleetError, TrainingError) as error:
+            self.progress.note(f"The server was told: {one_line(str(error))}")
+            return Note("failed", {"reason": one_line(str(error))}).pack()
         except (PfedmmaError, OSError) as error:
-            self.progress.note(f"The server was told: {error}")
-            return Note("failed", {"reason": str(error)}).pack()
+            # It may name files or classes of this site, which are nobody else's business.
+            self.progress.note(f"The server was told only that this site has a problem: {error}")
+            return Note("failed", {"reason": OWN_PROBLEM}).pack()
 
     def _introduce(self) -> Note:
         session = self._session
         values = {
-            "class_names": self.own_class_names,
+            # Where the invitation names the classes, the site's own are nobody's business.
+            "class_names": self.own_class_names if self.invitation.class_names is None else [],
             "images": len(self.client.train),
             "fingerprint": session.backbone.fingerprint,
         }
@@ -356,9 +366,23 @@ class Site:
                 raise FleetError(
                     f"the server's {name} is {values.get(name)!r}, agreed was {wanted!r}"
                 )
-        names = values.get("class_names")
+        round, rounds = values.get("round"), session.config.rounds
+        if note.kind == "train" and (type(round) is not int or not 0 <= round < rounds):
+            raise FleetError(f"the server asks for round {round!r} of {rounds}")
+        check_sent(note.tensors, session.build_adapter(), session.method, self.client)
+        counted = values.get("counted")
+        if counted is not None and type(counted) is not int:
+            raise FleetError(f"the server counts round {counted!r}")
+        self.states.count(counted)
+        # Last, because the names of the first task are those of all that follow.
+        self._agree_on(values.get("class_names"))
+
+    def _agree_on(self, names: object) -> None:
+        """Take the federation's class names from the first task; later ones must have the same."""
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise FleetError("the server sent no list of class names")
+        if len(set(names)) < len(names) or not all(map(is_name, names)):
+            raise FleetError("the server sent class names that are not different, printable names")
         agreed = self.invitation.class_names
         if agreed is not None and list(agreed) != names:
             raise FleetError("the server's class names are not those of the invitation")
@@ -367,11 +391,6 @@ class Site:
             self._start_run()
         elif list(self.run.manifest["class_names"]) != names:
             raise FleetError("the server's class names are not those that the training began with")
-        check_sent(note.tensors, self._session.build_adapter(), session.method, self.client)
-        counted = values.get("counted")
-        if counted is not None and type(counted) is not int:
-            raise FleetError(f"the server counts round {counted!r}")
-        self.states.count(counted)
 
     def _start_run(self) -> None:
         session = self._session
@@ -381,10 +400,7 @@ class Site:
         self.run = Run.create(self.out, manifest, federation_to_dict(session.federation))
 
     def _train(self, note: Note) -> Note:
-        round = note.values.get("round")
-        rounds = self._session.config.rounds
-        if type(round) is not int or not 0 <= round < rounds:
-            raise FleetError(f"the server asks for round {round!r} of {rounds}")
+        round, rounds = note.values["round"], self._session.config.rounds
         assert self.run is not None
         engine, started = self._ready_engine(), time.perf_counter()
         report = engine.train_client(round, self.invitation.site, note.tensors)

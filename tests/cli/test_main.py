@@ -29,6 +29,7 @@ COMMANDS = [
 ]
 
 GROUPS = {
+    "fleet": ["new", "add", "remove", "serve", "join", "status", "accept", "rehearse"],
     "data": ["list", "info", "fetch", "check", "partition"],
     "bundle": ["add", "remove", "list"],
     "cache": ["info", "clear"],
