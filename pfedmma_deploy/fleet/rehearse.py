@@ -28,8 +28,7 @@ from pfedmma_deploy.config import TrainConfig, read_options
 from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.data.federation import build_federation
 from pfedmma_deploy.errors import FleetError, UsageError
-from pfedmma_deploy.evaluation.accuracy import mean_accuracy
-from pfedmma_deploy.federated.evaluate import evaluate_run
+from pfedmma_deploy.federated.evaluate import RunEvaluation, evaluate_run
 from pfedmma_deploy.federated.personalize import fine_tune
 from pfedmma_deploy.federated.session import open_run_session
 from pfedmma_deploy.fleet.status import FleetStatus
@@ -185,18 +184,7 @@ def _evaluate(runs: dict[str, Run], progress: Progress) -> dict[str, Any]:
         fine_tune(run, id, session=session)
         found = evaluate_run(run, session=session)
         zero_shot[id], personalized[id] = found.zero_shot[id], found.personalized[id]
-    clients = {
-        id: {
-            "zero_shot": zero_shot[id].to_dict(),
-            "personalized": personalized[id].to_dict(),
-        }
-        for id in runs
-    }
-    return {
-        "zero_shot": mean_accuracy(zero_shot.values()).to_dict(),
-        "personalized": mean_accuracy(personalized.values()).to_dict(),
-        "clients": clients,
-    }
+    return RunEvaluation(zero_shot, personalized).to_dict()
 
 
 def _run_to_end(command: Sequence[str], variables: dict[str, str]) -> None:

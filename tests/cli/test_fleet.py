@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from pfedmma_deploy.cli.main import run
+from pfedmma_deploy.evaluation.accuracy import Accuracy
+from pfedmma_deploy.federated.evaluate import RunEvaluation
 from pfedmma_deploy.fleet.folder import Fleet, Invitation
 from pfedmma_deploy.fleet.server import ServeResult
 from pfedmma_deploy.fleet.status import FleetStatus
@@ -176,7 +178,7 @@ def test_status_before_anything_ran(capsys: Captured) -> None:
     assert (values["name"], values["stage"], values["round"]) == ("wards", "not started", 0)
     assert [row["id"] for row in values["sites"]] == ["a", "b"]
     assert run("fleet status wards".split()) == 0
-    assert "wards: stopped, round 0 of 1" in capsys.readouterr().out
+    assert "wards: not started, round 0 of 1" in capsys.readouterr().out
 
 
 def test_status(capsys: Captured) -> None:
@@ -207,7 +209,7 @@ def test_serve_says_how_it_ended(monkeypatch: pytest.MonkeyPatch, capsys: Captur
     captured = capsys.readouterr()
     values = json.loads(captured.out)
     assert (values["run"], values["seconds"], values["sites"]) == ("wards/run", 1.5, [])
-    assert values.keys() == {*status.to_dict(), "run", "seconds"}
+    assert values.keys() == {*status.to_dict(), "run", "seconds", "privacy"}
     assert "Listening on 10.0.0.5:8443." in captured.err
 
 
@@ -245,7 +247,7 @@ def test_join_says_what_leaves_and_asks(
     said = capsys.readouterr().err
     assert "Federation wards at 127.0.0.1:8443, as site a: pfedmma, 1 rounds." in said
     assert "photos: 8 images to train on, 4 to validate, 4 to test, of 2 classes." in said
-    assert "Leaves this machine: 160 bytes of shared tensors per round, with the number of" in said
+    assert "Leaves this machine: 160 bytes of shared tensors per round (the projections)" in said
     assert "Never leaves: the images, their names and sizes, this site's own layers (" in said
     # The invitation names the classes, so a site's do not leave it.
     assert "class names" not in said
@@ -298,11 +300,9 @@ def test_an_invitation_names_no_place_outside(capsys: Captured) -> None:
 
 
 def test_rehearse(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    accuracy = dict.fromkeys(("local", "base", "novel", "hm2", "hm3"), 50.0)
+    found = Accuracy(50.0, 50.0, 50.0, 50.0)
     values = {
-        "zero_shot": accuracy,
-        "personalized": accuracy,
-        "clients": {},
+        **RunEvaluation({"a": found}, {"a": found}).to_dict(),
         "folder": "rehearsal",
         "sites": ["site-a", "site-b"],
         "identical_to_simulation": True,
