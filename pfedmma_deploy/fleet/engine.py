@@ -16,6 +16,7 @@ from typing import Any, Final
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.errors import FleetError
 from pfedmma_deploy.federated.engine import ClientReport
+from pfedmma_deploy.federated.rounds import clients_in_round
 from pfedmma_deploy.fleet.checks import check_report, far_updates
 from pfedmma_deploy.fleet.flower import GONE_AFTER, Link
 from pfedmma_deploy.fleet.folder import Fleet, Site
@@ -97,7 +98,7 @@ class Desk:
             is_here = self.link.is_here(site.id)
             if row.state == "not here" and is_here:
                 row.state = "here"
-            elif row.state in ("here", "training") and not is_here:
+            elif row.state in ("here", "training", "answered") and not is_here:
                 row.state = "not here"
         self.status.write(self.fleet.folder)
         if self._watch is not None:
@@ -115,10 +116,16 @@ class Desk:
         members = {site.id: site for site in self.fleet.members}
         for id in self.link.contacts.keys() - members.keys():
             self.link.forbid(id)
-            self.greeted.pop(id, None)
+            self._forget(id)
         for site in members.values():
-            self.link.allow(site.id, site.public_key)
+            if self.link.allow(site.id, site.public_key):
+                self._forget(site.id)
             self.status.site(site.id)
+
+    def _forget(self, site: str) -> None:
+        """Ask a site anew who it is."""
+        self.greeted.pop(site, None)
+        self._hellos.pop(site, None)
 
     def _greet(self) -> None:
         for site in self.fleet.members:
@@ -174,6 +181,21 @@ class GridEngine:
         members = [site.id for site in self.desk.fleet.members]
         return [id for id in members if rows[id].refused < STRIKES]
 
+    def await_members(self) -> list[str]:
+        """The members, once a round of them can reach the quorum."""
+        desk, share = self.desk, self.run.config.clients_per_round
+        while True:
+            members = self.members()
+            chosen = clients_in_round(share, len(members)) if members else 0
+            if chosen >= desk.fleet.quorum:
+                return members
+            desk.status.stage = "waiting for sites"
+            desk.status.remark = (
+                f"{chosen} of {len(members)} sites would train, the quorum is {desk.fleet.quorum}"
+            )
+            desk.look()
+            self.tally()
+
     def run_round(
         self, round: int, clients: Sequence[str], server: Tensors
     ) -> Iterator[ClientReport]:
@@ -219,10 +241,14 @@ class GridEngine:
     def _await_quorum(self, clients: Sequence[str]) -> None:
         """Rounds that cannot count are not begun: else a bad hour would use them all up."""
         desk = self.desk
-        quorum = min(desk.fleet.quorum, len(clients))
-        while sum(site.id in clients for site in desk.here()) < quorum:
+        while True:
+            # Without one that is removed meanwhile: nobody waits for it.
+            left = [site.id for site in desk.fleet.members if site.id in clients]
+            quorum = min(desk.fleet.quorum, len(left))
+            if sum(site.id in left for site in desk.here()) >= quorum:
+                return
             desk.status.stage = "waiting for sites"
-            desk.status.remark = f"{quorum} of the {len(clients)} chosen must be there"
+            desk.status.remark = f"{quorum} of the {len(left)} chosen must be there"
             desk.look()
 
     def _collect(
@@ -248,7 +274,7 @@ class GridEngine:
                 elif not self.desk.link.is_here(client):
                     del waiting[client]
                     self.desk.link.close(ticket)
-                    self._miss(client, f"was not heard of for {GONE_AFTER:.0f} s")
+                    self._miss(client, self._why_gone(client))
         for client, ticket in waiting.items():
             self.desk.link.close(ticket)
             self._miss(client, f"did not answer within {self.desk.fleet.round_limit:.0f} s")
@@ -264,9 +290,19 @@ class GridEngine:
             return None
         return check_report(note, client, round, self.adapter, self.method, sent)
 
+    def _why_gone(self, client: str) -> str:
+        contact = self.desk.link.contacts.get(client)
+        if contact is None:
+            return "was removed by the operator"
+        if not contact.process:
+            return "left in the middle of the round"
+        return f"was not heard of for {GONE_AFTER:.0f} s"
+
     def _miss(self, client: str, reason: str) -> None:
         self.cost.absent[client] = reason
-        self.desk.status.site(client).reason = reason
+        row = self.desk.status.site(client)
+        row.state = "here" if self.desk.link.is_here(client) else "not here"
+        row.reason = reason
 
     def _refuse(self, client: str, reason: str) -> None:
         self.cost.refused[client] = reason

@@ -91,11 +91,12 @@ from pfedmma_deploy.fleet.keys import PrivateKey, public_pem
 from pfedmma_deploy.fleet.messages import Parcel
 
 _PREFIX: Final = "/v1/fleet/"
-ACTIVATE, PULL = f"{_PREFIX}activate-node", f"{_PREFIX}pull-messages"
+ACTIVATE, DEACTIVATE = f"{_PREFIX}activate-node", f"{_PREFIX}deactivate-node"
+PULL = f"{_PREFIX}pull-messages"
 PUSHES: Final = (f"{_PREFIX}push-messages", f"{_PREFIX}push-object")
 PATHS: Final = frozenset(
-    {ACTIVATE, PULL, *PUSHES}
-    | {f"{_PREFIX}{name}" for name in ("deactivate-node", "send-node-heartbeat", "pull-object")}
+    {ACTIVATE, DEACTIVATE, PULL, *PUSHES}
+    | {f"{_PREFIX}{name}" for name in ("send-node-heartbeat", "pull-object")}
 )
 """All that the server answers; anything else is 404."""
 PROCESS_HEADER: Final = "x-pfedmma-process"
@@ -129,7 +130,7 @@ class Contact:
     node_id: int
     public_key: bytes
     process: str = ""
-    """Which process of the site is talking; empty before the first."""
+    """Which process of the site is talking; empty before the first and after a goodbye."""
     last_seen: float | None = None
     """`time.monotonic()` of its last request; None before the first."""
     received: int = 0
@@ -157,16 +158,17 @@ class Link:
 
     # Who may talk.
 
-    def allow(self, site: str, public_key: str) -> None:
-        """Register a site's key, PEM; nothing changes where it is registered already."""
+    def allow(self, site: str, public_key: str) -> bool:
+        """Register a site's key, PEM; False where it is registered already."""
         key = public_key.encode()
         with self._lock:
             if site in self.contacts and self.contacts[site].public_key == key:
-                return
+                return False
             self.forbid(site)
             node_id = self._state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0)
             self.contacts[site] = Contact(node_id, key)
             self._site_by_key[key] = site
+        return True
 
     def forbid(self, site: str) -> None:
         """Take a site's key back; its next request is refused."""
@@ -177,10 +179,11 @@ class Link:
                 self._state.delete_node(NOOP_FLWR_AID, contact.node_id)
 
     def is_here(self, site: str) -> bool:
-        """Whether the site has been heard of lately."""
+        """Whether the site has been heard of lately, and not to say goodbye."""
         contact = self.contacts.get(site)
-        seen = None if contact is None else contact.last_seen
-        return seen is not None and time.monotonic() - seen < GONE_AFTER
+        if contact is None or contact.last_seen is None or not contact.process:
+            return False
+        return time.monotonic() - contact.last_seen < GONE_AFTER
 
     def forgive(self, seconds: float) -> None:
         """Do not count a time in which this process itself stood still."""
@@ -365,7 +368,11 @@ class Link:
             with self._lock:
                 # Flower would refuse a site that comes back sooner than it was missed.
                 self._state.deactivate_node(contact.node_id)
-        contact.process = process
+                # What was on its way when the connection broke is sent once more.
+                if site in self._open.values():
+                    contact.budget = self.limit
+        # After a goodbye the site is gone at once, and may come back as another process.
+        contact.process = "" if path == DEACTIVATE else process
         if path == PULL:
             self._hand_out_again(site)
         return 200, contact
@@ -460,27 +467,28 @@ class RefusedError(FleetError):
 
     def __init__(self, reason: str, status: int) -> None:
         super().__init__(reason)
-        self.is_unknown = status == 401
-        """It does not know who is asking."""
+        self.is_unknown = status in (401, 412)
+        """It does not know who is asking, or of what: 412 is Flower's for another server's run."""
         self.is_taken = status == 409
         """Another process of this site is at work."""
 
 
 class Line:
-    """A site's end: fetches parcels and answers them. One at a time, from one thread."""
+    """A site's end: fetches parcels and answers them. One at a time, from one thread.
+
+    Signs of life have a connection of their own: a parcel may take longer than they may be missed.
+    """
 
     def __init__(self, address: str, authority: str, key: PrivateKey) -> None:
         """`authority`: PEM of the certificate that the server's must be signed by."""
-        process = secrets.token_hex(8)
-        self._client = FleetHttpClient.from_server_address(
-            address,
-            False,
-            authority.encode(),
-            [_Process(process), NodeAuthHttpInterceptor(key, key.public_key())],
+        signing = [_Process(secrets.token_hex(8)), NodeAuthHttpInterceptor(key, key.public_key())]
+        self._client, self._pulse = (
+            FleetHttpClient.from_server_address(address, False, authority.encode(), signing)
+            for _ in range(2)
         )
         self._key = key
         self._node = Node()
-        self._lock = threading.Lock()
+        self._is_heard = False
 
     def connect(self) -> None:
         """Say that the site is here. Raises, as all methods, `UnreachableError`, `RefusedError`."""
@@ -494,7 +502,7 @@ class Line:
         """Show a sign of life; from any thread."""
         request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=_INTERVAL)
         with self._calling():
-            self._client.SendNodeHeartbeat(request)
+            self._pulse.SendNodeHeartbeat(request)
 
     def fetch(self) -> tuple[Message, Parcel] | None:
         """The next parcel and what to answer it by, or None where there is none."""
@@ -514,8 +522,12 @@ class Line:
             return None  # taken back in the meantime
         return message, _parcel(inflate_object_from_contents(root, contents))
 
-    def reply(self, message: Message, parcel: Parcel) -> None:
-        """Answer a parcel; one that was taken back in the meantime is passed over in silence."""
+    def reply(self, message: Message, parcel: Parcel) -> bool:
+        """Answer a parcel; one that was taken back in the meantime is passed over in silence.
+
+        Returns:
+            True: the server has it, or did not want it any more.
+        """
         about = message.metadata
         metadata = Metadata(
             run_id=about.run_id,
@@ -550,28 +562,30 @@ class Line:
                         object_content=objects[name].deflate(),
                     )
                 )
+        return True
 
     def close(self) -> None:
-        """Say goodbye, where somebody is there to hear it."""
+        """Say goodbye, where somebody is there to hear it; no sign of life may follow."""
+        if not self._is_heard:
+            return
         with contextlib.suppress(FleetError), self._calling():
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
 
     @contextlib.contextmanager
     def _calling(self) -> Iterator[None]:
-        with self._lock:
-            try:
-                yield
-            except httpx.TransportError as error:
-                raise UnreachableError(str(error) or type(error).__name__) from error
-            except httpx.HTTPStatusError as error:
-                status = error.response.status_code
-                if status >= 500:
-                    raise UnreachableError(
-                        f"the server answers with HTTP status {status}"
-                    ) from error
-                raise RefusedError(_reason(error.response), status) from error
-            except ValueError as error:
-                raise UnreachableError(f"the server's answer cannot be read: {error}") from error
+        try:
+            yield
+            self._is_heard = True
+        except httpx.TransportError as error:
+            self._is_heard = False
+            raise UnreachableError(str(error) or type(error).__name__) from error
+        except httpx.HTTPStatusError as error:
+            status = error.response.status_code
+            if status >= 500:
+                raise UnreachableError(f"the server answers with HTTP status {status}") from error
+            raise RefusedError(_reason(error.response), status) from error
+        except ValueError as error:
+            raise UnreachableError(f"the server's answer cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,9 @@ _CONTEXT.set_forkserver_preload(["tests.fleet.stages"])
 class Play:
     """One federation: a folder, the server `fleet`, and sites, each a process of its own."""
 
-    def __init__(self, folder: Path, sites: Mapping[str, Sequence[str]] = SITES, **options: Any):
+    def __init__(
+        self, folder: Path, sites: Mapping[str, Sequence[str]] = SITES, **options: Any
+    ) -> None:
         """Write the sites' images; `options` are the run's, beside `OPTIONS`."""
         self.folder = folder
         self.sites = list(sites)

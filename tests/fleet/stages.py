@@ -114,12 +114,12 @@ def _say_of_site(stages: Stages) -> None:
         stages.reach(f"trained {round + 1}")
         return report
 
-    def said_reply(self: flower.Line, message: Any, parcel: Any) -> None:
+    def said_reply(self: flower.Line, message: Any, parcel: Any) -> bool:
         nonlocal answering
         note = unpack(parcel)
         answering = str(note.values["round"] + 1) if note.kind == "train" else note.kind
         stages.reach(f"answering {answering}")
-        reply(self, message, parcel)
+        return reply(self, message, parcel)
 
     def said_push(self: Any, request: Any) -> Any:
         stages.reach(f"pushing {answering}")
