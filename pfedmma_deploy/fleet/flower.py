@@ -566,10 +566,11 @@ class Line:
 
     def close(self) -> None:
         """Say goodbye, where somebody is there to hear it; no sign of life may follow."""
-        if not self._is_heard:
-            return
-        with contextlib.suppress(FleetError), self._calling():
-            self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
+        if self._is_heard:
+            with contextlib.suppress(FleetError), self._calling():
+                self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
+        self._client.close()
+        self._pulse.close()
 
     @contextlib.contextmanager
     def _calling(self) -> Iterator[None]:

@@ -54,7 +54,7 @@ class Cable:
 
     def _pass_up(self, near: socket.socket, far: socket.socket) -> None:
         passed = 0
-        with contextlib.suppress(OSError), near, far:
+        with _broken_after(near, far):
             while data := near.recv(16_384):
                 time.sleep(self.seconds)
                 passed += len(data)
@@ -65,9 +65,20 @@ class Cable:
 
     @staticmethod
     def _pass_down(far: socket.socket, near: socket.socket) -> None:
-        with contextlib.suppress(OSError), far, near:
+        with _broken_after(far, near):
             while data := far.recv(16_384):
                 near.sendall(data)
+        far.close()
+        near.close()
+
+
+@contextlib.contextmanager
+def _broken_after(*ends: socket.socket) -> Iterator[None]:
+    with contextlib.suppress(OSError):
+        yield
+    for end in ends:
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass
@@ -78,9 +89,12 @@ class Ends:
     cable: Cable
     authority: str
     key: str
+    lines: list[Line] = field(default_factory=list)
 
     def line(self) -> Line:
-        return Line(f"127.0.0.1:{self.cable.port}", self.authority, load_private(self.key))
+        line = Line(f"127.0.0.1:{self.cable.port}", self.authority, load_private(self.key))
+        self.lines.append(line)
+        return line
 
 
 @pytest.fixture
@@ -92,7 +106,11 @@ def ends(tmp_path: Path) -> Iterator[Ends]:
     link.allow("ward-a", public)
     with link.listening("127.0.0.1", 0, certificate, server_key) as port:
         cable = Cable(port)
-        yield Ends(link, cable, (tmp_path / "ca.pem").read_text(), private)
+        ends = Ends(link, cable, (tmp_path / "ca.pem").read_text(), private)
+        yield ends
+        for line in ends.lines:
+            with contextlib.suppress(RuntimeError):  # closed already
+                line.close()
         cable.close()
 
 
@@ -113,23 +131,29 @@ def test_a_site_is_here_while_a_long_answer_travels(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flower, "GONE_AFTER", 1.0)
-    line, over, missed = ends.line(), threading.Event(), []
+    line, over = ends.line(), threading.Event()
+    looks: list[bool] = []
     line.connect()
     line.beat()
 
-    def watch() -> None:
+    def beat() -> None:
         while not over.wait(0.1):
             line.beat()
-            missed.append(not ends.link.is_here("ward-a"))
 
-    thread = threading.Thread(target=watch)
-    thread.start()
+    def watch() -> None:
+        while not over.wait(0.1):
+            looks.append(ends.link.is_here("ward-a"))
+
+    threads = [threading.Thread(target=each) for each in (beat, watch)]
+    for thread in threads:
+        thread.start()
     ends.cable.seconds = 0.2  # 13 pieces or more: 2.6 s
     ticket = answered(ends, line)
     over.set()
-    thread.join()
+    for thread in threads:
+        thread.join()
     assert ends.link.answer(ticket) == BIG
-    assert missed and not any(missed)
+    assert looks and all(looks)
 
 
 def test_an_answer_gets_through_however_often_the_connection_breaks(ends: Ends) -> None:
