@@ -481,7 +481,10 @@ class Line:
 
     def __init__(self, address: str, authority: str, key: PrivateKey) -> None:
         """`authority`: PEM of the certificate that the server's must be signed by."""
-        signing = [_Process(secrets.token_hex(8)), NodeAuthHttpInterceptor(key, key.public_key())]
+        signing: list[Any] = [
+            _Process(secrets.token_hex(8)),
+            NodeAuthHttpInterceptor(key, key.public_key()),
+        ]
         self._client, self._pulse = (
             FleetHttpClient.from_server_address(address, False, authority.encode(), signing)
             for _ in range(2)

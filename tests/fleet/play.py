@@ -57,13 +57,17 @@ class Play:
     """One federation: a folder, the server `fleet`, and sites, each a process of its own."""
 
     def __init__(
-        self, folder: Path, sites: Mapping[str, Sequence[str]] = SITES, **options: Any
+        self,
+        folder: Path,
+        host: str = "127.0.0.1",
+        sites: Mapping[str, Sequence[str]] = SITES,
+        **options: Any,
     ) -> None:
         """Write the sites' images; `options` are the run's, beside `OPTIONS`."""
         self.folder = folder
         self.sites = list(sites)
         self.options = {**OPTIONS, **options}
-        self.address = f"127.0.0.1:{_free_port()}"
+        self.address = f"{host}:{_free_port(host)}"
         self.processes: dict[str, BaseProcess] = {}
         for place, (site, names) in enumerate(sites.items()):
             self.write_site(site, place, names)
@@ -107,6 +111,12 @@ class Play:
         folders = ["--data", str(self.data / site), "--out", str(out or self.site_folder(site))]
         command = ["fleet", "join", str(invitation), *folders, "--yes"]
         self.start(name or site, *command, namespace=namespace)
+
+    def add(self, site: str) -> None:
+        """`pfedmma fleet add`, until the server knows it."""
+        self.run("fleet", "add", str(self.fleet), site)
+        what = f"the server invites {site}"
+        self.wait(what, lambda: self._seen(site, "never") is None)
 
     def start_all(self) -> None:
         """Server and sites."""
@@ -220,6 +230,9 @@ class Play:
         for process in self.processes.values():
             process.join(SOON)
 
+    def _seen(self, site: str, unknown: str) -> object:
+        return self.status["sites"].get(site, {}).get("seen_seconds_ago", unknown)
+
     def _state(self, name: str) -> str:
         text = Path(f"/proc/{self.processes[name].pid}/stat").read_text()
         return text.rpartition(") ")[2][0]
@@ -269,7 +282,7 @@ def absent(counted: Sequence[Sequence[str]], lost: Mapping[str, int] | None = No
         ) -> Iterator[ClientReport]:
             again = [id for id, when in (lost or {}).items() if when == round + 1]
             stored = self.checkpoint
-            self.checkpoint = _Forgetful(stored, again)  # type: ignore[assignment]
+            self.checkpoint = _Forgetful(stored, again)
             yield from super().run_round(round, counted[round], server)
             self.checkpoint = stored
 
@@ -290,8 +303,8 @@ class _Forgetful:
         self.states.stage_client(client, round, state)
 
 
-def _free_port() -> int:
+def _free_port(host: str) -> int:
     with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
+        found.bind((host, 0))
         port: int = found.getsockname()[1]
         return port

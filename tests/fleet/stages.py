@@ -25,12 +25,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 # Here and not in each process: they are forked from one that has all of it loaded.
+from flwr.supernode.fleet_http_client import FleetHttpClient
+
 from pfedmma_deploy.cli import main
 from pfedmma_deploy.federated.engine import InProcessEngine
 from pfedmma_deploy.fleet import engine, flower, server, site
 from pfedmma_deploy.fleet.messages import unpack
 from pfedmma_deploy.store import checkpoint
+from pfedmma_deploy.store.files import write_bytes
 from tests.tinyclip import register
 
 _NEW_NETWORK = 0x40000000
@@ -89,13 +94,14 @@ def _enter(namespace: str) -> None:
 
 
 def _say_stages(stages: Stages) -> None:
-    _say_of_site(stages)
-    _say_of_server(stages)
+    patch = pytest.MonkeyPatch().setattr  # for good: the process ends with the command
+    _say_of_site(stages, patch)
+    _say_of_server(stages, patch)
 
 
-def _say_of_site(stages: Stages) -> None:
+def _say_of_site(stages: Stages, patch: Callable[..., None]) -> None:
     connect, fetch, reply = flower.Line.connect, flower.Line.fetch, flower.Line.reply
-    push, train = flower.FleetHttpClient.PushObject, InProcessEngine.train_client
+    push, train = FleetHttpClient.PushObject, InProcessEngine.train_client
     finish, answering = site.Site._finish, ""
 
     def said_connect(self: flower.Line) -> None:
@@ -131,18 +137,18 @@ def _say_of_site(stages: Stages) -> None:
         stages.reach("finished")
         return found
 
-    flower.Line.connect = said_connect  # type: ignore[method-assign]
-    flower.Line.fetch = said_fetch  # type: ignore[method-assign]
-    flower.Line.reply = said_reply  # type: ignore[method-assign]
-    flower.FleetHttpClient.PushObject = said_push  # type: ignore[method-assign]
-    InProcessEngine.train_client = said_train  # type: ignore[method-assign]
-    site.Site._finish = said_finish  # type: ignore[method-assign]
+    patch(flower.Line, "connect", said_connect)
+    patch(flower.Line, "fetch", said_fetch)
+    patch(flower.Line, "reply", said_reply)
+    patch(FleetHttpClient, "PushObject", said_push)
+    patch(InProcessEngine, "train_client", said_train)
+    patch(site.Site, "_finish", said_finish)
 
 
-def _say_of_server(stages: Stages) -> None:
+def _say_of_server(stages: Stages, patch: Callable[..., None]) -> None:
     listening, run_round = flower.Link.listening, engine.GridEngine.run_round
     answer, commit = engine.GridEngine._answer, checkpoint.Checkpoint.commit
-    write, hand_out = checkpoint.write_bytes, server._hand_out
+    write, hand_out = write_bytes, server._hand_out
 
     @contextlib.contextmanager
     def said_listening(self: flower.Link, *rest: Any) -> Iterator[int]:
@@ -175,9 +181,9 @@ def _say_of_server(stages: Stages) -> None:
         hand_out(desk, *rest)
         stages.reach("handed out")
 
-    flower.Link.listening = said_listening  # type: ignore[method-assign]
-    engine.GridEngine.run_round = said_round  # type: ignore[method-assign]
-    engine.GridEngine._answer = said_answer  # type: ignore[method-assign]
-    checkpoint.Checkpoint.commit = said_commit  # type: ignore[method-assign]
-    checkpoint.write_bytes = said_write
-    server._hand_out = said_hand_out
+    patch(flower.Link, "listening", said_listening)
+    patch(engine.GridEngine, "run_round", said_round)
+    patch(engine.GridEngine, "_answer", said_answer)
+    patch(checkpoint.Checkpoint, "commit", said_commit)
+    patch(checkpoint, "write_bytes", said_write)
+    patch(server, "_hand_out", said_hand_out)

@@ -5,9 +5,12 @@ Every process is real, and stopped, killed or cut off where it hurts (`tests.fle
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +132,71 @@ def test_a_late_answer_leaves_no_trace_in_a_methods_state(make: Make, method: st
     play.require_same(play.simulate())
 
 
+@dataclass(frozen=True)
+class Cable:
+    """The way from a network namespace to this machine."""
+
+    namespace: str
+    host: str
+    """This machine's address, seen from there."""
+    device: str
+
+    def cut(self) -> None:
+        run_ip("link", "set", self.device, "down")
+
+    def mend(self) -> None:
+        run_ip("link", "set", self.device, "up")
+
+
+def run_ip(*arguments: str) -> None:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def cable() -> Iterator[Cable]:
+    name, number = f"pfedmma-{os.getpid()}", os.getpid() % 250
+    here, there, network = f"pf{os.getpid()}", f"pg{os.getpid()}", f"10.213.{number}"
+    inside = ("-n", name)
+    try:
+        run_ip("netns", "add", name)
+    except OSError as error:
+        pytest.skip(f"a network namespace cannot be made here: {error}")
+    try:
+        run_ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", name)
+        run_ip("address", "add", f"{network}.1/24", "dev", here)
+        run_ip(*inside, "address", "add", f"{network}.2/24", "dev", there)
+        run_ip("link", "set", here, "up")
+        run_ip(*inside, "link", "set", there, "up")
+        yield Cable(name, f"{network}.1", here)
+    finally:
+        run_ip("netns", "delete", name)
+
+
+@pytest.mark.slow
+def test_a_site_whose_cable_is_cut_is_back_in_a_later_round(make: Make, cable: Cable) -> None:
+    play = make("--round-limit", "60", host=cable.host)
+    play.order("site-b", "training 2", "STOP")
+    play.order("fleet", "starting 3", "HOLD")
+    play.serve()
+    for site in play.sites:
+        play.join(site, namespace=cable.namespace if site == "site-b" else None)
+    play.wait_stopped("site-b")
+    cable.cut()
+    play.send("site-b", signal.SIGCONT)
+    play.wait_stage("fleet", "committed 2")
+    # Its work is done, and nobody hears of it.
+    assert play.stages("site-b")[-1] in ("answering 2", "connecting")
+    cable.mend()
+    hold_until_back(play, 3, "site-b")
+    play.end_all()
+    assert play.counted == [ALL, ["site-a", "site-c"], ALL, ALL]
+    assert play.rounds[1]["absent"] == {"site-b": "was not heard of for 20 s"}
+    assert play.stages("site-b").count("training 2") == 1
+    play.require_same(play.simulate())
+
+
 # A server that dies.
 
 MOMENTS = ["listening", "starting 1", "heard 2", "committing 2", "writing 2", "committed 2"]
@@ -186,7 +254,7 @@ def test_a_site_killed_with_its_result_needs_nobody(make: Make) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "stage",
-    ["connecting", "waiting", "training 2", "trained 2", "answering 2", "pushing 2", "finishing"],
+    ["connecting", "waiting", "training 2", "trained 2", "answering 2", "pushing 2"],
 )
 def test_a_site_that_stands_still_for_half_a_minute(make: Make, stage: str) -> None:
     play = make("--round-limit", "60")
@@ -204,7 +272,42 @@ def test_a_site_that_stands_still_for_half_a_minute(make: Make, stage: str) -> N
     play.require_same(play.simulate())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["finishing", "finished", "answering finish"])
+def test_a_site_that_stands_still_with_its_result(make: Make, stage: str) -> None:
+    play = make("--round-limit", "60")
+    play.order("site-a", stage, "STOP")
+    play.start_all()
+    play.wait_stopped("site-a")
+    time.sleep(30)
+    play.send("site-a", signal.SIGCONT)
+    play.end_all()
+    assert play.status["sites"]["site-a"]["state"] == "done"
+    assert play.counted == [ALL] * 4
+    play.require_same(play.simulate())
+
+
+@pytest.mark.slow
+def test_a_server_that_stands_still_misses_nobody(make: Make) -> None:
+    play = make("--round-limit", "120")
+    play.order("fleet", "heard 2", "STOP")
+    play.start_all()
+    play.wait_stopped("fleet")
+    time.sleep(30)
+    play.send("fleet", signal.SIGCONT)
+    play.end_all()
+    assert play.counted == [ALL] * 4
+    play.require_same(play.simulate())
+
+
 # Too few answers.
+
+
+def test_a_quorum_that_no_round_can_reach_is_refused(make: Make) -> None:
+    play = make("--quorum", "2", clients_per_round=0.6)
+    command = ["--sites", "a,b,c", "--config", str(play.folder / "run.toml"), "--quorum", "3"]
+    words = play.run("fleet", "new", str(play.folder / "other"), *command, code=2)
+    assert "--quorum from 1 to the number of sites that train in a round (2)" in words
 
 
 @pytest.mark.slow
@@ -228,7 +331,39 @@ def test_a_round_below_the_quorum_changes_nothing(make: Make) -> None:
     play.require_same(play.simulate())
 
 
+@pytest.mark.slow
+def test_with_too_few_sites_left_the_rest_of_the_rounds_wait(make: Make) -> None:
+    play = make("--quorum", "3")
+    play.order("fleet", "starting 2", "HOLD")
+    play.start_all()
+    play.wait_stage("fleet", "starting 2")
+    play.run("fleet", "remove", str(play.fleet), "site-c")
+    play.end("site-c", 1)
+    play.release("fleet", "starting 2")
+    waits = "2 of 2 sites would train, the quorum is 3"
+    play.wait("the server waits", lambda: play.status["remark"] == waits)
+    play.add("site-c")
+    play.join("site-c")
+    play.end_all()
+    assert play.counted == [ALL, [], ALL, ALL]
+    play.require_same(play.simulate())
+
+
 # Sites that come and go.
+
+
+@pytest.mark.slow
+def test_a_site_invited_again_before_it_said_who_it_is(make: Make) -> None:
+    play = make()
+    play.order("site-c", "answering hello", "STOP")
+    play.start_all()
+    play.wait_stopped("site-c")
+    play.add("site-c")
+    play.kill("site-c")
+    play.join("site-c")
+    play.end_all()
+    assert play.counted == [ALL] * 4
+    play.require_same(play.simulate())
 
 
 @pytest.mark.slow
@@ -238,7 +373,7 @@ def test_a_site_that_is_added_takes_part_from_the_next_round_on(make: Make) -> N
     play.start_all()
     play.wait_stage("fleet", "starting 2")
     play.write_site("site-d", 3, ("dog", "tree"))
-    play.run("fleet", "add", str(play.fleet), "site-d")
+    play.add("site-d")
     play.sites.append("site-d")
     play.join("site-d")
     hold_until_back(play, 2, "site-d")
