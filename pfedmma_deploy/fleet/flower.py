@@ -122,6 +122,12 @@ class _LinkState(InMemoryLinkState):
         """See Flower."""
         return {id: RunStatus(Status.RUNNING, "", "") for id in run_ids}
 
+    def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
+        """See Flower, which would refuse a site that comes back sooner than it was missed."""
+        with self.lock:
+            self.deactivate_node(node_id)
+            return super().activate_node(node_id, heartbeat_interval)
+
 
 @dataclass
 class Contact:
@@ -366,8 +372,6 @@ class Link:
         contact.last_seen = time.monotonic()
         if path == ACTIVATE:
             with self._lock:
-                # Flower would refuse a site that comes back sooner than it was missed.
-                self._state.deactivate_node(contact.node_id)
                 # What was on its way when the connection broke is sent once more.
                 if site in self._open.values():
                     contact.budget = self.limit
@@ -467,8 +471,8 @@ class RefusedError(FleetError):
 
     def __init__(self, reason: str, status: int) -> None:
         super().__init__(reason)
-        self.is_unknown = status in (401, 412)
-        """It does not know who is asking, or of what: 412 is Flower's for another server's run."""
+        self.is_unknown = status == 401
+        """It does not know who is asking."""
         self.is_taken = status == 409
         """Another process of this site is at work."""
 
@@ -529,9 +533,11 @@ class Line:
         """Answer a parcel; one that was taken back in the meantime is passed over in silence.
 
         Returns:
-            True: the server has it, or did not want it any more.
+            False: the server that asked is no more; the one in its place asks itself.
         """
         about = message.metadata
+        if about.dst_node_id != self._node.node_id:
+            return False
         metadata = Metadata(
             run_id=about.run_id,
             message_id="",

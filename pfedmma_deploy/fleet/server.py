@@ -82,11 +82,12 @@ def serve(
     address = fleet.address.rpartition(":")[0].strip("[]")
     hosts = list(dict.fromkeys([address, "localhost", "127.0.0.1"]))
     certificate, key = issue_server_certificate(fleet.keys, hosts)
+    # It registers the sites: one that calls as soon as the port is open must be known.
+    desk = Desk(fleet, link, watch)
+    desk.status.round = 0 if run is None else run.checkpoint.round + 1
     with link.listening(host, port, certificate, key) as opened:
         if listening is not None:
             listening(opened)
-        desk = Desk(fleet, link, watch)
-        desk.status.round = 0 if run is None else run.checkpoint.round + 1
         try:
             return _train(desk, run, adapter, start_with, progress)
         finally:

@@ -326,11 +326,13 @@ class Site:
 
     def _asking(self, line: Line, call: Callable[[], Any]) -> Any:
         """What `call` returns, however often it takes."""
+        wait = FASTEST
         while True:
             try:
                 return call()
             except UnreachableError:
-                time.sleep(FASTEST)
+                time.sleep(wait)
+                wait = min(RETRY_AT_MOST, wait * 2)
                 self._connect(line)
             except RefusedError as error:
                 if not error.is_unknown:

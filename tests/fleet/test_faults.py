@@ -470,7 +470,7 @@ def test_a_site_stopped_by_its_user_continues_by_the_command_it_names(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["listening", "heard 2", "handing out"])
+@pytest.mark.parametrize("stage", ["starting 1", "heard 2", "handing out"])
 def test_a_server_stopped_by_its_operator_continues_by_the_command_it_names(
     make: Make, stage: str
 ) -> None:

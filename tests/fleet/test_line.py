@@ -92,6 +92,7 @@ class Ends:
     lines: list[Line] = field(default_factory=list)
 
     def line(self) -> Line:
+        """A process of the site."""
         line = Line(f"127.0.0.1:{self.cable.port}", self.authority, load_private(self.key))
         self.lines.append(line)
         return line
@@ -188,3 +189,46 @@ def test_goodbye_is_said_only_to_a_server_that_was_heard(ends: Ends) -> None:
     line.close()
     assert time.monotonic() - began < 5
     assert ends.link.is_here("ward-a")
+
+
+def test_an_answer_to_a_server_that_is_no_more_is_kept_back(ends: Ends, tmp_path: Path) -> None:
+    """The one in its place would not know what it is about."""
+    line = ends.line()
+    line.connect()
+    ends.link.send("ward-a", Parcel("{}"))
+    found = line.fetch()
+    assert found is not None
+    after = Link(limit=300_000)
+    after.allow("ward-a", ends.link.contacts["ward-a"].public_key.decode())
+    files = tmp_path / "server.pem", tmp_path / "server-key.pem"
+    with after.listening("127.0.0.1", 0, *files) as port:
+        ends.cable.target = port
+        ends.cable.cuts = [0]
+        with pytest.raises(UnreachableError):
+            line.reply(found[0], BIG)
+        line.connect()
+        assert line.reply(found[0], BIG) is False
+        ticket = after.send("ward-a", Parcel("{}"))
+        again = line.fetch()
+        assert ticket is not None and again is not None
+        assert line.reply(again[0], BIG) is True
+        assert after.answer(ticket) == BIG
+        line.close()
+
+
+def test_a_site_may_connect_again_while_it_shows_signs_of_life(ends: Ends) -> None:
+    line, over = ends.line(), threading.Event()
+    line.connect()
+
+    def beat() -> None:
+        while not over.is_set():
+            line.beat()
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        for _ in range(20):
+            line.connect()
+    finally:
+        over.set()
+        thread.join()
