@@ -112,7 +112,7 @@ def measure(sites: int, folder: Path) -> Row:
         "seconds": _seconds(shared),
         "seconds_simulation": _seconds(simulation),
         "payload": sizes["up"] + sizes["down"],
-        "wire": _wire(fleet) / sites / config.rounds,
+        "wire": round(_wire(fleet) / sites / config.rounds),
         "server_memory": server.peak,
         "site_memory": max(process.peak for process in running.values()),
         "threads": int(environment(sites)["OMP_NUM_THREADS"]),
@@ -146,17 +146,17 @@ def _free_port() -> int:
 
 
 COLUMNS: Columns = {
-    "Sites": ("sites", 0),
-    "Threads each": ("threads", 0),
-    "Seconds a round": ("seconds", 2),
-    "Simulation's": ("seconds_simulation", 2),
-    "Payload, bytes": ("payload", 0),
-    "On the wire": ("wire", 0),
-    "Server, MiB": ("server_mib", 0),
-    "Site, MiB": ("site_mib", 0),
+    "Sites": ("sites", 1),
+    "Threads each": ("threads", 1),
+    "Seconds a round": ("seconds", 1),
+    "Simulation's": ("seconds_simulation", 1),
+    "Payload, bytes": ("payload", 1),
+    "On the wire": ("wire", 1),
+    "Server, MiB": ("server_memory", 1 / MIB),
+    "Site, MiB": ("site_memory", 1 / MIB),
     "Server up, s": ("server_start", 1),
     "Site up, s": ("site_start", 1),
-    "Same bits": ("same", 0),
+    "Same bits": ("same", 1),
 }
 NOTE: Final = (
     "The quickstart's federation, all on one machine, every operator and site a process of its own."
@@ -172,12 +172,7 @@ NOTE: Final = (
 
 def write_report(out: Path, stored: Mapping[str, Any], lines: str) -> None:
     """The table of all rows, beside the JSON file `out`."""
-    cells = []
-    for row in stored["rows"]:
-        shown = {"same": "yes" if row["is_identical"] else "no"}
-        for name in ("server", "site"):
-            shown[f"{name}_mib"] = row[f"{name}_memory"] / MIB
-        cells.append({**row, **shown})
+    cells = [{**row, "same": "yes" if row["is_identical"] else "no"} for row in stored["rows"]]
     section = make_section("fleet", "", COLUMNS, cells)
     head, *body = [f"| {' | '.join(line)} |" for line in (section.columns, *section.cells)]
     table = "\n".join([head, f"|{'---|' * len(section.columns)}", *body])
