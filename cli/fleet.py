@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,13 +68,16 @@ def new(
     names = split_names(sites) or []
     if not names or len(set(names)) < len(names):
         raise UsageError(f"--sites takes different names such as ward-a,ward-b, not {sites!r}")
-    if round_limit <= 0 or (quorum is not None and not 1 <= quorum <= len(names)):
-        raise UsageError(
-            f"--round-limit must be above 0, and --quorum from 1 to the number of sites"
-            f" ({len(names)})"
-        )
     resolved = _options(config, preset, output)
     _fleet_extra()
+    from pfedmma_deploy.federated.rounds import clients_in_round
+
+    chosen = clients_in_round(resolved.clients_per_round, len(names))
+    if round_limit <= 0 or (quorum is not None and not 1 <= quorum <= chosen):
+        raise UsageError(
+            "--round-limit must be above 0, and --quorum from 1 to the number of sites that train"
+            f" in a round ({chosen})"
+        )
     from pfedmma_deploy.backbone.loading import load_backbone
     from pfedmma_deploy.federated.session import open_method
     from pfedmma_deploy.federated.train import note_rule
@@ -94,7 +98,7 @@ def new(
             "fingerprint": backbone.fingerprint,
         },
         split_names(class_names),
-        len(names) // 2 + 1 if quorum is None else quorum,
+        chosen // 2 + 1 if quorum is None else quorum,
         round_limit,
     )
     files = {}
@@ -189,7 +193,9 @@ def serve(
                 listening=lambda opened: output.note(f"Listening on {host}:{opened}."),
             )
         except KeyboardInterrupt:
-            output.note(f"Stopped. Continue with: pfedmma fleet serve {folder}")
+            again = ["pfedmma", "fleet", "serve", str(folder)]
+            again += ["--listen", listen] if listen else []
+            output.note(f"Stopped. Continue with: {shlex.join(again)}")
             raise typer.Exit(130) from None
     _show(output, found.status)
     output.say(f"Run: {found.run.folder} (shared tensors and rounds; no client's adapter)")
@@ -246,8 +252,9 @@ def join(
     try:
         run = site.take_part()
     except KeyboardInterrupt:
-        again = f"pfedmma fleet join {invitation} --data {data}" + (f" --out {out}" if out else "")
-        output.note(f"Stopped. Continue with: {again}")
+        again = ["pfedmma", "fleet", "join", str(invitation), "--data", data]
+        again += ["--out", str(out)] if out else []
+        output.note(f"Stopped. Continue with: {shlex.join(again)}")
         raise typer.Exit(130) from None
     output.say(f"Run: {run.folder} (this site's own model in clients/{read.site})")
     output.note(

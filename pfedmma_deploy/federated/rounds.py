@@ -90,6 +90,7 @@ def run_rounds(
     # A method may share nothing: then both are empty, and it does not matter which is taken.
     shared = checkpoint.load_shared() or shared
     first = checkpoint.round + 1
+    checkpoint.remove_leftovers()
     run.write_rounds(first, checkpoint.record)
     for round in progress.track(range(first, config.rounds), "rounds", config.rounds - first):
         started = time.perf_counter()

@@ -16,6 +16,7 @@ from typing import Any, Final
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.errors import FleetError
 from pfedmma_deploy.federated.engine import ClientReport
+from pfedmma_deploy.federated.rounds import clients_in_round
 from pfedmma_deploy.fleet.checks import MAX_EXAMPLES, check_report, far_updates
 from pfedmma_deploy.fleet.flower import GONE_AFTER, Link
 from pfedmma_deploy.fleet.folder import Fleet, Site
@@ -97,7 +98,7 @@ class Desk:
             is_here = self.link.is_here(site.id)
             if row.state == "not here" and is_here:
                 row.state = "here"
-            elif row.state in ("here", "training") and not is_here:
+            elif row.state in ("here", "training", "answered") and not is_here:
                 row.state = "not here"
         self.status.write(self.fleet.folder)
         if self._watch is not None:
@@ -115,14 +116,16 @@ class Desk:
         members = {site.id: site for site in self.fleet.members}
         for id in self.link.contacts.keys() - members.keys():
             self.link.forbid(id)
-            self.greeted.pop(id, None)
-            self._hellos.pop(id, None)
+            self._forget(id)
         for site in members.values():
             if self.link.allow(site.id, site.public_key):
-                # Whoever comes with a new invitation says anew who it is.
-                self.greeted.pop(site.id, None)
-                self._hellos.pop(site.id, None)
+                self._forget(site.id)
             self.status.site(site.id)
+
+    def _forget(self, site: str) -> None:
+        """Ask a site anew who it is."""
+        self.greeted.pop(site, None)
+        self._hellos.pop(site, None)
 
     def _greet(self) -> None:
         for site in self.fleet.members:
@@ -173,22 +176,29 @@ class GridEngine:
         self.tally()
 
     def members(self) -> list[str]:
-        """Sites that a round may choose from: not removed, and not set aside.
+        """Sites that a round may choose from: not removed, and not set aside."""
+        self.tally()
+        rows = self.desk.status.sites
+        members = [site.id for site in self.desk.fleet.members]
+        return [id for id in members if rows[id].refused < STRIKES]
 
-        Waits where they are fewer than a quorum: no round could count.
-        """
-        desk = self.desk
+    def await_members(self) -> list[str]:
+        """The members, once a round of them can reach the quorum."""
+        desk, share = self.desk, self.run.config.clients_per_round
         while True:
-            self.tally()
-            members = [site.id for site in desk.fleet.members]
-            found = [id for id in members if desk.status.sites[id].refused < STRIKES]
-            if len(found) >= desk.fleet.quorum:
-                return found
+            members, invited = self.members(), len(desk.fleet.members)
+            chosen = clients_in_round(share, len(members)) if members else 0
+            if chosen >= desk.fleet.quorum:
+                return members
             desk.status.stage = "waiting for sites"
             desk.status.remark = (
-                f"{len(members) - len(found)} of {len(members)} sites are set aside, and "
-                f"{desk.fleet.quorum} must take part: pfedmma fleet add lets one in again"
+                f"{chosen} of {len(members)} sites would train, the quorum is {desk.fleet.quorum}"
             )
+            if len(members) < invited:
+                desk.status.remark = (
+                    f"{invited - len(members)} of {invited} sites are set aside, and "
+                    f"{desk.fleet.quorum} must take part: pfedmma fleet add lets one in again"
+                )
             desk.look()
 
     def run_round(
@@ -236,10 +246,14 @@ class GridEngine:
     def _await_quorum(self, clients: Sequence[str]) -> None:
         """Rounds that cannot count are not begun: else a bad hour would use them all up."""
         desk = self.desk
-        quorum = min(desk.fleet.quorum, len(clients))
-        while sum(site.id in clients for site in desk.here()) < quorum:
+        while True:
+            # Without one that is removed meanwhile: nobody waits for it.
+            left = [site.id for site in desk.fleet.members if site.id in clients]
+            quorum = min(desk.fleet.quorum, len(left))
+            if sum(site.id in left for site in desk.here()) >= quorum:
+                return
             desk.status.stage = "waiting for sites"
-            desk.status.remark = f"{quorum} of the {len(clients)} chosen must be there"
+            desk.status.remark = f"{quorum} of the {len(left)} chosen must be there"
             desk.look()
 
     def _collect(
@@ -285,10 +299,14 @@ class GridEngine:
         contact = self.desk.link.contacts.get(client)
         if contact is None:
             return "was removed by the operator"
-        return "left" if contact.has_left else f"was not heard of for {GONE_AFTER:.0f} s"
+        if not contact.process:
+            return "left in the middle of the round"
+        return f"was not heard of for {GONE_AFTER:.0f} s"
 
     def _miss(self, client: str, reason: str) -> None:
-        self.cost.absent[client] = self.desk.status.site(client).reason = one_line(reason)
+        row = self.desk.status.site(client)
+        row.state = "here" if self.desk.link.is_here(client) else "not here"
+        self.cost.absent[client] = row.reason = one_line(reason)
 
     def _refuse(self, client: str, reason: str) -> None:
         row = self.desk.status.site(client)

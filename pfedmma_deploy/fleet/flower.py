@@ -133,6 +133,12 @@ class _LinkState(InMemoryLinkState):
         """See Flower."""
         return {id: RunStatus(Status.RUNNING, "", "") for id in run_ids}
 
+    def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
+        """See Flower, which would refuse a site that comes back sooner than it was missed."""
+        with self.lock:
+            self.deactivate_node(node_id)
+            return super().activate_node(node_id, heartbeat_interval)
+
 
 def largest(payload: int) -> int:
     """Bytes of the largest message with this many bytes of tensors, and all around them."""
@@ -146,11 +152,9 @@ class Contact:
     node_id: int
     public_key: bytes
     process: str = ""
-    """Which process of the site is talking; empty before the first."""
+    """Which process of the site is talking; empty before the first and after a goodbye."""
     last_seen: float | None = None
     """`time.monotonic()` of its last request; None before the first."""
-    has_left: bool = False
-    """Whether that request said goodbye."""
     received: int = 0
     """HTTP bytes from the site, without TLS."""
     sent: int = 0
@@ -179,7 +183,7 @@ class Link:
     # Who may talk.
 
     def allow(self, site: str, public_key: str) -> bool:
-        """Register a site's key, PEM; False, and nothing changes, where it is registered."""
+        """Register a site's key, PEM; False where it is registered already."""
         key = public_key.encode()
         with self._lock:
             if site in self.contacts and self.contacts[site].public_key == key:
@@ -188,7 +192,7 @@ class Link:
             node_id = self._state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0)
             self.contacts[site] = Contact(node_id, key)
             self._site_by_key[key] = site
-            return True
+        return True
 
     def forbid(self, site: str) -> None:
         """Take a site's key back; its next request is refused."""
@@ -201,9 +205,9 @@ class Link:
                 self.close(ticket)
 
     def is_here(self, site: str) -> bool:
-        """Whether the site has been heard of lately."""
+        """Whether the site has been heard of lately, and not to say goodbye."""
         contact = self.contacts.get(site)
-        if contact is None or contact.last_seen is None or contact.has_left:
+        if contact is None or contact.last_seen is None or not contact.process:
             return False
         return time.monotonic() - contact.last_seen < GONE_AFTER
 
@@ -456,12 +460,14 @@ class Link:
             contact.budget -= int(length)
         elif int(length) > SMALL_BODY:
             return 413, contact
-        contact.last_seen, contact.has_left = time.monotonic(), path == DEACTIVATE
+        contact.last_seen = time.monotonic()
         if path == ACTIVATE:
             with self._lock:
-                # Flower would refuse a site that comes back sooner than it was missed.
-                self._state.deactivate_node(contact.node_id)
-        contact.process = process
+                # What was on its way when the connection broke is sent once more.
+                if site in self._open.values():
+                    contact.budget = self.limit
+        # After a goodbye the site is gone at once, and may come back as another process.
+        contact.process = "" if path == DEACTIVATE else process
         if path == PULL:
             self._hand_out_again(site)
         return 200, contact
@@ -630,7 +636,10 @@ class RefusedError(FleetError):
 
 
 class Line:
-    """A site's end: fetches parcels and answers them. One at a time, from one thread."""
+    """A site's end: fetches parcels and answers them. One at a time, from one thread.
+
+    Signs of life have a connection of their own: a parcel may take longer than they may be missed.
+    """
 
     def __init__(self, address: str, authority: str, key: PrivateKey, limit: int) -> None:
         """A line that is not connected yet.
@@ -642,10 +651,12 @@ class Line:
         trusted.load_verify_locations(cadata=authority)
         process = _Process(secrets.token_hex(8))
         signing = NodeAuthHttpInterceptor(key, key.public_key())
-        self._client = _Client(f"https://{address}", [process, signing], trusted, limit)
+        self._client, self._pulse = (
+            _Client(f"https://{address}", [process, signing], trusted, limit) for _ in range(2)
+        )
         self._key = key
         self._node = Node()
-        self._lock = threading.Lock()
+        self._is_heard = False
 
     def connect(self) -> None:
         """Say that the site is here. Raises, as all methods, `UnreachableError`, `RefusedError`."""
@@ -659,7 +670,7 @@ class Line:
         """Show a sign of life; from any thread."""
         request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=_INTERVAL)
         with self._calling():
-            self._client.SendNodeHeartbeat(request)
+            self._pulse.SendNodeHeartbeat(request)
 
     def fetch(self) -> tuple[Message, Parcel] | None:
         """The next parcel and what to answer it by, or None where there is none."""
@@ -683,9 +694,15 @@ class Line:
         except Exception as error:
             raise FleetError(f"the server sent what Flower cannot read ({error})") from error
 
-    def reply(self, message: Message, parcel: Parcel) -> None:
-        """Answer a parcel; one that was taken back in the meantime is passed over in silence."""
+    def reply(self, message: Message, parcel: Parcel) -> bool:
+        """Answer a parcel; one that was taken back in the meantime is passed over in silence.
+
+        Returns:
+            False: the server that asked is no more; the one in its place asks itself.
+        """
         about = message.metadata
+        if about.dst_node_id != self._node.node_id:
+            return False
         metadata = Metadata(
             run_id=about.run_id,
             message_id="",
@@ -719,29 +736,31 @@ class Line:
                         object_content=objects[name].deflate(),
                     )
                 )
+        return True
 
     def close(self) -> None:
-        """Say goodbye, where somebody is there to hear it; the line is of no use any more."""
-        with contextlib.suppress(FleetError), self._calling():
-            self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
+        """Say goodbye, where somebody is there to hear it; no sign of life may follow."""
+        if self._is_heard:
+            with contextlib.suppress(FleetError), self._calling():
+                self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
         self._client.close()
+        self._pulse.close()
 
     @contextlib.contextmanager
     def _calling(self) -> Iterator[None]:
-        with self._lock:
-            try:
-                yield
-            except httpx.TransportError as error:
-                raise UnreachableError(str(error) or type(error).__name__) from error
-            except httpx.HTTPStatusError as error:
-                status = error.response.status_code
-                if status >= 500:
-                    raise UnreachableError(
-                        f"the server answers with HTTP status {status}"
-                    ) from error
-                raise RefusedError(_reason(error.response), status) from error
-            except ValueError as error:
-                raise UnreachableError(f"the server's answer cannot be read: {error}") from error
+        try:
+            yield
+            self._is_heard = True
+        except httpx.TransportError as error:
+            self._is_heard = False
+            raise UnreachableError(str(error) or type(error).__name__) from error
+        except httpx.HTTPStatusError as error:
+            status = error.response.status_code
+            if status >= 500:
+                raise UnreachableError(f"the server answers with HTTP status {status}") from error
+            raise RefusedError(_reason(error.response), status) from error
+        except ValueError as error:
+            raise UnreachableError(f"the server's answer cannot be read: {error}") from error
 
 
 class _Client(FleetHttpClient):

@@ -22,7 +22,7 @@ from pfedmma_deploy.federated.session import (
 )
 from pfedmma_deploy.federated.train import note_rule, privacy_entry, run_manifest
 from pfedmma_deploy.fleet.engine import Desk, GridEngine, last_counted
-from pfedmma_deploy.fleet.flower import Link, largest
+from pfedmma_deploy.fleet.flower import GONE_AFTER, Link, largest
 from pfedmma_deploy.fleet.folder import Fleet
 from pfedmma_deploy.fleet.keys import issue_server_certificate
 from pfedmma_deploy.fleet.messages import Note, one_line, unpack
@@ -63,7 +63,7 @@ def serve(
         host: address to listen on; 0.0.0.0 is all of this machine's.
         port: port to listen on; 0 takes a free one.
         start_with: sites to wait for before the first round; None waits for all that are invited,
-            or, in a run that had begun, for a quorum.
+            or, in a run that had begun, for a quorum once the others had time to come back.
         watch: is shown the status about once a second.
         listening: is told the port once it is open.
         progress: told of rounds.
@@ -82,11 +82,12 @@ def serve(
     address = fleet.address.rpartition(":")[0].strip("[]")
     hosts = list(dict.fromkeys([address, "localhost", "127.0.0.1"]))
     certificate, key = issue_server_certificate(fleet.keys, hosts)
+    # It registers the sites: one that calls as soon as the port is open must be known.
+    desk = Desk(fleet, link, watch)
+    desk.status.round = 0 if run is None else run.checkpoint.round + 1
     with link.listening(host, port, certificate, key) as opened:
         if listening is not None:
             listening(opened)
-        desk = Desk(fleet, link, watch)
-        desk.status.round = 0 if run is None else run.checkpoint.round + 1
         try:
             return _train(desk, run, adapter, start_with, progress)
         finally:
@@ -106,8 +107,10 @@ def _train(
         session = _session(fleet, names)
         run = _create_run(fleet, session)
     else:
-        if not run.is_complete:
-            _await_sites(desk, fleet.quorum if start_with is None else start_with)
+        if not run.is_complete and start_with is None:
+            _await_return(desk)
+        elif not run.is_complete:
+            _await_sites(desk, start_with or 0)
         session = open_run_session(run)
     started = time.perf_counter()
     if not run.is_complete:
@@ -117,7 +120,7 @@ def _train(
             run,
             engine,
             session.method,
-            engine.members,
+            engine.await_members,
             shared,
             run.checkpoint,
             progress,
@@ -149,6 +152,25 @@ def _await_sites(desk: Desk, wanted: int) -> None:
         desk.look()
 
 
+def _await_return(desk: Desk) -> None:
+    """After a restart of this server: so that a site is not left out for being a second slower.
+
+    One that shows signs of life and has not said who it is yet is still at work for the server that
+    was there before.
+    """
+    desk.status.stage, began = "waiting for sites", time.monotonic()
+    while True:
+        here = [site.id for site in desk.here()]
+        missing = [site.id for site in desk.fleet.members if site.id not in here]
+        is_busy = any(desk.link.is_here(id) for id in missing)
+        patience = desk.fleet.round_limit if is_busy else GONE_AFTER
+        is_over = time.monotonic() - began > patience
+        if not missing or (is_over and len(here) >= desk.fleet.quorum):
+            return
+        desk.status.remark = f"{len(here)} of {len(here) + len(missing)} are back"
+        desk.look()
+
+
 def _session(fleet: Fleet, class_names: Sequence[str]) -> Session:
     """A session without images."""
     config = fleet.config
@@ -174,25 +196,34 @@ def _hand_out(desk: Desk, run: Run, session: Session) -> None:
     One that is not there in time gets it when `serve` is started again.
     """
     desk.status.stage = "handing out results"
-    shared, counted, done = run.load_shared(), last_counted(run), set()
+    shared, counted = run.load_shared(), last_counted(run)
+    # By key: who is invited again gets its result again.
+    done: list[str] = run.manifest["fleet"].setdefault("handed_out", [])
+    failed: list[str] = []
     tickets: dict[str, str] = {}
     deadline = time.monotonic() + desk.fleet.round_limit
     while time.monotonic() < deadline:
         desk.look()
-        waiting = [site.id for site in desk.fleet.members if site.id not in done]
+        over = {*done, *failed}
+        waiting = [site.id for site in desk.fleet.members if site.public_key not in over]
         if not waiting:
             return
         desk.status.remark = f"waiting for {', '.join(waiting)}"
         for site in desk.here():
-            if site.id not in done and site.id not in tickets:
+            if site.id not in tickets:
                 note = _result(run, session, site.id, shared, counted.get(site.id))
                 ticket = desk.link.send(site.id, note.pack())
                 if ticket is not None:
                     tickets[site.id] = ticket
-        for id, ticket in list(tickets.items()):
-            if id not in done and _is_taken(desk, id, ticket):
-                done.add(id)
-                desk.status.site(id).state = "done"
+        for site in desk.fleet.members:
+            is_kept = _is_kept(desk, site.id, tickets[site.id]) if site.id in tickets else None
+            if is_kept is False:
+                failed.append(site.public_key)
+            elif is_kept:
+                desk.status.site(site.id).state = "done"
+                if site.public_key not in done:
+                    done.append(site.public_key)
+                    run.save()
 
 
 def _result(run: Run, session: Session, site: str, shared: Tensors, counted: int | None) -> Note:
@@ -206,14 +237,16 @@ def _result(run: Run, session: Session, site: str, shared: Tensors, counted: int
     return Note("finish", values, session.method.distribute(shared, site))
 
 
-def _is_taken(desk: Desk, site: str, ticket: str) -> bool:
+def _is_kept(desk: Desk, site: str, ticket: str) -> bool | None:
+    """Whether a site says that it has its result; None where it says nothing (any more)."""
     try:
         parcel = desk.link.answer(ticket)
         if parcel is None:
-            return False
+            return None
         note = unpack(parcel)
         if note.kind != "finish":
             raise FleetError(f"could not keep its result: {note.values.get('reason')}")
     except PfedmmaError as error:
         desk.status.site(site).reason = one_line(str(error))
+        return False
     return True

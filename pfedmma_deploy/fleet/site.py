@@ -99,19 +99,25 @@ class SiteStates:
         if path.exists():
             self._rounds = parse_json(read_bytes(path), path)["rounds"]
 
-    def count(self, round: int | None) -> None:
+    def count(self, round: int | None) -> str | None:
         """Continue from the state after `round`, as the server says; None: from the beginning.
 
-        Raises:
-            FleetError: that state is not here.
+        A site whose disk was lost is not to stand aside for ever: where that state is not here, the
+        newest that is takes its place, or the initial one.
+
+        Returns:
+            What was lost and what takes its place, for site and operator; None where nothing was.
         """
-        if round is not None and str(round) not in self._rounds:
-            raise FleetError(
-                f"the state after round {round + 1} is not in this site's run folder: it was lost "
-                "or belongs to another folder. Join with the folder of then (--out), or ask the "
-                "operator for a new site."
-            )
         self._current = round
+        if round is None or str(round) in self._rounds:
+            return None
+        self._current = max(map(int, self._rounds), default=None)
+        instead = (
+            "the initial state"
+            if self._current is None
+            else f"the state after round {self._current + 1}"
+        )
+        return f"the state after round {round + 1} is lost, {instead} takes its place"
 
     def load_client(self, client: str) -> ClientState | None:
         """See `StateStore`: the state that counts."""
@@ -183,6 +189,7 @@ class Site:
         self.run: Run | None = None
         self.states = SiteStates(out / "site")
         self._engine: InProcessEngine | None = None
+        self._loss: str | None = None
 
     # Before anything is sent.
 
@@ -257,7 +264,8 @@ class Site:
     def take_part(self) -> Run:
         """Do what the server asks until the last round is done; returns the run of this site.
 
-        A server that does not answer is asked again until it does.
+        A server that does not answer is asked again until it does; only a site that has its result
+        needs it no more.
 
         Raises:
             FleetError: the server refuses this invitation, or asks for what a site does not do.
@@ -269,11 +277,21 @@ class Site:
         try:
             self._connect(line)
             with _beating(line):
-                return self._work(line)
+                self._work(line)
+        except (UnreachableError, RefusedError):
+            if not self._is_complete:
+                raise
         finally:
             line.close()
+        assert self.run is not None
+        return self.run
 
-    def _work(self, line: Line) -> Run:
+    @property
+    def _is_complete(self) -> bool:
+        return self.run is not None and self.run.is_complete
+
+    def _work(self, line: Line) -> None:
+        """Answer the server until it knows that this site has its result."""
         last: tuple[Parcel, Parcel] | None = None
         pause = FASTEST
         while True:
@@ -286,9 +304,9 @@ class Site:
             # A task that comes again was answered into a connection that broke.
             answer = last[1] if last and last[0] == parcel else self._answer(parcel)
             last, pause = (parcel, answer), FASTEST
-            self._asking(line, lambda: line.reply(message, answer))  # noqa: B023
-            if self.run is not None and self.run.is_complete:
-                return self.run
+            is_heard = self._asking(line, lambda: line.reply(message, answer))  # noqa: B023
+            if is_heard and self._is_complete and unpack(answer).kind == "finish":
+                return
 
     def _connect(self, line: Line) -> None:
         """Until the server answers; an earlier process of this site must be gone first."""
@@ -304,6 +322,8 @@ class Site:
                     raise
                 reason = str(error)
             except UnreachableError as error:
+                if self._is_complete:
+                    raise
                 reason = f"{self.invitation.address} does not answer ({error})"
             if not is_told:
                 self.progress.note(f"Waiting: {reason}. Trying again.")
@@ -313,11 +333,13 @@ class Site:
 
     def _asking(self, line: Line, call: Callable[[], Any]) -> Any:
         """What `call` returns, however often it takes."""
+        wait = FASTEST
         while True:
             try:
                 return call()
             except UnreachableError:
-                time.sleep(FASTEST)
+                time.sleep(wait)
+                wait = min(RETRY_AT_MOST, wait * 2)
                 self._connect(line)
             except RefusedError as error:
                 if not error.is_unknown:
@@ -371,11 +393,13 @@ class Site:
             raise FleetError(f"the server asks for round {round!r} of {rounds}")
         check_sent(note.tensors, session.build_adapter(), session.method, self.client)
         counted = values.get("counted")
-        if counted is not None and type(counted) is not int:
+        if counted is not None and (type(counted) is not int or not 0 <= counted < rounds):
             raise FleetError(f"the server counts round {counted!r}")
-        self.states.count(counted)
         # Last, because the names of the first task are those of all that follow.
         self._agree_on(values.get("class_names"))
+        self._loss = self.states.count(counted)
+        if self._loss is not None:
+            self.progress.note(f"warning: {self.states.folder}: {self._loss}.")
 
     def _agree_on(self, names: object) -> None:
         """Take the federation's class names from the first task; later ones must have the same."""
@@ -404,6 +428,8 @@ class Site:
         assert self.run is not None
         engine, started = self._ready_engine(), time.perf_counter()
         report = engine.train_client(round, self.invitation.site, note.tensors)
+        if self._loss is not None:
+            report.remarks["state"] = self._loss
         record = round_record(round, [report], time.perf_counter() - started)
         self.run.append_round({**record, **engine.cost.take()})
         self.progress.note(
@@ -435,6 +461,9 @@ class Site:
         """Write the result: what the server sent, and the client's own."""
         session, run = self._session, self.run
         assert run is not None
+        if run.is_complete:
+            # A server that was started again cannot know it; the client may be personalized by now.
+            return Note("finish")
         initial = session.build_adapter().tensors(*KEPT)
         last = self.states.load_client(self.invitation.site)
         run.save_shared(note.tensors)

@@ -5,7 +5,8 @@
     checkpoint/clients/<id>.r7.safetensors   a client's own tensors and its optimizer's state
 
 A round writes new files beside the old ones; replacing `state.json` is the one step that makes it
-count. Files that no state names are leftovers and are removed.
+count. Files that no state names are leftovers, or the next round's: only the process that trains
+removes them.
 """
 
 from __future__ import annotations
@@ -64,7 +65,6 @@ class Checkpoint:
         if (folder / "state.json").exists():
             path = folder / "state.json"
             self._state = parse_json(read_bytes(path), path)
-            self._remove_leftovers()
 
     @property
     def round(self) -> int:
@@ -108,7 +108,7 @@ class Checkpoint:
         # so until here the state on disk is the last round's, and after it this one's, whole.
         write_bytes(self.folder / "state.json", json_bytes(self._state))
         self._staged = {}
-        self._remove_leftovers()
+        self.remove_leftovers()
 
     def _read(self, entry: dict[str, Any]) -> dict[str, Tensor]:
         path = self.folder / entry["file"]
@@ -117,7 +117,8 @@ class Checkpoint:
     def _write(self, file: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
         return {"file": file, "sha256": write_bytes(self.folder / file, tensor_bytes(tensors))}
 
-    def _remove_leftovers(self) -> None:
+    def remove_leftovers(self) -> None:
+        """Remove the files of a round that was cut off; only for the process that trains."""
         entries = [self._state["shared"], *self._state["clients"].values()]
         named = {entry["file"] for entry in entries if entry is not None}
         for path in (*self.folder.glob("*.r*.safetensors*"), *self.folder.glob("clients/*")):

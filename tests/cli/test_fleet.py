@@ -45,8 +45,16 @@ def printed(capsys: Captured) -> dict[str, Any]:
         ("new x", 2, "Missing option '--sites'"),
         ("new x --sites ,", 2, "--sites takes different names such as ward-a,ward-b, not ','"),
         ("new x --sites a,a", 2, "--sites takes different names such as ward-a,ward-b, not 'a,a'"),
-        ("new x --sites a --round-limit 0", 2, "--round-limit must be above 0, and --quorum from"),
-        ("new x --sites a,b --quorum 3", 2, "--quorum from 1 to the number of sites (2)"),
+        (
+            "new x --sites a --preset quickstart --round-limit 0",
+            2,
+            "--round-limit must be above 0, and --quorum from 1",
+        ),
+        (
+            "new x --sites a,b --preset quickstart --quorum 3",
+            2,
+            "--quorum from 1 to the number of sites that train in a round (2)",
+        ),
         ("new x --sites a", 2, "no backbone given: name one with --backbone"),
         ("new x --sites a --config no.toml", 2, "configuration file no.toml: No such file"),
         ("new x --sites a --preset papper", 2, "not 'papper'; did you mean 'paper'?"),
