@@ -70,16 +70,23 @@ class Desk:
         self._last_write = 0.0
         self._register()
 
-    def look(self) -> None:
-        """Sleep a moment, then see who came, went, or was invited; call this while waiting."""
+    def look(self) -> float:
+        """Sleep a moment, then see who came, went, or was invited; call this while waiting.
+
+        Returns:
+            Seconds that no site can help, because this process stood still; 0 as a rule. Only now
+            `is_here` has taken them into account.
+        """
         time.sleep(POLL)
         pause = time.monotonic() - self._last_look
-        if pause > STALL:
-            self.link.forgive(pause)
+        stood_still = pause if pause > STALL else 0.0
+        if stood_still:
+            self.link.forgive(stood_still)
         self._last_look = time.monotonic()
         self._greet()
         if self._last_look - self._last_write > WRITE_EVERY:
             self.show()
+        return stood_still
 
     def show(self) -> None:
         """Write and show the status as it is now; take over who was invited or removed."""
@@ -247,6 +254,7 @@ class GridEngine:
         """Rounds that cannot count are not begun: else a bad hour would use them all up."""
         desk = self.desk
         while True:
+            desk.look()
             # Without one that is removed meanwhile: nobody waits for it.
             left = [site.id for site in desk.fleet.members if site.id in clients]
             quorum = min(desk.fleet.quorum, len(left))
@@ -254,15 +262,17 @@ class GridEngine:
                 return
             desk.status.stage = "waiting for sites"
             desk.status.remark = f"{quorum} of the {len(left)} chosen must be there"
-            desk.look()
 
     def _collect(
         self, round: int, tickets: dict[str, str], sent: dict[str, Tensors], deadline: float
     ) -> dict[str, ClientReport]:
         reports: dict[str, ClientReport] = {}
         waiting = dict(tickets)
-        while waiting and time.monotonic() < deadline:
-            self.desk.look()
+        while waiting:
+            deadline += self.desk.look()
+            if time.monotonic() > deadline:
+                break
+            gone = [client for client in waiting if not self.desk.link.is_here(client)]
             for client, ticket in list(waiting.items()):
                 try:
                     report = self._answer(round, client, ticket, sent[client])
@@ -276,7 +286,7 @@ class GridEngine:
                     self.desk.status.site(client).state = "answered"
                 elif client in self.cost.absent:
                     del waiting[client]
-                elif not self.desk.link.is_here(client):
+                elif client in gone:
                     del waiting[client]
                     self.desk.link.close(ticket)
                     self._miss(client, self._why_gone(client))

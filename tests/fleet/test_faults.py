@@ -289,7 +289,7 @@ def test_a_site_that_stands_still_with_its_result(make: Make, stage: str) -> Non
 
 @pytest.mark.slow
 def test_a_server_that_stands_still_misses_nobody(make: Make) -> None:
-    play = make("--round-limit", "120")
+    play = make("--round-limit", "20")
     play.order("fleet", "heard 2", "STOP")
     play.start_all()
     play.wait_stopped("fleet")
@@ -391,7 +391,11 @@ def test_adding_a_site_in_the_middle_of_a_commit(make: Make) -> None:
     play.wait_stopped("fleet")
     play.run("fleet", "add", str(play.fleet), "site-d")
     play.run("fleet", "remove", str(play.fleet), "site-d")
+    # The next commit would mend it: the server has no other chance than this one.
+    play.order("fleet", "committed 2", "KILL")
     play.send("fleet", signal.SIGCONT)
+    play.end("fleet", -signal.SIGKILL)
+    play.serve()
     play.end_all()
     play.require_same(play.simulate())
 
