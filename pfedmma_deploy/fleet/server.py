@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.data.class_names import class_key
 from pfedmma_deploy.data.clients_file import federation_to_dict
 from pfedmma_deploy.data.datasets import NoImages
 from pfedmma_deploy.data.federation import split_base_novel
@@ -138,11 +140,15 @@ def _train(
 
 
 def propose_class_names(desk: Desk) -> list[str]:
-    """The sorted names of all sites that are there, as `--partition folders` would find them."""
-    names: set[str] = set()
-    for site in desk.here():
-        names.update(desk.greeted[site.id].values["class_names"])
-    return sorted(names)
+    """The sorted names of all sites that are there, as `--partition folders` would find them.
+
+    "Cat" at one site and "cat" at another are one class, under the name that sorts first.
+    """
+    proposed = [desk.greeted[site.id].values["class_names"] for site in desk.here()]
+    names: dict[str, str] = {}
+    for name in sorted(chain.from_iterable(proposed)):
+        names.setdefault(class_key(name), name)
+    return list(names.values())
 
 
 def _await_sites(desk: Desk, wanted: int) -> None:
