@@ -114,18 +114,8 @@ def train_attacked(session: Session, attack: Attack | None, folder: Path) -> Acc
     # One for all rounds: it remembers which files a round has staged.
     checkpoint = run.checkpoint
     adapter = session.build_adapter()
-    engine: Engine = InProcessEngine(
-        backbone=session.backbone,
-        method=session.method,
-        adapter=adapter,
-        clients=federation.clients,
-        images=session.images,
-        prompts=session.class_prompts(adapter, federation.base),
-        options=session.local_training(),
-        checkpoint=checkpoint,
-        seed=config.seed,
-        client_batching=config.client_batching,
-    )
+    batching = config.client_batching
+    engine: Engine = InProcessEngine.of(session, adapter, checkpoint, client_batching=batching)
     ids = [client.id for client in federation.clients]
     server = session.method.start(adapter, ids)
     if attack is not None:

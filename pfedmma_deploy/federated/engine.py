@@ -15,6 +15,7 @@ from pfedmma_deploy.backbone.activation_cache import ImageInputs
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.federated.client_batching import clients_per_pass, train_together
 from pfedmma_deploy.federated.cost import RoundCost
+from pfedmma_deploy.federated.session import Session
 from pfedmma_deploy.methods.base import Method, Tensors, Update, state_to_dict
 from pfedmma_deploy.methods.client_run import ClientRun, LocalTraining, Prompts
 from pfedmma_deploy.store.checkpoint import ClientState
@@ -117,6 +118,31 @@ class InProcessEngine:
             self._per_pass = clients_per_pass(
                 method, backbone, adapter, options, most, prompts.texts
             )
+
+    @classmethod
+    def of(
+        cls,
+        session: Session,
+        adapter: Adapter,
+        states: StateStore,
+        *,
+        client_batching: bool,
+        first_index: int = 0,
+    ) -> InProcessEngine:
+        """The engine of a session's clients; arguments as of the class."""
+        return cls(
+            backbone=session.backbone,
+            method=session.method,
+            adapter=adapter,
+            clients=session.federation.clients,
+            images=session.images,
+            prompts=session.class_prompts(adapter, session.federation.base),
+            options=session.local_training(),
+            checkpoint=states,
+            seed=session.config.seed,
+            client_batching=client_batching,
+            first_index=first_index,
+        )
 
     def run_round(
         self, round: int, clients: Sequence[str], server: Tensors

@@ -161,18 +161,8 @@ def _federate(run: Run, session: Session, adapter: Adapter, progress: Progress) 
     """The rounds that are left; returns the server's state after the last."""
     checkpoint = run.checkpoint
     federation = session.federation
-    engine = InProcessEngine(
-        backbone=session.backbone,
-        method=session.method,
-        adapter=adapter,
-        clients=federation.clients,
-        images=session.images,
-        prompts=session.class_prompts(adapter, federation.base),
-        options=session.local_training(),
-        checkpoint=checkpoint,
-        seed=run.config.seed,
-        client_batching=run.config.client_batching,
-    )
+    batching = run.config.client_batching
+    engine = InProcessEngine.of(session, adapter, checkpoint, client_batching=batching)
     ids = [client.id for client in federation.clients]
     server = session.method.start(adapter, ids)
     return run_rounds(run, engine, session.method, lambda: ids, server, checkpoint, progress)

@@ -441,17 +441,10 @@ class Site:
     def _ready_engine(self) -> InProcessEngine:
         if self._engine is None:
             session = self._session
-            adapter = session.build_adapter()
-            self._engine = InProcessEngine(
-                backbone=session.backbone,
-                method=session.method,
-                adapter=adapter,
-                clients=session.federation.clients,
-                images=session.images,
-                prompts=session.class_prompts(adapter, session.federation.base),
-                options=session.local_training(),
-                checkpoint=self.states,
-                seed=session.config.seed,
+            self._engine = InProcessEngine.of(
+                session,
+                session.build_adapter(),
+                self.states,
                 client_batching=False,
                 first_index=self.invitation.index,
             )
