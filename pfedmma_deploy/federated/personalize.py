@@ -18,11 +18,10 @@ import numpy as np
 from pfedmma_deploy.adapters.base import KEPT, Adapter
 from pfedmma_deploy.data.datasets import ConcatDataset, load_dataset
 from pfedmma_deploy.data.federation import build_client
-from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.errors import UsageError, nearest
 from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.federated.evaluate import open_scorer
-from pfedmma_deploy.federated.session import Session, image_inputs, open_run_session
+from pfedmma_deploy.federated.session import Session, open_run_session
 from pfedmma_deploy.federated.train import client_config
 from pfedmma_deploy.methods.base import Tensors, state_to_dict
 from pfedmma_deploy.methods.client_run import ClientRun
@@ -250,10 +249,7 @@ def with_client_data(session: Session, client: str, data: str | Path) -> Session
         novel_test=tuple(e for e in run_data.novel_test if e.label in novel),
         warnings=warnings,
     )
-    old = session.pixels
-    pixels = PixelLoader(joined, old.size, old.resize_mode, old.interpolation)
-    images = image_inputs(session.config, session.backbone, pixels)
-    return replace(session, federation=federation, pixels=pixels, images=images)
+    return session.on(federation)
 
 
 def _require_trainable(adapter: Adapter, method: str, train_shared: bool) -> None:

@@ -59,6 +59,13 @@ class Session:
         """What of the server's state `client` is sent."""
         return server if self.is_site else self.method.distribute(server, client)
 
+    def on(self, federation: Federation) -> Session:
+        """The same with other images: what was loaded of the model stays."""
+        old = self.pixels
+        pixels = PixelLoader(federation.dataset, old.size, old.resize_mode, old.interpolation)
+        images = image_inputs(self.config, self.backbone, pixels)
+        return replace(self, federation=federation, pixels=pixels, images=images)
+
     def build_adapter(self) -> Adapter:
         """The method's adapter in the initial state that all clients have in common."""
         generator = torch.Generator().manual_seed(self.config.seed)

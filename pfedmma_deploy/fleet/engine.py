@@ -180,7 +180,6 @@ class GridEngine:
         self.method = method
         self.adapter = adapter
         self.cost = GridCost()
-        self.tally()
 
     def members(self) -> list[str]:
         """Sites that a round may choose from: not removed, and not set aside."""
@@ -212,7 +211,6 @@ class GridEngine:
         self, round: int, clients: Sequence[str], server: Tensors
     ) -> Iterator[ClientReport]:
         """See `Engine`. Starts once as many sites are there as make a quorum."""
-        self.tally()
         self._await_quorum(clients)
         desk, started = self.desk, time.monotonic()
         desk.status.stage, desk.status.round, desk.status.remark = "training", round, ""

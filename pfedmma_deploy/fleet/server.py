@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.data.class_names import class_key
 from pfedmma_deploy.data.clients_file import federation_to_dict
 from pfedmma_deploy.data.datasets import NoImages
@@ -33,9 +32,6 @@ from pfedmma_deploy.methods.base import Tensors
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.run import Run
 from pfedmma_deploy.types import Federation, Scope
-
-NO_SITE_NAMES = ("first class", "second class")
-"""Stand for the classes while only the adapter's shapes are needed."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +73,8 @@ def serve(
     progress = progress or Silent()
     run = Run.open(fleet.run_folder) if (fleet.run_folder / "manifest.json").exists() else None
     note_rule(fleet.config, len(fleet.members), progress)
-    shapes = _session(fleet, NO_SITE_NAMES)
-    adapter = shapes.build_adapter()
-    answer = payload(adapter.tensors(Scope.SHARED))
+    session = _session(fleet)
+    answer = payload(session.build_adapter().tensors(Scope.SHARED))
     link = Link(largest(answer))
     address = fleet.address.rpartition(":")[0].strip("[]")
     hosts = list(dict.fromkeys([address, "localhost", "127.0.0.1"]))
@@ -91,7 +86,7 @@ def serve(
         if listening is not None:
             listening(opened)
         try:
-            return _train(desk, run, adapter, start_with, progress)
+            return _train(desk, run, session, start_with, progress)
         finally:
             if desk.status.stage != "complete":
                 desk.status.stage, desk.status.remark = "stopped", ""
@@ -99,14 +94,14 @@ def serve(
 
 
 def _train(
-    desk: Desk, run: Run | None, adapter: Adapter, start_with: int | None, progress: Progress
+    desk: Desk, run: Run | None, session: Session, start_with: int | None, progress: Progress
 ) -> ServeResult:
     fleet = desk.fleet
     if run is None:
         wanted = len(fleet.members) if start_with is None else start_with
         _await_sites(desk, wanted)
         names = fleet.class_names or propose_class_names(desk)
-        session = _session(fleet, names)
+        session = session.on(_federation(fleet, names))
         run = _create_run(fleet, session)
     else:
         if not run.is_complete and start_with is None:
@@ -116,6 +111,7 @@ def _train(
         session = open_run_session(run)
     started = time.perf_counter()
     if not run.is_complete:
+        adapter = session.build_adapter()
         engine = GridEngine(desk, run, session.method, adapter)
         shared = session.method.start(adapter, engine.members())
         shared = run_rounds(
@@ -177,12 +173,16 @@ def _await_return(desk: Desk) -> None:
         desk.look()
 
 
-def _session(fleet: Fleet, class_names: Sequence[str]) -> Session:
-    """A session without images."""
+def _federation(fleet: Fleet, class_names: Sequence[str]) -> Federation:
+    """What a server knows of the sites' data."""
+    base, novel = split_base_novel(len(class_names), fleet.config.partition.classes)
+    return Federation(NoImages(class_names), base, novel, (), (), ())
+
+
+def _session(fleet: Fleet) -> Session:
+    """A session without images, and without classes as long as no site is there."""
     config = fleet.config
-    base, novel = split_base_novel(len(class_names), config.partition.classes)
-    federation = Federation(NoImages(class_names), base, novel, (), (), ())
-    session = build_session(config, open_method(config), federation)
+    session = build_session(config, open_method(config), _federation(fleet, ()))
     require_fingerprint(session.backbone, fleet.backbone, f"The federation {fleet.folder}")
     return session
 

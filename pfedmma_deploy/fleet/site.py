@@ -194,11 +194,14 @@ class Site:
     # Before anything is sent.
 
     def open(self, class_names: tuple[str, ...] | list[str]) -> None:
-        """Divide the images under these class names, and load the backbone once."""
+        """Divide the images under these class names; the backbone is loaded the first time."""
         config, id = self.invitation.config, self.invitation.site
         assert self.dataset is not None
         named = SiteDataset(self.dataset, class_names, id)
         federation = warn_of_content(build_site(named, config.partition, seed=config.seed))
+        if self.session is not None:
+            self.session = self.session.on(federation)
+            return
         self.session = build_session(config, open_method(config), federation, is_site=True)
         self._require_backbone()
 

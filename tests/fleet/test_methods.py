@@ -98,8 +98,7 @@ def federate(
         fleet, file = fleet.invite(name, 0)
         link.sites[name] = prepare(Invitation.read(file), str(data / name), folder / "sites" / name)
     desk = Desk(arrange(fleet), link)  # type: ignore[arg-type]  # stands in for it
-    adapter = server._session(fleet, server.NO_SITE_NAMES).build_adapter()
-    found = server._train(desk, None, adapter, None, Silent())
+    found = server._train(desk, None, server._session(fleet), None, Silent())
     return found.run, {name: Run.open(folder / "sites" / name) for name in NAMES}
 
 
