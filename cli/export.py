@@ -54,9 +54,9 @@ def export(
         flag("open_clip: a stock state dict, for methods that merge.", None, "--format"),
     ] = "onnx",
     strength: Annotated[
-        float,
-        flag("With open_clip: how much of a client's changes, 0 to 1.5; 1 is as trained.", "A"),
-    ] = 1.0,
+        float | None,
+        flag("With open_clip: how much counts, 0 to 1.5. [default: the client's own]", "A"),
+    ] = None,
     moved: Annotated[
         str | None, typer.Option("--add-client", "--remove-client", "--to", "--as", hidden=True)
     ] = None,
@@ -101,7 +101,7 @@ def export(
             opened, out or folder.with_name(f"{folder.name}-open_clip"), client, strength, output
         )
         return
-    if strength != 1:
+    if strength is not None:
         raise UsageError(
             "--strength is for --format open_clip; a bundle answers at every strength: leave it "
             f"out, and ask with `pfedmma predict --strength {strength:g}`"
@@ -122,7 +122,7 @@ def export(
 
 
 def _write_open_clip(
-    run: Run, folder: Path, client: str | None, strength: float, output: Output
+    run: Run, folder: Path, client: str | None, strength: float | None, output: Output
 ) -> None:
     """`--format open_clip`: stock weights."""
     from pfedmma_deploy.export.merge import export_open_clip

@@ -211,8 +211,9 @@ def print_evaluation(output: Output, values: Mapping[str, Any], title: str) -> N
     for client, figures in values["clients"].items():
         own = figures["personalized"]
         local = figures["zero_shot"]["local"]
-        rows.append([client, local, own["local"], own["base"], own["novel"], own["all"]])
-    columns = ["Client", "Zero-shot local", "Local", "Base", "Novel", "All"]
+        strength = f"{figures['strength']:g}"
+        rows.append([client, strength, local, own["local"], own["base"], own["novel"], own["all"]])
+    columns = ["Client", "Strength", "Zero-shot local", "Local", "Base", "Novel", "All"]
     output.table(columns, rows, "Clients, accuracy in %")
     means = {"zero-shot": values["zero_shot"], "personalized": values["personalized"]}
     print_accuracies(output, means, title)

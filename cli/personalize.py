@@ -55,6 +55,10 @@ def personalize(
     }
     rows = {name.replace("_", "-"): accuracies for name, accuracies in states.items()}
     print_accuracies(output, rows, f"Client {client} of {opened.folder}")
+    output.say(
+        f"It answers at strength {result.strength:g} of 1: as far as it may go without moving what"
+        " zero-shot CLIP knew of other names (--guard of the run)."
+    )
     output.note(f"Next: pfedmma export --client {client}")
     output.result(
         {
@@ -62,6 +66,7 @@ def personalize(
             "client": client,
             "new": result.is_new,
             **states,
+            "strength": result.strength,
             "loss": result.loss,
             "folder": str(result.folder),
             "seconds": time.perf_counter() - started,

@@ -37,27 +37,19 @@ class Adapter(nn.Module, ABC):
     """Whether the feature of a class name depends on the others that it is encoded with."""
     strength: float = 1.0
     """How much of what the adapter changes counts; see `at`."""
-    interpolation: ClassVar[Interpolation | None] = "exact"
-    """How `strength` acts; None where the adapter has no strength but 1."""
+    interpolation: ClassVar[Interpolation] = "exact"
+    """How `strength` acts; see `at`."""
 
     def at(self, strength: float) -> Self:
         """The same adapter at another strength, on the same parameters.
 
         What is added to the output of blocks is multiplied by it, and so is the change of an
-        attention weight. Adapters that encode in a way of their own mix features instead, and say
-        so (`interpolation`).
+        attention weight. Adapters that encode in a way of their own mix features instead, or leave
+        it to whoever asks for scores (`Scorer`) to mix those, and say so (`interpolation`).
 
         Args:
             strength: 0 is zero-shot CLIP, 1 the trained client; in between and beyond, both ways.
-
-        Raises:
-            ValueError: the adapter has no strength but 1.
         """
-        if self.interpolation is None and strength != 1:
-            raise ValueError(
-                f"{type(self).__name__} knows no strength but 1, found {strength:g}: it reads "
-                "images or texts in a way that has nothing between zero-shot and trained."
-            )
         other = copy.copy(self)
         other.strength = strength
         return other

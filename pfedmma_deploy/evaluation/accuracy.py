@@ -113,7 +113,7 @@ class Scorer:
         self.images = images
         self.template = template
         self.logit_scale = logit_scale
-        self._frozen: dict[tuple[tuple[int, ...], int], ClassTexts] = {}
+        self._frozen: dict[tuple[tuple[str, ...], int], ClassTexts] = {}
 
     def score(self, adapter: Adapter | None, clients: Sequence[ClientData]) -> list[Accuracy]:
         """Accuracy of one model for each of the clients: all but local are the same for all.
@@ -163,7 +163,6 @@ class Scorer:
         """Labels of the base classes, then those of the novel ones that are not among them."""
         return tuple(dict.fromkeys((*self.federation.base, *self.federation.novel)))
 
-    @torch.inference_mode()
     def scores(
         self, adapter: Adapter, examples: Sequence[Example], *sets: Sequence[int]
     ) -> list[Tensor]:
@@ -177,11 +176,19 @@ class Scorer:
         Returns:
             One fp32 tensor [N, C] per set, on the CPU.
         """
+        names = [self.federation.names(labels) for labels in sets]
+        return self.scores_among(adapter, examples, *names)
+
+    @torch.inference_mode()
+    def scores_among(
+        self, adapter: Adapter, examples: Sequence[Example], *sets: Sequence[str]
+    ) -> list[Tensor]:
+        """The same among sets of different names, whether they are the data set's or not."""
         # Names that are read one by one are encoded once, and a set is some of their columns.
-        together = tuple(dict.fromkeys(label for labels in sets for label in labels))
-        asked = [tuple(labels) for labels in sets] if adapter.reads_names_together else [together]
-        texts = [self.encode_texts(adapter, labels) if labels else None for labels in asked]
-        found: list[list[Tensor]] = [[torch.empty(0, len(labels))] for labels in asked]
+        together = tuple(dict.fromkeys(name for names in sets for name in names))
+        asked = [tuple(names) for names in sets] if adapter.reads_names_together else [together]
+        texts = [self.encode_names(adapter, names) if names else None for names in asked]
+        found: list[list[Tensor]] = [[torch.empty(0, len(names))] for names in asked]
         for images in self.encode_images(adapter, examples):
             for rows, features in zip(found, texts, strict=True):
                 if features is None:
@@ -189,10 +196,13 @@ class Scorer:
                 else:
                     rows.append(adapter.logits(images, features, self.logit_scale).float().cpu())
         scores = [torch.cat(rows) for rows in found]
-        if adapter.reads_names_together:
+        if not adapter.reads_names_together:
+            column = {name: place for place, name in enumerate(together)}
+            scores = [scores[0][:, [column[name] for name in names]] for names in sets]
+        if adapter.interpolation != "scores" or adapter.strength == 1:
             return scores
-        column = {label: place for place, label in enumerate(together)}
-        return [scores[0][:, [column[label] for label in labels]] for labels in sets]
+        plain = self.scores_among(Frozen(), examples, *sets)
+        return [torch.lerp(a, b, adapter.strength) for a, b in zip(plain, scores, strict=True)]
 
     @torch.inference_mode()
     def encode_images(self, adapter: Adapter, examples: Sequence[Example]) -> Iterator[Tensor]:
@@ -204,18 +214,22 @@ class Scorer:
             chosen = examples[first : first + BATCH]
             yield adapter.encode_image(self.backbone, self.images.load(chosen, start))
 
-    @torch.inference_mode()
     def encode_texts(self, adapter: Adapter, labels: Sequence[int]) -> Tensor:
         """What `adapter` makes of the names of at least one class: [C, D] for most."""
-        return adapter.eval().encode_text(self.backbone, self._texts(adapter, tuple(labels)))
+        return self.encode_names(adapter, self.federation.names(labels))
 
-    def _texts(self, adapter: Adapter, labels: tuple[int, ...]) -> ClassTexts:
-        """Class names with the frozen blocks' activations: the same for every client."""
+    @torch.inference_mode()
+    def encode_names(self, adapter: Adapter, names: Sequence[str]) -> Tensor:
+        """What `adapter` makes of at least one name in the prompt: [C, D] for most."""
+        return adapter.eval().encode_text(self.backbone, self._texts(adapter, tuple(names)))
+
+    def _texts(self, adapter: Adapter, names: tuple[str, ...]) -> ClassTexts:
+        """Names with the frozen blocks' activations: the same for every client."""
         start = adapter.first_block(self.backbone, "text") if self.images.cache else 0
-        if (labels, start) not in self._frozen:
-            texts = class_texts(self.backbone, self.federation.names(labels), self.template)
-            self._frozen[labels, start] = with_activations(self.backbone, texts, start)
-        return self._frozen[labels, start]
+        if (names, start) not in self._frozen:
+            texts = class_texts(self.backbone, names, self.template)
+            self._frozen[names, start] = with_activations(self.backbone, texts, start)
+        return self._frozen[names, start]
 
 
 def are_right(

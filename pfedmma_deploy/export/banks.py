@@ -45,6 +45,8 @@ class ExportClient:
     """Trained, on the bundle's backbone: the graph is made of it and compared with it."""
     seen: Sequence[int] = ()
     """Labels that the client trained on."""
+    default_strength: float = 1.0
+    """At which it answers where nobody asks for another."""
 
 
 def require_names(clients: Sequence[ExportClient]) -> None:
@@ -59,12 +61,12 @@ def require_names(clients: Sequence[ExportClient]) -> None:
 
 
 def require_strength(clients: Sequence[ExportClient]) -> None:
-    """Raises `ExportError` where an adapter has no strength but 1, which a graph would have."""
+    """Raises `ExportError` where an adapter mixes class scores, which no graph does."""
     for client in clients:
-        if client.adapter.interpolation is None:
+        if client.adapter.interpolation == "scores":
             raise ExportError(
-                f"The adapter of client {client.id!r}, {type(client.adapter).__name__}, knows no "
-                "strength but 1, and a bundle answers at any from 0 to 1.5: mix its features "
+                f"The adapter of client {client.id!r}, {type(client.adapter).__name__}, mixes "
+                "class scores, and a bundle's graphs give features: mix its features "
                 '(`mix_features`) and say so (`interpolation = "features"`).'
             )
 

@@ -147,7 +147,7 @@ def export_bundle(
         if evaluation is not None and not config.is_exact:
             parity, quality = _reduce(folder, config, manifest, trained, evaluation)
         manifest = replace(manifest, quality={} if quality is None else quality.to_dict())
-        write_text_embeds(folder, text)
+        write_text_embeds(folder, trained.default_text)
         write_tokenizer(folder / names.TOKENIZER, manifest.context_length)
         require_clip_tokenizer(backbone, folder / names.TOKENIZER)
         write_bytes(folder / names.LABELS, "".join(f"{n}\n" for n in class_names).encode())

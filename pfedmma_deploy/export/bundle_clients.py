@@ -32,7 +32,7 @@ from pfedmma_deploy.runtime.bundle import Bundle
 from pfedmma_deploy.runtime.manifest import ClientInfo, History, Manifest
 from pfedmma_deploy.runtime.providers import open_session
 from pfedmma_deploy.runtime.sources import load_pixels
-from pfedmma_deploy.runtime.text_tower import Tokenizer
+from pfedmma_deploy.runtime.text_tower import Tokenizer, mixed
 from pfedmma_deploy.store.files import write_bytes
 
 Array = NDArray[Any]
@@ -62,7 +62,7 @@ def add_client(bundle: Path, client: Path, *, name: str | None = None) -> Bundle
     opened.verify()
     newcomer = read_newcomer(client, name, opened)
     manifest, index = opened.manifest, len(opened.manifest.clients)
-    info = ClientInfo(index, newcomer.id, newcomer.seen)
+    info = ClientInfo(index, newcomer.id, newcomer.seen, newcomer.default_strength)
     manifest = replace(manifest, clients=(*manifest.clients, info))
     pixels, tokens = _check_inputs(opened)
     with staged(bundle) as folder:
@@ -139,7 +139,10 @@ def _append(
     newcomer: Newcomer,
     tokens: NDArray[np.int64],
 ) -> NDArray[np.float32]:
-    """Models with one more row. Returns the client's text features [C, D], by its text tower."""
+    """Models with one more row.
+
+    Returns the client's text features [C, D] at its default strength, by its text tower.
+    """
     text: NDArray[np.float32] | None = None
     # The classifier comes last: it has the text features, which the new text tower computes.
     for file in (names.TEXT_MODEL, names.VISION_MODEL, names.CLASSIFIER_MODEL):
@@ -155,10 +158,16 @@ def _append(
         _change_model(opened, folder, manifest, file, appended)
         if text is None:
             session = open_session(folder / file, "cpu")
-            text = run_clients(session, tokens, np.full(len(tokens), len(manifest.clients) - 1))
+            rows = np.full(len(tokens), len(manifest.clients) - 1)
+            text = run_clients(session, tokens, rows)
     _copy_rest(opened, folder)
     assert text is not None
-    return text
+    strength = newcomer.default_strength
+    if strength == 1:
+        return text
+    if manifest.prompt_of(1) != manifest.prompt:
+        return mixed(opened.text_embeds()[0], text, strength)
+    return run_clients(session, tokens, rows, np.full(len(tokens), strength, np.float32))
 
 
 def _change_model(

@@ -58,7 +58,8 @@ def manifest(
     """The manifest of a bundle whose files are not written yet."""
     rows = [ClientInfo(0, ZERO_SHOT, ())]
     for index, client in enumerate(clients, start=1):
-        rows.append(ClientInfo(index, client.id, tuple(sorted(map(int, client.seen)))))
+        seen = tuple(sorted(map(int, client.seen)))
+        rows.append(ClientInfo(index, client.id, seen, client.default_strength))
     versions = {"pfedmma_deploy": __version__}
     for package in ("torch", "open_clip_torch", "onnx", "onnxscript", "tokenizers"):
         versions[package] = version(package)

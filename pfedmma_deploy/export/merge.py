@@ -76,7 +76,7 @@ def export_open_clip(
     out: Path,
     *,
     clients: Sequence[str] | None = None,
-    strength: float = 1.0,
+    strength: float | None = None,
     session: Session | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -90,7 +90,8 @@ def export_open_clip(
         run: the run.
         out: folder of the files.
         clients: ids; None takes all.
-        strength: how much of the changes is merged, 0 (plain CLIP) to 1.5; 1 is as trained.
+        strength: how much of the changes is merged, 0 (plain CLIP) to 1.5, 1 being as trained;
+            None takes each client's own default.
         session: the run's, where it is open already.
         progress: told of the clients.
 
@@ -107,13 +108,15 @@ def export_open_clip(
     if not session.method.merges:
         refuse_open_clip(type(session.method))
     shared = run.load_shared()
-    adapter = session.build_adapter().eval().at(checked_strength(strength))
+    given = None if strength is None else checked_strength(strength)
+    trained = session.build_adapter().eval()
     known = run.manifest["class_names"]
     texts = class_texts(session.backbone, known, session.config.prompt)
     pixels = session.pixels.load(parity_examples(session))
     files: dict[str, int] = {}
     for stored in (progress or Silent()).track(chosen, "clients merged", len(chosen)):
-        session.client_model(stored, shared, adapter)
+        amount = stored.default_strength if given is None else given
+        adapter = session.client_model(stored, shared, trained).at(amount)
         tasks = adapter.tasks or ("classify",)
         for task in tasks:
             adapter.task = task
@@ -121,7 +124,7 @@ def export_open_clip(
             path = out / f"{name}.safetensors"
             write_bytes(path, tensor_bytes(merge(session.backbone, adapter)))
             _require_equal(session.backbone, adapter, path, pixels, texts)
-            card = {"strength": strength, **_card(session, run, stored, task, path)}
+            card = {"strength": amount, **_card(session, run, stored, task, path)}
             write_bytes(path.with_suffix(".json"), json_bytes(card))
             for written in (path, path.with_suffix(".json")):
                 files[written.name] = written.stat().st_size

@@ -30,7 +30,7 @@ from pfedmma_deploy.runtime.bundle import Bundle
 from pfedmma_deploy.runtime.manifest import Manifest
 from pfedmma_deploy.runtime.providers import model_inputs
 from pfedmma_deploy.store.files import parse_json, parse_tensors, read_bytes
-from pfedmma_deploy.store.run import Run
+from pfedmma_deploy.store.run import Run, default_strength
 from pfedmma_deploy.types import Tower
 
 Array = NDArray[Any]
@@ -50,6 +50,7 @@ class Newcomer:
     id: str
     seen: tuple[int, ...]
     """The bundle's labels of the classes that it trained on."""
+    default_strength: float
     banks: Sequence[ExportBanks]
     rows: Mapping[Tower, Mapping[str, Array]]
     """Its row of every bank, by tower and name."""
@@ -97,7 +98,8 @@ def read_newcomer(folder: Path, name: str | None, opened: Bundle) -> Newcomer:
     for file in (names.VISION_MODEL, names.TEXT_MODEL):
         _require_banks(id, rows[TOWER_OF[file]], onnx.load(opened.file(file)))
     seen = sorted(manifest.class_names.index(one) for one in config["seen"])
-    return Newcomer(id, tuple(seen), model.export_banks(backbone), rows)
+    strength = default_strength(config, id)
+    return Newcomer(id, tuple(seen), strength, model.export_banks(backbone), rows)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -175,6 +175,8 @@ class Trained:
     """Token ids of the class prompts by client index, [C, context] each."""
     text: Features
     """Its text features at strength 1, [clients, C, D]."""
+    default_text: Features
+    """The same at each client's default strength: what the bundle stores."""
     images: NDArray[np.uint8]
     """What to compare on, uint8 [N, H, W, 3]."""
     class_names: Sequence[str]
@@ -195,9 +197,23 @@ def trained_side(
     models = [Frozen(), *(client.adapter for client in clients)]
     texts = class_texts(backbone, class_names, prompt)
     own = backbone.tokenize(build_prompts(class_names, adapter.get("prompt", prompt)))
-    features = [model.encode_text(backbone, texts).float().cpu().numpy() for model in models]
+    strengths = [1.0, *(client.default_strength for client in clients)]
+    features, defaults = [], []
+    for model, strength in zip(models, strengths, strict=True):
+        features.append(model.encode_text(backbone, texts).float().cpu().numpy())
+        dialled = model.at(strength).encode_text(backbone, texts) if strength != 1 else None
+        defaults.append(features[-1] if dialled is None else dialled.float().cpu().numpy())
     tokens = [texts.prompts, *[own] * len(clients)]
-    return Trained(backbone, models, tokens, np.stack(features), images, class_names, prompt)
+    return Trained(
+        backbone,
+        models,
+        tokens,
+        np.stack(features),
+        np.stack(defaults),
+        images,
+        class_names,
+        prompt,
+    )
 
 
 def verify_models(

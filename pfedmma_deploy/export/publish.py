@@ -78,7 +78,7 @@ def staged(out: Path) -> Iterator[Path]:
 
 
 def write_text_embeds(folder: Path, features: NDArray[np.float32]) -> None:
-    """Write the text features of the known classes, [clients, C, D]."""
+    """Write text features of the known classes at clients' default strengths, [clients, C, D]."""
     buffer = io.BytesIO()
     np.save(buffer, features)
     write_bytes(folder / TEXT_EMBEDS, buffer.getvalue())
@@ -125,7 +125,7 @@ def model_card(title: str, manifest: Manifest) -> str:
         clients=[(client, named(client.seen)) for client in listed],
         base=named(manifest.base),
         novel=named(novel),
-        accuracy=_measured(manifest.history),
+        accuracy=_measured(manifest),
         curve=_mean_curve(manifest.history),
         measured=len(_curves(manifest.history)),
     )
@@ -139,24 +139,28 @@ def _curves(history: History | None) -> list[Sequence[CurvePoint]]:
 
 def _mean_curve(history: History | None) -> list[CurvePoint]:
     """Unweighted means over the measured clients, of those that have the figure."""
+    curves = [{point.strength: point for point in curve} for curve in _curves(history)]
     means = []
-    for points in zip(*_curves(history), strict=True):
+    # Each client was measured at its own default as well.
+    for strength in sorted(set.intersection(*map(set, curves))) if curves else ():
+        points = [curve[strength] for curve in curves]
         values: list[float | None] = []
         for figure in ("local", "base", "novel", "all"):
             known = [value for one in points if (value := getattr(one, figure)) is not None]
             values.append(sum(known) / len(known) if known else None)
-        means.append(CurvePoint(*values, strength=points[0].strength))
+        means.append(CurvePoint(*values, strength=strength))
     return means
 
 
-def _measured(history: History | None) -> RunEvaluation | None:
+def _measured(manifest: Manifest) -> RunEvaluation | None:
     """What the history knows of its clients' accuracies; None where nothing was measured."""
-    zero_shot, personalized = {}, {}
+    zero_shot, personalized, history = {}, {}, manifest.history
+    strengths = {client.id: client.default_strength for client in manifest.clients}
     for client, one in (history.clients if history else {}).items():
         if one.zero_shot is not None and one.personalized is not None:
             zero_shot[client] = Accuracy(**asdict(one.zero_shot))
             personalized[client] = Accuracy(**asdict(one.personalized))
-    return RunEvaluation(zero_shot, personalized) if personalized else None
+    return RunEvaluation(zero_shot, personalized, strengths) if personalized else None
 
 
 def _take_name(folder: Path, out: Path) -> None:

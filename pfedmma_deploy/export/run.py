@@ -86,7 +86,7 @@ def export_run(
     shared = run.load_shared()
     names, seen = _number_classes(run.manifest["class_names"], stored)
     taken = [
-        ExportClient(one.id, session.client_model(one, shared).eval(), labels)
+        ExportClient(one.id, session.client_model(one, shared).eval(), labels, one.default_strength)
         for one, labels in zip(stored, seen, strict=True)
     ]
     config, training = config or ExportConfig(), run.config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ class RunEvaluation:
 
     zero_shot: dict[str, Accuracy]
     personalized: dict[str, Accuracy]
+    strengths: Mapping[str, float]
+    """At which the clients' own models were scored."""
 
     @property
     def zero_shot_mean(self) -> Accuracy:
@@ -62,7 +64,11 @@ class RunEvaluation:
         clients = {}
         for client, own in self.personalized.items():
             zero_shot = self.zero_shot[client]
-            clients[client] = {"zero_shot": zero_shot.to_dict(), "personalized": own.to_dict()}
+            clients[client] = {
+                "zero_shot": zero_shot.to_dict(),
+                "personalized": own.to_dict(),
+                "strength": self.strengths[client],
+            }
         return {
             "zero_shot": self.zero_shot_mean.to_dict(),
             "personalized": self.personalized_mean.to_dict(),
@@ -77,11 +83,13 @@ def evaluate_run(
     run: Run,
     *,
     clients: Collection[str] | None = None,
+    strength: float | None = None,
     session: Session | None = None,
     progress: Progress | None = None,
 ) -> RunEvaluation:
     """Score the federation's clients with their current adapters on the run's test images.
 
+    At `strength`, 1 being as trained; None takes each client's default, as it answers when served.
     Clients that joined later with images of their own have no test images in the run; they are
     scored when they are personalized. With `clients`, only those of them are scored.
     """
@@ -97,12 +105,14 @@ def evaluate_run(
     adapter, shared = session.build_adapter(), run.load_shared()
     chosen = [c for c in federation.clients if clients is None or c.id in clients]
     zero_shot = scorer.score(None, chosen)
-    personalized = {}
+    personalized, strengths = {}, {}
     for client in (progress or Silent()).track(chosen, "clients evaluated", len(chosen)):
-        session.client_model(run.load_client(client.id), shared, adapter)
-        (personalized[client.id],) = scorer.score(adapter, [client])
+        stored = run.load_client(client.id)
+        model = session.client_model(stored, shared, adapter)
+        strengths[client.id] = stored.default_strength if strength is None else strength
+        (personalized[client.id],) = scorer.score(model.at(strengths[client.id]), [client])
     ids = [client.id for client in chosen]
-    return RunEvaluation(dict(zip(ids, zero_shot, strict=True)), personalized)
+    return RunEvaluation(dict(zip(ids, zero_shot, strict=True)), personalized, strengths)
 
 
 Curve = dict[float, Accuracy]
@@ -118,18 +128,17 @@ def strength_curves(
 ) -> dict[str, Curve]:
     """Every measured client's accuracy at 0, 1 and other `strengths`, on the run's test images.
 
-    Strength 0 is zero-shot and strength 1 the client as it was `measured`; the others are scored
-    here. Empty where the method's adapters have no strength but 1.
+    Strength 0 is zero-shot, and a client's default is what was `measured`; the others are scored
+    here.
     """
     adapter, shared = session.build_adapter(), run.load_shared()
-    if adapter.interpolation is None:
-        return {}
     scorer, curves = open_scorer(session), {}
     chosen = [one for one in session.federation.clients if one.id in measured.personalized]
     for client in (progress or Silent()).track(chosen, "clients at other strengths", len(chosen)):
         session.client_model(run.load_client(client.id), shared, adapter)
-        known = {0.0: measured.zero_shot[client.id], 1.0: measured.personalized[client.id]}
-        for strength in strengths:
+        own = measured.strengths[client.id]
+        known = {own: measured.personalized[client.id], 0.0: measured.zero_shot[client.id]}
+        for strength in {*strengths, 1.0}:
             if strength not in known:
                 (known[strength],) = scorer.score(adapter.at(strength), [client])
         curves[client.id] = dict(sorted(known.items()))
@@ -146,8 +155,8 @@ def validate_run(run: Run, session: Session) -> float:
     found = []
     for client in session.federation.clients:
         if client.val:
-            session.client_model(run.load_client(client.id), shared, adapter)
-            found.append(scorer.accuracy_on(adapter, client.val))
+            model = session.served_model(run.load_client(client.id), shared, adapter)
+            found.append(scorer.accuracy_on(model, client.val))
     if not found:
         raise UsageError(
             f"No client of {run.folder} has validation images to choose on: give the data a val "
@@ -158,10 +167,4 @@ def validate_run(run: Run, session: Session) -> float:
 
 def open_scorer(session: Session) -> Scorer:
     """A scorer for the models of a session."""
-    return Scorer(
-        session.backbone,
-        session.federation,
-        session.images,
-        session.config.prompt,
-        session.logit_scale,
-    )
+    return session.scorer()

@@ -22,6 +22,7 @@ from pfedmma_deploy.errors import UsageError, nearest
 from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.federated.evaluate import open_scorer
 from pfedmma_deploy.federated.session import Session, open_run_session
+from pfedmma_deploy.federated.settle import settled
 from pfedmma_deploy.federated.train import client_config
 from pfedmma_deploy.methods.base import Tensors, state_to_dict
 from pfedmma_deploy.methods.client_run import ClientRun
@@ -40,9 +41,9 @@ class FineTuned:
     is_new: bool
     session: Session
     """The run's, with the client's own images where it brought some."""
-    before: tuple[Tensors, Any]
-    """Tensors and the method's state."""
-    after: tuple[Tensors, Any]
+    before: tuple[Tensors, Any, float]
+    """Tensors, the method's state, and the strength at which the client answered."""
+    after: tuple[Tensors, Any, float]
     loss: float
     """Mean training loss over the fine-tuning."""
     seconds: float
@@ -57,6 +58,9 @@ class PersonalizeResult:
     zero_shot: Accuracy
     before: Accuracy
     after: Accuracy
+    """At `strength`."""
+    strength: float
+    """How much of its own model counts where nobody asks for another: its guard's choice."""
     loss: float
     folder: Path
 
@@ -93,12 +97,18 @@ def personalize(
     models = (None, tuned.before, tuned.after)
     found = []
     for model in progress.track(models, "models evaluated", len(models)):
+        dialled = None
         if model is not None:
-            space.method.load_client(adapter, *model)
-        found.extend(scorer.score(None if model is None else adapter, [tuned.client]))
+            tensors, state, strength = model
+            space.method.load_client(adapter, tensors, state)
+            dialled = adapter.at(strength)
+        found.extend(scorer.score(dialled, [tuned.client]))
     zero_shot, before, after = found
     folder = run.folder / "clients" / client
-    return PersonalizeResult(client, tuned.is_new, zero_shot, before, after, tuned.loss, folder)
+    strength = tuned.after[-1]
+    return PersonalizeResult(
+        client, tuned.is_new, zero_shot, before, after, strength, tuned.loss, folder
+    )
 
 
 def fine_tune(
@@ -140,8 +150,8 @@ def fine_tune(
             (progress or Silent()).note(f"warning: {warning}")
     chosen = next(c for c in session.federation.clients if c.id == client)
     shared, method = run.load_shared(), session.method
-    adapter, state = _start(run, session, client, shared, is_new=is_new)
-    before = adapter.tensors(), state
+    adapter, state, strength = _start(run, session, client, shared, is_new=is_new)
+    before = adapter.tensors(), state, strength
     _require_trainable(adapter, method.name, train_shared)
     scopes = {Scope.LOCAL, Scope.SHARED} if train_shared else {Scope.LOCAL}
     changes = {"epochs": epochs, "scopes": frozenset(scopes)} | ({"lr": lr} if lr else {})
@@ -182,21 +192,22 @@ def fine_tune(
         personalized=provenance,
     )
     own = adapter.tensors() if train_shared else adapter.tensors(*KEPT)
-    run.save_client(StoredClient(client, own, config), keep_federated=not is_new)
+    stored = settled(session, chosen, StoredClient(client, own, config), shared)
+    run.save_client(stored, keep_federated=not is_new)
     run.save()
-    after = adapter.tensors(), work.state
+    after = adapter.tensors(), work.state, stored.default_strength
     return FineTuned(chosen, is_new, session, before, after, loss, seconds)
 
 
 def _start(
     run: Run, session: Session, client: str, shared: Tensors, *, is_new: bool
-) -> tuple[Adapter, Any]:
-    """The model and the method's state that fine-tuning starts from."""
+) -> tuple[Adapter, Any, float]:
+    """The model and the method's state that fine-tuning starts from, and its strength."""
     if is_new:
-        return session.new_client_model(client, shared), session.method.initial_state()
+        return session.new_client_model(client, shared), session.method.initial_state(), 1.0
     stored = run.load_client(client, federated=True)
     _, state = session.method.read_state(stored.tensors, stored.config.get("state"))
-    return session.client_model(stored, shared), state
+    return session.client_model(stored, shared), state, stored.default_strength
 
 
 def _require_options(

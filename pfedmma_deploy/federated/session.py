@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from pfedmma_deploy.data.federation import build_federation
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.data.samples import SAMPLE_NAMES
 from pfedmma_deploy.errors import BackboneError, StoreError
+from pfedmma_deploy.evaluation.accuracy import Scorer
+from pfedmma_deploy.evaluation.guard import Guardian
 from pfedmma_deploy.federated.privacy import require_mean
 from pfedmma_deploy.methods.base import Method, Tensors
 from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
@@ -54,6 +57,17 @@ class Session:
     is_site: bool = False
     """Whether the server's state is the part of it that this one client was sent, as at a site of a
     federation across machines (`pfedmma_deploy.fleet`)."""
+
+    @cached_property
+    def guardian(self) -> Guardian:
+        """Chooses how strongly the clients' models count."""
+        return Guardian(self.scorer(), self.config.guard)
+
+    def scorer(self) -> Scorer:
+        """Scores models on the test images."""
+        return Scorer(
+            self.backbone, self.federation, self.images, self.config.prompt, self.logit_scale
+        )
 
     def sent_to(self, client: str, server: Tensors) -> Tensors:
         """What of the server's state `client` is sent."""
@@ -106,7 +120,7 @@ class Session:
     def client_model(
         self, client: StoredClient, shared: Tensors, adapter: Adapter | None = None
     ) -> Adapter:
-        """A stored client's model: its own part, and the server's where it has no copy.
+        """A stored client's model as trained: its own part, and the server's without a copy.
 
         Args:
             client: as the run stores it.
@@ -126,6 +140,12 @@ class Session:
                 f"The stored client {client.id} does not fit the method: {error}."
             ) from error
         return adapter
+
+    def served_model(
+        self, client: StoredClient, shared: Tensors, adapter: Adapter | None = None
+    ) -> Adapter:
+        """The model at the client's default strength; arguments and errors of `client_model`."""
+        return self.client_model(client, shared, adapter).at(client.default_strength)
 
     def new_client_model(self, client: str, shared: Tensors) -> Adapter:
         """The model of a client that never took part: the initial state around the server's."""

@@ -20,6 +20,7 @@ from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.federated.engine import InProcessEngine, traffic
 from pfedmma_deploy.federated.rounds import clients_in_round, privacy_of, run_rounds
 from pfedmma_deploy.federated.session import Session, open_run_session, open_session, path_from
+from pfedmma_deploy.federated.settle import settled
 from pfedmma_deploy.methods.aggregation import KRUM_NEEDS
 from pfedmma_deploy.methods.base import Tensors, state_to_dict
 from pfedmma_deploy.progress import Progress, Silent
@@ -205,7 +206,9 @@ def client_result(
     tensors = {name: sent.get(name, value) for name, value in own.items()}
     rounds = session.config.rounds
     config = client_config(session, client, state_to_dict(state), rounds=rounds, personalized=None)
-    return StoredClient(client.id, tensors, config)
+    stored = StoredClient(client.id, tensors, config)
+    # One that never trained has no model of its own yet; there may be thousands of them.
+    return stored if last is None else settled(session, client, stored, server)
 
 
 def privacy_entry(session: Session, clients: int) -> dict[str, Any]:

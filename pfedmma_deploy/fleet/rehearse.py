@@ -178,13 +178,14 @@ def is_identical(server: Run, sites: dict[str, Run], simulation: Run) -> bool:
 
 def _evaluate(runs: dict[str, Run], progress: Progress) -> dict[str, Any]:
     """Each site personalizes and measures itself, as it would alone."""
-    zero_shot, personalized = {}, {}
+    zero_shot, personalized, strengths = {}, {}, {}
     for id, run in progress.track(runs.items(), "sites", len(runs)):
         session = open_run_session(run)
         fine_tune(run, id, session=session)
         found = evaluate_run(run, session=session)
         zero_shot[id], personalized[id] = found.zero_shot[id], found.personalized[id]
-    return RunEvaluation(zero_shot, personalized).to_dict()
+        strengths[id] = found.strengths[id]
+    return RunEvaluation(zero_shot, personalized, strengths).to_dict()
 
 
 def _run_to_end(command: Sequence[str], variables: dict[str, str]) -> None:

@@ -49,7 +49,7 @@ class CoupledPrompts(Adapter):
         generator: drives the initialisation.
     """
 
-    interpolation = None
+    interpolation = "scores"
 
     def __init__(
         self, backbone: Backbone, parameters: FedMaPLeParameters, generator: torch.Generator

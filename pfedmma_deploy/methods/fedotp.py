@@ -87,7 +87,7 @@ class TransportPrompts(Adapter):
         generator: drives the initialisation, N(0, 0.02^2).
     """
 
-    interpolation = None
+    interpolation = "scores"
 
     def __init__(
         self, backbone: Backbone, parameters: FedOTPParameters, generator: torch.Generator

@@ -99,7 +99,7 @@ class GeneratedContext(Adapter):
     """
 
     adapts: frozenset[Tower] = frozenset({"text"})
-    interpolation = None
+    interpolation = "scores"
     reads_names_together = True
 
     def __init__(

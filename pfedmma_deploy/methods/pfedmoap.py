@@ -121,7 +121,7 @@ class MixedPrompts(Adapter):
     """
 
     adapts: frozenset[Tower] = frozenset({"text"})
-    interpolation = None
+    interpolation = "scores"
 
     def __init__(
         self, backbone: Backbone, parameters: PFedMoAPParameters, generator: torch.Generator

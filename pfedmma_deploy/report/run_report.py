@@ -65,7 +65,7 @@ def report_run(run: Run, progress: Progress | None = None) -> dict[str, Any]:
     adapter, shared = session.build_adapter(), run.load_shared()
 
     def load(client: str) -> Adapter:
-        return session.client_model(run.load_client(client), shared, adapter)
+        return session.served_model(run.load_client(client), shared, adapter)
 
     found, calibration = _measure(session, load, progress)
     ids = [client.id for client in session.federation.clients]
@@ -94,9 +94,11 @@ def _measure(
     before = scorer.accuracies(clients, every, plain)
     zero_shot = {client.id: one for client, one in zip(clients, before, strict=True)}
     personalized: dict[str, Accuracy] = {}
+    strengths: dict[str, float] = {}
     calibration = Calibration(scorer)
     for client in progress.track(clients, "clients measured", len(clients)):
         adapter, tests = load(client.id), scorer.tests([client])
+        strengths[client.id] = adapter.strength
         scores = scorer.scores(adapter, tests, *scorer.sets)
         (personalized[client.id],) = scorer.accuracies([client], tests, scores)
         validation = None
@@ -104,7 +106,7 @@ def _measure(
             (validation,) = scorer.scores(adapter, client.val, session.federation.base)
         rows = [row_of[example.key] for example in tests]
         calibration.add(client, tests, [found[rows] for found in plain], scores, validation)
-    return RunEvaluation(zero_shot, personalized), calibration
+    return RunEvaluation(zero_shot, personalized, strengths), calibration
 
 
 def _answer(found: RunEvaluation, session: Session) -> dict[str, Any]:
@@ -131,20 +133,18 @@ def _answer(found: RunEvaluation, session: Session) -> dict[str, Any]:
 
 def _strength(
     run: Run, found: RunEvaluation, session: Session, progress: Progress
-) -> dict[str, Any] | None:
-    """Accuracies at several strengths, of each client and their mean; None where there is but 1."""
+) -> dict[str, Any]:
+    """Accuracies at several strengths, of each client and their mean, and what each answers at."""
     curves = strength_curves(run, found, session, STRENGTHS, progress)
-    if not curves:
-        return None
     clients = {
         client: [{"strength": strength, **one.to_dict()} for strength, one in curve.items()]
         for client, curve in curves.items()
     }
     mean = []
-    for place, strength in enumerate(STRENGTHS):
-        at = mean_accuracy(list(curve.values())[place] for curve in curves.values())
+    for strength in STRENGTHS:
+        at = mean_accuracy(curve[strength] for curve in curves.values())
         mean.append({"strength": strength, **at.to_dict()})
-    return {"mean": mean, "clients": clients}
+    return {"mean": mean, "clients": clients, "default": dict(found.strengths)}
 
 
 def _interval(accuracy: float | None, images: int) -> list[float] | None:

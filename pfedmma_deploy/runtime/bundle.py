@@ -99,7 +99,10 @@ class Bundle:
             self.file(name)
 
     def text_embeds(self) -> NDArray[np.float32]:
-        """Text features of the known class names, [clients, C, D], L2-normalised."""
+        """Text features of the known class names, [clients, C, D], L2-normalised.
+
+        Each client's at its default strength.
+        """
         manifest = self.manifest
         path = self.file(TEXT_EMBEDS)
         expected = (len(manifest.clients), len(manifest.class_names), manifest.embed_dim)

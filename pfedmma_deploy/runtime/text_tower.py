@@ -51,17 +51,20 @@ class TextTower:
 
     @cached_property
     def stored(self) -> Features:
-        """Features of the bundle's class names at strength 1, [clients, C, D]."""
+        """Features of the bundle's class names at the default strengths, [clients, C, D]."""
         return self._bundle.text_embeds()
 
     def known(self, index: int, strength: float) -> Features:
         """Features [C, D] of the bundle's class names; at other strengths computed once."""
-        if strength in {0, 1}:
-            found: Features = self.stored[index if strength else 0]
-            return found
-        if index and self._has_own_prompt(index):
-            return mixed(self.stored[0], self.stored[index], strength)
-        return self.encoded(index, self._bundle.manifest.class_names, strength)
+        manifest = self._bundle.manifest
+        found: Features
+        if strength == 0:
+            found = self.stored[0]
+        elif strength == manifest.clients[index].default_strength:
+            found = self.stored[index]
+        else:
+            found = self.encoded(index, manifest.class_names, strength)
+        return found
 
     def _has_own_prompt(self, index: int) -> bool:
         """Whether the client reads other tokens than zero-shot: one graph cannot mix the two."""

@@ -35,6 +35,7 @@ from pfedmma_deploy.store.files import (
     tensor_bytes,
     write_bytes,
 )
+from pfedmma_deploy.types import STRENGTHS
 
 FORMAT = "pfedmma-run"
 FORMAT_VERSION = 2
@@ -56,6 +57,26 @@ class StoredClient:
     """Its own part, by parameter name; with a copy of the shared part where it has its own."""
     config: dict[str, Any]
     """Method, backbone fingerprint, hyper-parameters, the classes it has seen, provenance."""
+
+    @property
+    def default_strength(self) -> float:
+        """At which the client's model answers where nobody asks for another: its guard's choice.
+
+        1 for a client that an earlier version wrote. Raises `StoreError` where it is no strength.
+        """
+        return default_strength(self.config, self.id)
+
+
+def default_strength(config: Mapping[str, Any], client: str) -> float:
+    """What `StoredClient.default_strength` is, of an `adapter_config.json`."""
+    value = config.get("default_strength", 1.0)
+    low, high = STRENGTHS[0], STRENGTHS[-1]
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise StoreError(
+            f"The default_strength of client {client} should be a number from {low:g} to "
+            f"{high:g}, found {value!r}: personalize the client again, which chooses it anew."
+        )
+    return float(value)
 
 
 class Run:

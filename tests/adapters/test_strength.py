@@ -79,8 +79,5 @@ def test_it_shares_its_parameters() -> None:
 
 
 @pytest.mark.parametrize("name", ["fedotp", "pfedmoap", "fedtpg", "fedmaple"])
-def test_adapters_without_a_strength_say_so(name: str) -> None:
-    adapter = inputs.build(METHODS[name])
-    assert adapter.at(1).strength == 1
-    with pytest.raises(ValueError, match=r"knows no strength but 1, found 0\.5: it reads images"):
-        adapter.at(0.5)
+def test_adapters_that_leave_the_mixing_to_the_scores_say_so(name: str) -> None:
+    assert inputs.build(METHODS[name]).interpolation == "scores"

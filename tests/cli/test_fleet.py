@@ -310,7 +310,7 @@ def test_an_invitation_names_no_place_outside(capsys: Captured) -> None:
 def test_rehearse(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     found = Accuracy(50.0, 50.0, 50.0, 50.0)
     values = {
-        **RunEvaluation({"a": found}, {"a": found}).to_dict(),
+        **RunEvaluation({"a": found}, {"a": found}, {"a": 0.5}).to_dict(),
         "folder": "rehearsal",
         "sites": ["site-a", "site-b"],
         "identical_to_simulation": True,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfedmma_deploy.adapters.base import Adapter
+from pfedmma_deploy.adapters.base import Adapter, Frozen
 from pfedmma_deploy.backbone.activation_cache import ImageInputs
 from pfedmma_deploy.backbone.blocks import BlockHook
 from pfedmma_deploy.data.pixels import PixelLoader
@@ -130,6 +130,26 @@ def test_scores_of_several_sets_of_names() -> None:
     # What reads names together is asked about each set by itself.
     shifted = scorer.scores(Shifted(plain.function), dataset.examples, (2, 0), (1,), ())
     assert [found.tolist() for found in shifted] == [[[2.0, 2.0]] * 6, [[1.0]] * 6, [[]] * 6]
+
+
+class Doubled(Hooked):
+    """Answers with scores of its own, which lie between zero-shot's and 7 by the strength."""
+
+    interpolation = "scores"
+
+    def logits(self, images: Tensor, texts: Tensor, logit_scale: float) -> Tensor:
+        return torch.full((len(images), len(texts)), 7.0)
+
+
+def test_scores_are_mixed_where_features_cannot_be() -> None:
+    data, dataset = federation()
+    scorer = Scorer(tiny_backbone(), data, images_of(dataset), "a photo of a {}.", 20.0)
+    adapter = Doubled(lambda tower, block, h: None)
+    (plain,) = scorer.scores(Frozen(), dataset.examples, (0, 1))
+    (half,) = scorer.scores(adapter.at(0.5), dataset.examples, (0, 1))
+    torch.testing.assert_close(half, (plain + 7) / 2)
+    (none,) = scorer.scores(adapter.at(0), dataset.examples, (0, 1))
+    torch.testing.assert_close(none, plain)
 
 
 def test_novel_classes_that_are_base_classes_of_another_domain_are_one_name() -> None:

@@ -205,13 +205,13 @@ def test_low_rank_changes_are_not_fused(tmp_path: Path) -> None:
         export_kind(tmp_path / "x", "plora", ExportConfig(flavour="ort"))
 
 
-def test_adapters_without_a_strength_are_refused(
+def test_adapters_that_mix_scores_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SharedContext, "interpolation", None)
+    monkeypatch.setattr(SharedContext, "interpolation", "scores")
     with pytest.raises(
         ExportError,
-        match="client 'a', SharedContext, knows no strength but 1, and a bundle answers at any",
+        match="client 'a', SharedContext, mixes class scores, and a bundle's graphs give features",
     ):
         export_kind(tmp_path / "x", "promptfl")
     assert not list(tmp_path.iterdir())

@@ -52,7 +52,7 @@ def federation() -> Federation:
 
 def test_counts_traffic_and_accuracies(run: Run) -> None:
     before, after = Accuracy(50.0, 60.0, None), Accuracy(75.0, 55.0, None, 65.0)
-    measured = RunEvaluation({"1": before}, {"1": after})
+    measured = RunEvaluation({"1": before}, {"1": after}, {"1": 1.0})
     curves = {"1": {0.0: before, 0.5: Accuracy(70.0, 62.0, None), 1.0: after}}
     # "new" joined later with images of its own and brought a fourth class.
     found = run_history(run, federation(), ["0", "1", "new"], 4, measured, curves)
@@ -110,7 +110,7 @@ def test_curves_that_take_long_are_not_measured_and_that_is_said(
     monkeypatch.setattr(module, "strength_curves", lambda *_: "measured")
     workspace = cast("Any", SimpleNamespace(federation=federation()))
     accuracy = Accuracy(50.0, 60.0, None)
-    measured = RunEvaluation({"1": accuracy}, {"1": accuracy})
+    measured = RunEvaluation({"1": accuracy}, {"1": accuracy}, {"1": 1.0})
     strengths = (0, 0.5, 0.75, 1, 1.5)
     assert measure_curves(run, workspace, None, strengths, progress) == {}
     # Three test images at each of the three strengths that are not 0 or 1.

@@ -13,6 +13,7 @@ FOUND = RunEvaluation(
         "south": Accuracy(80.0, 75.0, 78.5, 64.0),  # one and a half of novel
         "west": Accuracy(None, 75.0, 80.0, 70.0),
     },
+    strengths={"north": 1.0, "south": 0.5, "west": 0.0},
 )
 
 
@@ -27,7 +28,8 @@ def test_worst_and_losing_by_hand() -> None:
 
 
 def test_what_nobody_has_has_no_worst() -> None:
-    one = RunEvaluation({"a": Accuracy(1.0, 2.0, None)}, {"a": Accuracy(1.0, 2.0, None)})
+    figures = {"a": Accuracy(1.0, 2.0, None)}
+    one = RunEvaluation(figures, figures, {"a": 1.0})
     assert one.worst["novel"] is None and one.worst["base"] == {"client": "a", "accuracy": 2.0}
     assert one.losing_share == 0.0
 
