@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pfedmma_deploy.config import read_changes, read_options
+from pfedmma_deploy.errors import UsageError
 
 from .options import (
     NO_PARTITION,
@@ -31,11 +32,19 @@ if TYPE_CHECKING:
 def compare(
     output: Output,
     methods: Annotated[str, flag('Methods such as "pfedmma,promptfl", or "all".', "NAMES")] = "all",
-    seeds: Annotated[str, flag("Seeds, one repetition each.", "LIST")] = "0,1,2",
+    seeds: Annotated[str, flag("Seeds, one repetition each: 0-9, or 0,3,7.", "LIST")] = "0-9",
     options: PartitionOptions = NO_PARTITION,
     tune: Annotated[
         bool, switch("--tune", "Choose each method's learning rate on validation images first.")
     ] = False,
+    criterion: Annotated[
+        str | None,
+        flag(
+            "What --tune calls best: the harmonic mean of validation accuracy on own and on other "
+            "classes, or own classes alone. [default: harmonic]",
+            "harmonic|own",
+        ),
+    ] = None,
     jobs: Annotated[int, flag("Trials at the same time, a process each.", "N")] = 1,
     preset: Preset = None,
     config: Annotated[Path | None, flag("All other options of `train`.", "FILE.toml")] = None,
@@ -43,20 +52,26 @@ def compare(
 ) -> None:
     """Compare methods on the same data, backbone, splits and budget.
 
-    Trains every method with every seed and writes Markdown, CSV, JSON and a figure. What is there
-    already is not run again: stop with Ctrl-C at any time, and repeat the command to go on.
+    Trains every method with every seed and writes Markdown, CSV, JSON and a figure. How many
+    minutes that takes is said first, as soon as one trial is done. What is there already is not run
+    again: stop with Ctrl-C at any time, and repeat the command to go on. Every method is run with
+    one seed before any is with the next.
 
     \b
     Examples:
       pfedmma compare --preset quickstart
-      pfedmma compare --methods pfedmma,plora,promptfl --seeds 0,1 --preset quickstart --tune
+      pfedmma compare --methods pfedmma,plora,promptfl --seeds 0-2 --preset quickstart --tune
       pfedmma compare --data my_photos --backbone ViT-B-16 --pretrained openai --out my_table
     """
     from pfedmma_deploy.methods.registry import METHODS, resolve_run
     from pfedmma_deploy.report.compare import compare as run_comparison
+    from pfedmma_deploy.report.compare import complete_seeds
     from pfedmma_deploy.report.comparison_files import to_dict, write_comparison
 
+    if criterion is not None and not tune:
+        raise UsageError("--criterion says what --tune chooses by: add --tune, or leave it out")
     names = list(METHODS) if methods == "all" else split_names(methods) or []
+    numbers = split_numbers("--seeds", seeds, "0-9 or 0,3,7")
 
     def configure(method: str, seed: int) -> TrainConfig:
         given = {**options, "method": method, "seed": seed}
@@ -67,15 +82,19 @@ def compare(
     try:
         found = run_comparison(
             names,
-            split_numbers("--seeds", seeds, "0,1,2"),
+            numbers,
             configure,
             out,
             tune=tune,
+            criterion=criterion or "harmonic",  # type: ignore[arg-type]  # checked there
             jobs=jobs,
             progress=output.progress,
         )
     except KeyboardInterrupt:
         output.note("Stopped. Repeat the command to go on; what is finished is kept.")
+        done = ",".join(map(str, complete_seeds(out, names, numbers)))
+        if done:
+            output.note(f"Tables of what every method has finished: the same with --seeds {done}")
         raise typer.Exit(130) from None
     files = [str(file) for file in write_comparison(found)]
     values = to_dict(found)

@@ -19,13 +19,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
-
 from pfedmma_deploy.config import PartitionConfig
 from pfedmma_deploy.data.catalog import known_datasets
 from pfedmma_deploy.evaluation.accuracy import Accuracy
-from pfedmma_deploy.report.compare import Comparison, Result, best_rate
+from pfedmma_deploy.report.compare import Comparison, best_rate
+from pfedmma_deploy.report.trials import Result
 from pfedmma_deploy.store.files import json_bytes, write_bytes
+from pfedmma_deploy.templates import environment
 
 ACCURACIES = ("local", "base", "novel", "hm3", "hm2", "all")
 CLIENT_FIGURES = ("worst_local", "worst_all", "losing_share")
@@ -48,60 +48,10 @@ _NORMAL = 1.960
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
-_MARKDOWN = """\
-# Comparison
-
-{{ options }}; seeds {{ seeds | join(", ") }}.
-
-Accuracy in percent, mean over clients, then over seeds; after ± half the 95 % interval of the \
-mean over seeds (Student's t), in brackets the standard deviation. Local: each client's own \
-classes among all base names; base: all classes trained on; novel: classes never seen, among the \
-novel names; HM3: harmonic mean of the three, HM2: of base and novel; all: base and novel images \
-among base and novel names together. Worst local, worst all: the worst client's. Losing: percent \
-of clients that lose more than a point of base or novel against zero-shot. Bytes: per client and \
-round, as measured. Seconds: training, mean over seeds.
-
-| Method | Local | Base | Novel | HM3 | HM2 | All | Worst local | Worst all | Losing | Trained \
-| Shared | Bytes up | Bytes down | Seconds |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
-{% for row in rows -%}
-| {{ row.method }}
-{%- for key in spreads %} | {{ row[key] | spread }}{% endfor %}
-{%- for key in counts %} | {{ "{:,}".format(row[key]) }}{% endfor %} \
-| {{ "%.0f" | format(row.seconds) }} |
-{% endfor %}
-{%- if published %}
-## Published by the papers' authors (theirs, not measured here)
-
-| Method | Local | Base | Novel | HM3 | Source |
-|---|---|---|---|---|---|
-{% for one in published -%}
-| {{ one.method }}
-{%- for key in accuracies[:4] %} | {{ "%.2f" | format(one[key]) if key in one else "-" }}
-{%- endfor %} | {{ one.source }} |
-{% endfor %}
-{%- endif %}
-{%- if tuning %}
-## Learning rates
-
-Chosen on the clients' validation images with the first seed: learning rate, then mean validation \
-accuracy in percent.
-
-| Method | Grid | Chosen |
-|---|---|---|
-{% for name, one in tuning.items() -%}
-| {{ name }} | {% for lr, found in one.grid -%}
-{{ "%.3g" | format(lr) }}: {{ "diverged" if found is none else "%.1f" | format(found) }}
-{{- "" if loop.last else ", " }}
-{%- endfor %} | {{ "%.3g" | format(one.chosen) }} |
-{% endfor %}
-{%- endif %}
-![personalization against generalization](compare.png)
-
-{% for name, found in environment.items() %}{{ name }} {{ found }}{{ "." if loop.last else ", " }}
-{%- endfor %}
-"""
-
+_CRITERIA = {
+    "harmonic": "the harmonic mean of two accuracies",
+    "own": "the first of two accuracies",
+}
 
 Figure = dict[str, float | None]
 """Of several seeds `mean`, sample `deviation`, and half the 95 % `interval` by Student's t.
@@ -157,13 +107,14 @@ def to_dict(
     shared["data"] = Path(shared["data"]).name
     tuning = {}
     for name, results in comparison.tuning.items():
-        grid = [[one.lr, one.validation] for one in results]
-        tuning[name] = {"grid": grid, "chosen": best_rate(results)}
+        grid = [_tried(one) for one in results]
+        tuning[name] = {"grid": grid, "chosen": best_rate(results, comparison.criterion)}
     return {
         "options": shared,
         "seeds": [one.seed for one in rows[0]],
         "rows": [_row(results) for results in rows],
         "zero_shot": None if first.zero_shot is None else first.zero_shot.to_dict(),
+        "criterion": comparison.criterion if tuning else None,
         "tuning": tuning,
         "published": list(published),
         "environment": {
@@ -172,6 +123,16 @@ def to_dict(
             **{name: version(name) for name in LIBRARIES},
         },
     }
+
+
+def _tried(result: Result) -> dict[str, float | None]:
+    """One learning rate of a grid; no figures where training diverged."""
+    found = result.validation
+    figures = ("own", "others", "harmonic")
+    if found is None:
+        return {"lr": result.lr, **dict.fromkeys(figures)}
+    values = (found.own, found.others, found.by("harmonic"))
+    return {"lr": result.lr, **dict(zip(figures, values, strict=True))}
 
 
 def _row(results: Sequence[Result]) -> dict[str, Any]:
@@ -197,12 +158,14 @@ def markdown(values: dict[str, Any]) -> str:
     for name, value in values["options"].items():
         if value is not None:
             options.append(f"{name.replace('_', ' ')} {value}")
-    environment = Environment(autoescape=False, keep_trailing_newline=True)  # no HTML in it
-    environment.filters["spread"] = _cell
-    return environment.from_string(_MARKDOWN).render(
+    templates = environment("report", keep_trailing_newline=True)
+    templates.filters["spread"] = _cell
+    templates.filters["percent"] = lambda value: "-" if value is None else f"{value:.1f}"
+    return templates.get_template("comparison.md").render(
         {
             **values,
             "options": ", ".join(options),
+            "tuning_by": _CRITERIA.get(values["criterion"]),
             "accuracies": ACCURACIES,
             "spreads": (*ACCURACIES, *CLIENT_FIGURES),
             "counts": (
