@@ -21,10 +21,13 @@ from .options import (
     with_common_options,
     with_output,
 )
-from .output import Output, Row
+from .output import ACCURACIES, Output, Row
 
 if TYPE_CHECKING:
     from pfedmma_deploy.config import TrainConfig
+
+
+_PAIRED = "Differences in points, paired by seed, ± 95 %; stars: p <= 0.05, 0.01, 0.001 after Holm"
 
 
 @with_common_options
@@ -45,6 +48,9 @@ def compare(
             "harmonic|own",
         ),
     ] = None,
+    against: Annotated[
+        str | None, flag("Hold the others against this method. [default: the first]", "NAME")
+    ] = None,
     jobs: Annotated[int, flag("Trials at the same time, a process each.", "N")] = 1,
     preset: Preset = None,
     config: Annotated[Path | None, flag("All other options of `train`.", "FILE.toml")] = None,
@@ -55,7 +61,8 @@ def compare(
     Trains every method with every seed and writes Markdown, CSV, JSON and a figure. How many
     minutes that takes is said first, as soon as one trial is done. What is there already is not run
     again: stop with Ctrl-C at any time, and repeat the command to go on. Every method is run with
-    one seed before any is with the next.
+    one seed before any is with the next. Differences from one method and from zero-shot are given
+    with intervals, and called "not established" where the seeds do not show them.
 
     \b
     Examples:
@@ -87,6 +94,7 @@ def compare(
             out,
             tune=tune,
             criterion=criterion or "harmonic",  # type: ignore[arg-type]  # checked there
+            against=against,
             jobs=jobs,
             progress=output.progress,
         )
@@ -104,13 +112,10 @@ def compare(
 
 
 def _print(output: Output, values: dict[str, Any]) -> None:
+    from pfedmma_deploy.report.comparison_files import difference_text
+
     headings = {
-        "local": "Local",
-        "base": "Base",
-        "novel": "Novel",
-        "all": "All",
-        "hm3": "HM3",
-        "hm2": "HM2",
+        **ACCURACIES,
         "worst_local": "Worst local",
         "worst_all": "Worst all",
         "losing_share": "Losing",
@@ -133,6 +138,14 @@ def _print(output: Output, values: dict[str, Any]) -> None:
     heads = ["Accuracy in %", *headings.values(), "Bytes up"]
     title = f"{values['options']['data']}, {len(values['seeds'])} seeds, ± 95 % interval"
     output.table(heads, rows, title)
+    for table in values["differences"]:
+        rows = []
+        for method, found in table["rows"].items():
+            rows.append([method, *(difference_text(found[key]) for key in ACCURACIES)])
+        heads = [f"Minus {table['against']}", *ACCURACIES.values()]
+        output.table(
+            heads, rows, "Differences in points, paired by seed; stars: p after correction"
+        )
     for theirs in values["published"]:
         figures = ", ".join(f"{key} {theirs[key]}" for key in ("local", "base", "novel", "hm3"))
         output.say(f"Published (theirs): {theirs['method']}: {figures} ({theirs['source']})")

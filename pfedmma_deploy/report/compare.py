@@ -21,7 +21,7 @@ from statistics import fmean
 from typing import Final
 
 from pfedmma_deploy.config import TrainConfig
-from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.errors import UsageError, nearest
 from pfedmma_deploy.methods.registry import get_method
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.report.trials import (
@@ -52,8 +52,10 @@ class Comparison:
     """By method, one per seed; methods and seeds in their order."""
     tuning: Mapping[str, Sequence[Result]]
     """By method, one per learning rate, ascending; empty without tuning."""
-    criterion: Criterion = "harmonic"
+    criterion: Criterion
     """What the learning rates were chosen by."""
+    against: str
+    """The method that the others are held against."""
 
 
 def compare(
@@ -64,6 +66,7 @@ def compare(
     *,
     tune: bool = False,
     criterion: Criterion = "harmonic",
+    against: str | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -77,14 +80,21 @@ def compare(
         folder: where trials and results are kept.
         tune: choose each method's learning rate on validation images first, with the first seed.
         criterion: what the best of the learning rates is.
+        against: the method that the others are held against; None takes the first.
         jobs: trials at the same time, each in a process of its own.
         progress: is told beforehand how many minutes it will take, and then of each trial.
 
     Raises:
-        UsageError: unknown or repeated methods or seeds, an unknown criterion, or a folder made
-            with other options.
+        UsageError: unknown or repeated methods or seeds, an unknown criterion or reference, or a
+            folder made with other options.
     """
     _require_lists(methods, seeds, jobs)
+    against = methods[0] if against is None else against
+    if against not in methods:
+        raise UsageError(
+            f"--against must be one of the methods that are compared, {', '.join(methods)}, not "
+            f"{against!r}{nearest(against, methods)}"
+        )
     require_criterion(criterion)
     trials = _trials(methods, seeds, configure, folder)
     work = _Work(jobs, progress or Silent())
@@ -96,7 +106,7 @@ def compare(
         tuning = _tune(learning, folder, criterion, work, later)
         trials = [_with_rate(trial, tuning, criterion) for trial in trials]
     results = work.run(trials, "trials")
-    return Comparison(folder, trials[0].config, results, tuning, criterion)
+    return Comparison(folder, trials[0].config, results, tuning, criterion, against)
 
 
 def best_rate(results: Sequence[Result], criterion: Criterion) -> float:
@@ -208,10 +218,13 @@ class _Work:
         for trial, result in self.progress.track(self._finished(missing), what, len(missing)):
             found[trial.folder] = result
             self.progress.note(_line(trial, result))
-            is_first = not self.seconds
+            ahead.remove(trial)
+            known = self._known_methods()
             self._measure(trial, result)
-            if is_first and len(ahead) > 1:
-                self.progress.note(self.estimate([one for one in ahead if one is not trial]))
+            # Told again once there is anything to judge by, and once every method was measured.
+            is_better = not known or _methods(ahead) - known == {trial.config.method}
+            if ahead and is_better:
+                self.progress.note(self.estimate(ahead))
         results: dict[str, list[Result]] = {}
         for trial in trials:
             done = found[trial.folder]
@@ -241,6 +254,9 @@ class _Work:
             "Stop with Ctrl-C at any time, and repeat the command to go on"
         )
 
+    def _known_methods(self) -> set[str]:
+        return {method for method, _ in self.seconds.values()}
+
     def _measure(self, trial: Trial, result: Result | None) -> None:
         if result is not None and result.wall_seconds is not None:
             self.seconds[trial.folder] = (result.method, result.wall_seconds)
@@ -262,6 +278,10 @@ class _Work:
                 # After an error or Ctrl-C nothing new begins; what runs is continued next time.
                 pool.shutdown(cancel_futures=True)
                 raise
+
+
+def _methods(trials: Sequence[Trial]) -> set[str]:
+    return {trial.config.method for trial in trials}
 
 
 def _line(trial: Trial, result: Result) -> str:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from pfedmma_deploy.cli.main import run
 from pfedmma_deploy.cli.options import split_numbers
+from tests import tinyclip
+from tests.federated.conftest import COLOURS, one_thread, write_images
+
+__all__ = ["one_thread"]
 
 
 def test_seeds_as_numbers_and_ranges() -> None:
@@ -26,3 +33,49 @@ def test_seeds_as_numbers_and_ranges() -> None:
 def test_mistakes(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compare", "--preset", "quickstart", *arguments.split()]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, (name, colour) in enumerate(COLOURS.items()):
+        write_images(tmp_path / "photos" / name, 8, colour, seed)
+    tinyclip.register()
+    command = (
+        "compare --methods pfedmma,promptfl --data photos --backbone test-clip --pretrained random "
+        "--clients 2 --shots 2 --rounds 1 --local-epochs 1 --out table"
+    ).split()
+    assert run([*command, "--seeds", "0-1", "--json"]) == 0
+    shown = capsys.readouterr()
+    values = json.loads(shown.out)
+    assert [table["against"] for table in values["differences"]] == ["pfedmma", "zero-shot"]
+    assert [one["seed"] for one in values["rows"][0]["by_seed"]] == [0, 1]
+    assert "4 trials to run; how long that takes is known after the first one" in shown.err
+    assert "3 trials to run: about a minute, judged by 1 that is done" in shown.err
+    assert (tmp_path / "table" / "compare.png").exists()
+    # All of it is there, so held against another method it takes no training.
+    assert run([*command, "--seeds", "0-1", "--against", "promptfl"]) == 0
+    shown = capsys.readouterr()
+    assert "to run" not in shown.err
+    assert "Minus promptfl" in shown.out
+    assert "Minus zero-shot" in shown.out
+
+
+def test_a_comparison_that_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in ("pfedmma/seed-0", "zero-shot/seed-0", "pfedmma/seed-1"):
+        folder = tmp_path / "trials" / place
+        folder.mkdir(parents=True)
+        (folder / "result.json").touch()
+
+    def stop(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pfedmma_deploy.report.compare.compare", stop)
+    command = f"compare --preset quickstart --methods pfedmma,zero-shot --out {tmp_path}"
+    assert run(command.split()) == 130
+    told = capsys.readouterr().err
+    assert "Stopped. Repeat the command to go on; what is finished is kept." in told
+    assert "Tables of what every method has finished: the same with --seeds 0" in told

@@ -47,4 +47,4 @@ def comparison(folder: Path) -> Comparison:
         ]
     }
     first = options("pfedmma", 0)
-    return Comparison(folder, first, results, tuning)
+    return Comparison(folder, first, results, tuning, "harmonic", "pfedmma")

@@ -93,7 +93,7 @@ def test_of_equal_rates_the_smallest_is_taken(criterion: Criterion) -> None:
 
 
 def test_the_cost_is_known_after_the_first_trial(trials: list[Trial], tmp_path: Path) -> None:
-    """pfedmma takes a minute, so the other five are taken for five."""
+    """pfedmma takes a minute, so the other five are taken for five; zero-shot takes half of one."""
     told = Notes()
     compare(["pfedmma", "zero-shot"], [0, 1, 2], options, tmp_path, progress=told)
     assert told.notes[0] == "6 trials to run; how long that takes is known after the first one"
@@ -101,6 +101,8 @@ def test_the_cost_is_known_after_the_first_trial(trials: list[Trial], tmp_path: 
         "5 trials to run: about 5 minutes, judged by 1 that is done. Stop with Ctrl-C at any time, "
         "and repeat the command to go on"
     )
+    assert told.notes[4].startswith("4 trials to run: about 3 minutes, judged by 2 that are done.")
+    assert len([note for note in told.notes if "to run" in note]) == 3
 
 
 def test_the_cost_covers_what_comes_after_the_grid(trials: list[Trial], tmp_path: Path) -> None:
@@ -112,6 +114,7 @@ def test_the_cost_covers_what_comes_after_the_grid(trials: list[Trial], tmp_path
         "11 trials to run; how long that takes is known after the first one",
         "10 trials to run: about 10 minutes",
         "8 trials to run: about 8 minutes",
+        "6 trials to run: about 4 minutes",
     ]
 
 
@@ -147,6 +150,18 @@ def test_seeds_that_every_method_has(tmp_path: Path) -> None:
 def test_mistakes(methods: list[str], seeds: list[int], message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         compare(methods, seeds, options, tmp_path)
+
+
+def test_what_the_others_are_held_against(trials: list[Trial], tmp_path: Path) -> None:
+    assert compare(["zero-shot", "pfedmma"], [0], options, tmp_path).against == "zero-shot"
+    found = compare(["zero-shot", "pfedmma"], [0], options, tmp_path, against="pfedmma")
+    assert found.against == "pfedmma"
+    message = (
+        "--against must be one of the methods that are compared, pfedmma, zero-shot, not 'pfedma'; "
+        "did you mean 'pfedmma'?"
+    )
+    with pytest.raises(UsageError, match=re.escape(message)):
+        compare(["pfedmma", "zero-shot"], [0], options, tmp_path, against="pfedma")
 
 
 def test_an_unknown_criterion(tmp_path: Path) -> None:
