@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.report.compare import Comparison, best_rate
@@ -23,6 +23,9 @@ from pfedmma_deploy.report.significance import Figure, differences, spread
 from pfedmma_deploy.report.trials import Result
 from pfedmma_deploy.store.files import json_bytes, write_bytes
 from pfedmma_deploy.templates import environment
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 ACCURACIES = ("local", "base", "novel", "hm3", "hm2", "all")
 CLIENT_FIGURES = ("worst_local", "worst_all", "losing_share")
@@ -68,7 +71,7 @@ def to_dict(
     """
     rows = [_row(results) for results in comparison.results.values()]
     first = next(iter(comparison.results.values()))
-    zero_shot = _accuracy_row([(one.seed, one.zero_shot) for one in first])
+    zero_shot = accuracy_row([_figures(one.seed, one.zero_shot) for one in first])
     config = comparison.config
     if published is None:
         published = published_rows(config.data, config.partition, config.backbone)
@@ -84,7 +87,7 @@ def to_dict(
         "seeds": [one.seed for one in first],
         "rows": rows,
         "zero_shot": zero_shot,
-        "differences": _differences(rows, zero_shot, comparison.against),
+        "differences": difference_tables(rows, zero_shot, comparison.against),
         "criterion": comparison.criterion if tuning else None,
         "tuning": tuning,
         "published": list(published),
@@ -108,7 +111,7 @@ def _tried(result: Result) -> dict[str, float | None]:
 
 def _row(results: Sequence[Result]) -> dict[str, Any]:
     first = results[0]
-    row = _accuracy_row([(one.seed, one.accuracy) for one in results])
+    row = accuracy_row([_figures(one.seed, one.accuracy) for one in results])
     for key in CLIENT_FIGURES:
         row[key] = spread([getattr(one, key) for one in results])
     for figures, one in zip(row["by_seed"], results, strict=True):
@@ -125,23 +128,30 @@ def _row(results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
-def _accuracy_row(found: Sequence[tuple[int, Accuracy | None]]) -> dict[str, Any]:
+def _figures(seed: int, accuracy: Accuracy | None) -> dict[str, Any]:
+    return {"seed": seed, **(accuracy or Accuracy(None, None, None)).to_dict()}
+
+
+def accuracy_row(by_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Every accuracy's mean over seeds with its spread, and the seeds' own under `by_seed`."""
-    by_seed: list[dict[str, Any]] = []
-    for seed, accuracy in found:
-        by_seed.append({"seed": seed, **(accuracy or Accuracy(None, None, None)).to_dict()})
     row: dict[str, Any] = {key: spread(_of_seeds(by_seed, key)) for key in ACCURACIES}
-    return row | {"by_seed": by_seed}
+    return row | {"by_seed": list(by_seed)}
 
 
 def _of_seeds(by_seed: Sequence[Mapping[str, Any]], key: str) -> list[float | None]:
     return [one[key] for one in by_seed]
 
 
-def _differences(
+def difference_tables(
     rows: Sequence[Mapping[str, Any]], zero_shot: Mapping[str, Any], against: str
 ) -> list[dict[str, Any]]:
-    """Every method but the reference minus the reference; then the same with zero-shot as it."""
+    """Every method but the reference minus the reference; then the same with zero-shot as it.
+
+    Args:
+        rows: as `to_dict` has them.
+        zero_shot: the row of the plain backbone.
+        against: the reference, a method among the rows.
+    """
     references = {row["method"]: row["by_seed"] for row in rows}
     references["zero-shot"] = zero_shot["by_seed"]
     tables = []
@@ -163,25 +173,40 @@ def markdown(values: dict[str, Any]) -> str:
     for name, value in values["options"].items():
         if value is not None:
             options.append(f"{name.replace('_', ' ')} {value}")
+    return (
+        markdown_templates()
+        .get_template("comparison.md")
+        .render(
+            {
+                **values,
+                "options": ", ".join(options),
+                "tuning_by": _CRITERIA.get(values["criterion"]),
+                "accuracies": ACCURACIES,
+                "spreads": (*ACCURACIES, *CLIENT_FIGURES),
+                "counts": (
+                    "parameters_trained",
+                    "parameters_shared",
+                    "bytes_up_per_client_round",
+                    "bytes_down_per_client_round",
+                ),
+            }
+        )
+    )
+
+
+def options_text(options: Mapping[str, Any]) -> str:
+    """Options with their values on one line; those without a value are left out."""
+    known = {name: value for name, value in options.items() if value is not None}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in known.items())
+
+
+def markdown_templates() -> Environment:
+    """The templates of `assets/report`, with filters for cells of tables."""
     templates = environment("report", keep_trailing_newline=True)
     templates.filters["spread"] = _cell
     templates.filters["difference"] = lambda found: difference_text(found).replace("*", "\\*")
     templates.filters["percent"] = lambda value: "-" if value is None else f"{value:.1f}"
-    return templates.get_template("comparison.md").render(
-        {
-            **values,
-            "options": ", ".join(options),
-            "tuning_by": _CRITERIA.get(values["criterion"]),
-            "accuracies": ACCURACIES,
-            "spreads": (*ACCURACIES, *CLIENT_FIGURES),
-            "counts": (
-                "parameters_trained",
-                "parameters_shared",
-                "bytes_up_per_client_round",
-                "bytes_down_per_client_round",
-            ),
-        }
-    )
+    return templates
 
 
 def difference_text(found: Mapping[str, Any] | None) -> str:

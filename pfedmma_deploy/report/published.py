@@ -29,10 +29,22 @@ def published_rows(dataset: str, partition: PartitionConfig, backbone: str) -> l
     for table in published_tables():
         made_with = (table["shots"], table["classes"], table["partition"])
         if name in table["datasets"] and wanted == (_plain(table["backbone"]), *made_with):
-            source = {key: table[key] for key in ("source", "url", "datasets")}
-            for method, figures in table["methods"].items():
-                found.append({"method": method, **figures, **source})
+            found += _rows(table)
     return found
+
+
+def published_for(protocol: str) -> list[dict[str, Any]]:
+    """The published figures of a protocol of `report.protocols`, as `published_rows` has them."""
+    found = []
+    for table in published_tables():
+        if table["protocol"] == protocol:
+            found += _rows(table)
+    return found
+
+
+def _rows(table: dict[str, Any]) -> list[dict[str, Any]]:
+    source = {key: table[key] for key in ("source", "url", "datasets")}
+    return [{"method": method, **own, **source} for method, own in table["methods"].items()]
 
 
 @cache

@@ -21,6 +21,9 @@ MARKS: Final = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 ESTABLISHED: Final = 0.05
 """A difference with a corrected p above this may as well be chance."""
 
+_NOTHING: Final = 1e-9
+"""Points: no accuracy is known so exactly, what is less comes of rounding."""
+
 Figure = dict[str, float | None]
 """Of several seeds `mean`, sample `deviation`, and half the 95 % `interval` by Student's t.
 
@@ -36,7 +39,8 @@ class Difference:
     interval: float | None
     """Half the 95 % interval of the mean by Student's t, not corrected; None of a single seed."""
     p: float | None
-    """Of Student's paired t test, two-sided; None of a single seed."""
+    """Of Student's paired t test, two-sided; where all n seeds differ alike, which it cannot judge,
+    of the sign test: 2^(1-n). None of a single seed."""
     corrected_p: float | None = None
     """By `holm`, over the rows of the same column."""
 
@@ -108,9 +112,9 @@ def paired_difference(
     assert mean is not None
     if deviation is None:
         return Difference(mean, None, None)
-    if deviation == 0:
-        # Every seed says the same: t has no value, and its limit is no difference or a certain one.
-        return Difference(mean, 0.0, 1.0 if mean == 0 else 0.0)
+    if deviation < _NOTHING:
+        # Every seed says the same, so t has no value: what is left is how often signs agree.
+        return Difference(mean, 0.0, 1.0 if abs(mean) < _NOTHING else 2.0 ** (1 - len(changes)))
     t = mean / (deviation / math.sqrt(len(changes)))
     return Difference(mean, found["interval"], 1 - share_within(abs(t), len(changes) - 1))
 

@@ -9,7 +9,7 @@ import pytest
 
 from pfedmma_deploy.cli.main import run
 from pfedmma_deploy.cli.options import split_numbers
-from tests import tinyclip
+from tests import layouts, tinyclip
 from tests.federated.conftest import COLOURS, one_thread, write_images
 
 __all__ = ["one_thread"]
@@ -62,14 +62,45 @@ def test_a_comparison(
     assert "Minus zero-shot" in shown.out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--protocol pfedmma-papr", "no protocol is called 'pfedmma-papr'; did you mean"),
+        ("--protocol pfedmma-paper --tune", "--protocol decides what --tune does"),
+        ("--protocol pfedmma-paper --preset quickstart", "--protocol decides what --preset does"),
+    ],
+)
+def test_mistakes_with_protocols(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["compare", *arguments.split()]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_protocol(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layouts.pets(tmp_path)
+    tinyclip.register()
+    command = (
+        f"compare --protocol pfedmma-paper --data {tmp_path} --backbone test-clip --pretrained "
+        "random --clients 2 --shots 2 --rounds 1 --local-epochs 1 --seeds 0-1 --methods "
+        f"pfedmma,zero-shot --out {tmp_path / 'paper'}"
+    ).split()
+    assert run(command) == 0
+    shown = capsys.readouterr()
+    assert "6 of 7 data sets of pfedmma-paper are left out: sun397 (no folder sun397" in shown.err
+    assert "pfedmma-paper, mean of 1 data set, 2 seeds, ± 95 % interval" in shown.out
+    assert "Accuracy in % Local theirs Base theirs" in " ".join(shown.out.split())
+    assert "Not as in the protocol: backbone test-clip, clients 2" in shown.out
+    assert (tmp_path / "paper" / "protocol.md").exists()
+    assert run([*command, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert list(values["datasets"]) == ["oxford_pets"]
+    assert values["published"][0]["local"] == 76.36
+
+
 def test_a_comparison_that_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for place in ("pfedmma/seed-0", "zero-shot/seed-0", "pfedmma/seed-1"):
-        folder = tmp_path / "trials" / place
-        folder.mkdir(parents=True)
-        (folder / "result.json").touch()
-
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
@@ -78,4 +109,3 @@ def test_a_comparison_that_is_stopped(
     assert run(command.split()) == 130
     told = capsys.readouterr().err
     assert "Stopped. Repeat the command to go on; what is finished is kept." in told
-    assert "Tables of what every method has finished: the same with --seeds 0" in told

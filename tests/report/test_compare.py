@@ -11,9 +11,10 @@ import pytest
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.progress import Silent
-from pfedmma_deploy.report import compare as module
-from pfedmma_deploy.report.compare import best_rate, compare, complete_seeds
+from pfedmma_deploy.report import work
+from pfedmma_deploy.report.compare import best_rate, compare
 from pfedmma_deploy.report.trials import Criterion, Result, Trial, Validation
+from pfedmma_deploy.report.work import Work
 from tests.federated.conftest import config, one_thread, sites
 from tests.report.comparisons import options, result
 
@@ -50,7 +51,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
             wall_seconds=60.0 if trial.config.method == "pfedmma" else 30.0,
         )
 
-    monkeypatch.setattr(module, "run_trial", fake)
+    monkeypatch.setattr(work, "run_trial", fake)
     return seen
 
 
@@ -125,17 +126,30 @@ def test_two_jobs_take_half_as_long() -> None:
         Path("b"): ("pfedmma", 70.0),
         Path("c"): ("zero-shot", 30),
     }
-    work = module._Work(2, Silent(), done)
+    queue = Work(2, Silent(), done)
     ahead = [Trial(Path(), options(name, 0)) for name in ("pfedmma", "zero-shot") * 2]
-    assert work.estimate(ahead).startswith("4 trials to run: about 2 minutes, judged by 3 that are")
+    assert queue.estimate(ahead).startswith(
+        "4 trials to run: about 2 minutes, judged by 3 that are"
+    )
 
 
-def test_seeds_that_every_method_has(tmp_path: Path) -> None:
-    for place in ("pfedmma/seed-0", "pfedmma/seed-2", "zero-shot/seed-2", "zero-shot/seed-1"):
-        folder = tmp_path / "trials" / place
-        folder.mkdir(parents=True)
-        (folder / "result.json").touch()
-    assert complete_seeds(tmp_path, ["pfedmma", "zero-shot"], [0, 1, 2]) == [2]
+def test_stopped_early_it_says_which_seeds_are_complete(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Seven trials are done: both methods have three seeds, and pfedmma a fourth."""
+
+    def fake(trial: Trial, threads: int | None = None) -> Result:
+        if trial.config.method == "zero-shot" and trial.config.seed == 3:
+            raise KeyboardInterrupt
+        trial.folder.mkdir(parents=True)
+        (trial.folder / "result.json").touch()
+        return result(trial.config.method, trial.config.seed)
+
+    monkeypatch.setattr(work, "run_trial", fake)
+    told = Notes()
+    with pytest.raises(KeyboardInterrupt):
+        compare(["pfedmma", "zero-shot"], [0, 1, 2, 3, 4], options, tmp_path, progress=told)
+    assert told.notes[-1] == "Every method has these seeds: --seeds 0,1,2 makes their tables"
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,12 @@ def test_a_paired_difference_by_hand() -> None:
 
 
 def test_seeds_that_agree_to_the_last_digit() -> None:
+    """That three seeds have the same sign happens once in four times by chance."""
     assert paired_difference([5.0, 6.0], [5.0, 6.0]) == Difference(0.0, 0.0, 1.0)
-    assert paired_difference([7.0, 8.0], [5.0, 6.0]) == Difference(2.0, 0.0, 0.0)
+    assert paired_difference([7.0, 8.0, 9.0], [5.0, 6.0, 7.0]) == Difference(2.0, 0.0, 0.25)
+    nearly = paired_difference([0.1 + 0.2, 0.3], [0.3, 0.1 + 0.2])
+    assert nearly is not None
+    assert nearly.p == 1.0
 
 
 def test_one_seed_establishes_nothing() -> None:
