@@ -188,11 +188,18 @@ def split_names(text: str | None) -> list[str] | None:
 
 
 def split_numbers(flag: str, text: str, example: str) -> list[int]:
-    """Comma-separated whole numbers. Raises `UsageError`, which names the flag and an example."""
+    """Comma-separated whole numbers and ranges of them: `"0-2,7"` is 0, 1, 2 and 7.
+
+    Raises `UsageError`, which names the flag and an example.
+    """
+    found: list[int] = []
     try:
-        return [int(name) for name in split_names(text) or ()]
+        for part in split_names(text) or ():
+            first, dash, last = part.partition("-")
+            found += range(int(first), int(last) + 1) if dash else [int(first)]
     except ValueError:
         raise UsageError(f"{flag} takes whole numbers such as {example}, not {text!r}") from None
+    return found
 
 
 def free_folder(data: str) -> Path:

@@ -75,6 +75,25 @@ def load_backbone(name: str, pretrained: str | None = None, *, device: str = "cp
     return _backbone(model.to(device), name, label, fingerprint(model))
 
 
+def require_weights(name: str, pretrained: str | None) -> None:
+    """Nothing where `load_backbone` finds these weights on this machine, without a download.
+
+    Raises:
+        BackboneError: it would download them, or does not know them.
+    """
+    register()
+    if name == MODEL_NAME and pretrained is None:
+        return
+    _require_known(name, pretrained)
+    entry = open_clip.get_pretrained_cfg(name, pretrained)
+    if entry and not _is_downloaded(entry):
+        raise BackboneError(
+            f"The weights {pretrained!r} of {name} are not on this machine: name a file of weights "
+            f"with --pretrained, or fetch them once with `pfedmma evaluate --data cifar10-sample "
+            f"--backbone {name} --pretrained {pretrained}`, which says first what it fetches."
+        )
+
+
 def backbone_shapes(name: str) -> Backbone:
     """A backbone without weights, on torch's meta device: for counting, in no time and memory.
 
@@ -211,8 +230,8 @@ def _quiet_random(record: logging.LogRecord) -> bool:
     return "No pretrained weights loaded" not in record.getMessage()
 
 
-def _announce_download(name: str, tag: str, entry: dict[str, str]) -> None:
-    """Say what open_clip is about to fetch, unless it lies in the cache already."""
+def _is_downloaded(entry: dict[str, str]) -> bool:
+    """Whether what open_clip would fetch for a tag lies in its cache."""
     from huggingface_hub import try_to_load_from_cache
 
     repository = entry.get("hf_hub", "").rstrip("/")
@@ -220,14 +239,18 @@ def _announce_download(name: str, tag: str, entry: dict[str, str]) -> None:
         owner, _, file = repository.partition("/")
         model, _, file = file.partition("/")
         names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-        if any(isinstance(try_to_load_from_cache(f"{owner}/{model}", n), str) for n in names):
-            return
-        place = f"the Hugging Face hub, {owner}/{model}"
-    else:
-        file = Path(entry.get("url", "")).name
-        if (Path.home() / ".cache" / "clip" / file).exists():
-            return
-        place = entry.get("url", "an unknown place")
+        return any(isinstance(try_to_load_from_cache(f"{owner}/{model}", n), str) for n in names)
+    return (Path.home() / ".cache" / "clip" / Path(entry.get("url", "")).name).is_file()
+
+
+def _announce_download(name: str, tag: str, entry: dict[str, str]) -> None:
+    """Say what open_clip is about to fetch, unless it lies in the cache already."""
+    if _is_downloaded(entry):
+        return
+    repository = entry.get("hf_hub", "").rstrip("/")
+    place = entry.get("url", "an unknown place")
+    if repository:
+        place = f"the Hugging Face hub, {'/'.join(repository.split('/')[:2])}"
     print(f"Downloading {name} ({tag}) from {place}{_size(repository)}", file=sys.stderr)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.evaluation.accuracy import Accuracy, Scorer, mean_accuracy
+from pfedmma_deploy.evaluation.accuracy import Accuracy, Scorer, mean_accuracy, unique
 from pfedmma_deploy.federated.session import Session, open_run_session
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.store.run import Run
-from pfedmma_deploy.types import STRENGTHS
+from pfedmma_deploy.types import STRENGTHS, Example
 
 
 @dataclass(frozen=True)
@@ -148,21 +149,49 @@ def strength_curves(
 def validate_run(run: Run, session: Session) -> float:
     """Mean over clients of the accuracy on their own validation images, among all base names.
 
+    Clients without validation images do not count.
+
     Raises:
         UsageError: no client has validation images.
     """
-    scorer, adapter, shared = open_scorer(session), session.build_adapter(), run.load_shared()
-    found = []
-    for client in session.federation.clients:
-        if client.val:
-            model = session.served_model(run.load_client(client.id), shared, adapter)
-            found.append(scorer.accuracy_on(model, client.val))
-    if not found:
+    own = {client.id: client.val for client in session.federation.clients}
+    found = _mean_accuracy_on(run, session, own)
+    if found is None:
         raise UsageError(
             f"No client of {run.folder} has validation images to choose on: give the data a val "
             "folder, or leave tuning out."
         )
-    return sum(found) / len(found)
+    return found
+
+
+def validate_run_on_others(run: Run, session: Session) -> float | None:
+    """Mean over clients of the accuracy on the classes that others train on, among all base names.
+
+    A client's model is asked about the validation images of all clients together whose base class
+    it does not train on itself: what forgetting costs, as far as it can be seen before testing.
+    Clients that train on every base class do not count; None where all of them do.
+    """
+    pooled = unique(image for client in session.federation.clients for image in client.val)
+    others = {}
+    for client in session.federation.clients:
+        others[client.id] = [image for image in pooled if image.label not in client.classes]
+    return _mean_accuracy_on(run, session, others)
+
+
+def _mean_accuracy_on(
+    run: Run, session: Session, images: Mapping[str, Sequence[Example]]
+) -> float | None:
+    """Unweighted mean over clients of each one's model on its images of base classes, by id.
+
+    Clients without images do not count; None where none has any.
+    """
+    scorer, adapter, shared = open_scorer(session), session.build_adapter(), run.load_shared()
+    found = []
+    for client, chosen in images.items():
+        if chosen:
+            model = session.served_model(run.load_client(client), shared, adapter)
+            found.append(scorer.accuracy_on(model, chosen))
+    return fmean(found) if found else None
 
 
 def open_scorer(session: Session) -> Scorer:

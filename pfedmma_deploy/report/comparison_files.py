@@ -1,31 +1,31 @@
 """A comparison as files: Markdown for people, CSV and JSON for programs, a figure.
 
-Beside our own figures stand those that papers report for the same protocol, marked as theirs; they
-and their sources are in `assets/published.toml`.
+Beside our own figures stand those that papers report for the same protocol, marked as theirs. The
+JSON has every seed's figures, so that other statistics can be made of them.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import math
 import platform
 import statistics
-import tomllib
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment
-
-from pfedmma_deploy.config import PartitionConfig
-from pfedmma_deploy.data.catalog import known_datasets
 from pfedmma_deploy.evaluation.accuracy import Accuracy
-from pfedmma_deploy.report.compare import Comparison, Result, best_rate
+from pfedmma_deploy.report.compare import Comparison, best_rate
+from pfedmma_deploy.report.comparison_figure import frontier
+from pfedmma_deploy.report.published import published_rows
+from pfedmma_deploy.report.significance import Figure, differences, spread
+from pfedmma_deploy.report.trials import Result
 from pfedmma_deploy.store.files import json_bytes, write_bytes
+from pfedmma_deploy.templates import environment
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 ACCURACIES = ("local", "base", "novel", "hm3", "hm2", "all")
 CLIENT_FIGURES = ("worst_local", "worst_all", "losing_share")
@@ -36,92 +36,10 @@ SHARED_OPTIONS = (
 )  # fmt: skip
 LIBRARIES = ("pfedmma-deploy", "torch", "open_clip_torch", "numpy")
 
-# 0.975 quantiles of Student's t by degrees of freedom (any table of the t distribution).
-_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-_NORMAL = 1.960
-
-# Colours that people with colour-blindness tell apart (Okabe and Ito, 2008), and shapes besides.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-_MARKDOWN = """\
-# Comparison
-
-{{ options }}; seeds {{ seeds | join(", ") }}.
-
-Accuracy in percent, mean over clients, then over seeds; after ± half the 95 % interval of the \
-mean over seeds (Student's t), in brackets the standard deviation. Local: each client's own \
-classes among all base names; base: all classes trained on; novel: classes never seen, among the \
-novel names; HM3: harmonic mean of the three, HM2: of base and novel; all: base and novel images \
-among base and novel names together. Worst local, worst all: the worst client's. Losing: percent \
-of clients that lose more than a point of base or novel against zero-shot. Bytes: per client and \
-round, as measured. Seconds: training, mean over seeds.
-
-| Method | Local | Base | Novel | HM3 | HM2 | All | Worst local | Worst all | Losing | Trained \
-| Shared | Bytes up | Bytes down | Seconds |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
-{% for row in rows -%}
-| {{ row.method }}
-{%- for key in spreads %} | {{ row[key] | spread }}{% endfor %}
-{%- for key in counts %} | {{ "{:,}".format(row[key]) }}{% endfor %} \
-| {{ "%.0f" | format(row.seconds) }} |
-{% endfor %}
-{%- if published %}
-## Published by the papers' authors (theirs, not measured here)
-
-| Method | Local | Base | Novel | HM3 | Source |
-|---|---|---|---|---|---|
-{% for one in published -%}
-| {{ one.method }}
-{%- for key in accuracies[:4] %} | {{ "%.2f" | format(one[key]) if key in one else "-" }}
-{%- endfor %} | {{ one.source }} |
-{% endfor %}
-{%- endif %}
-{%- if tuning %}
-## Learning rates
-
-Chosen on the clients' validation images with the first seed: learning rate, then mean validation \
-accuracy in percent.
-
-| Method | Grid | Chosen |
-|---|---|---|
-{% for name, one in tuning.items() -%}
-| {{ name }} | {% for lr, found in one.grid -%}
-{{ "%.3g" | format(lr) }}: {{ "diverged" if found is none else "%.1f" | format(found) }}
-{{- "" if loop.last else ", " }}
-{%- endfor %} | {{ "%.3g" | format(one.chosen) }} |
-{% endfor %}
-{%- endif %}
-![personalization against generalization](compare.png)
-
-{% for name, found in environment.items() %}{{ name }} {{ found }}{{ "." if loop.last else ", " }}
-{%- endfor %}
-"""
-
-
-Figure = dict[str, float | None]
-"""Of several seeds `mean`, sample `deviation`, and half the 95 % `interval` by Student's t.
-
-The last two are None of a single seed.
-"""
-
-
-def spread(values: Sequence[float | None]) -> Figure | None:
-    """Mean, deviation and 95 % interval; None where a value is not measured."""
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return None
-    if len(known) == 1:
-        return {"mean": known[0], "deviation": None, "interval": None}
-    deviation = statistics.stdev(known)
-    degrees = len(known) - 1
-    t = _T[degrees - 1] if degrees <= len(_T) else _NORMAL
-    interval = t * deviation / math.sqrt(len(known))
-    return {"mean": statistics.fmean(known), "deviation": deviation, "interval": interval}
+_CRITERIA = {
+    "harmonic": "the harmonic mean of two accuracies",
+    "own": "the first of two accuracies",
+}
 
 
 def write_comparison(comparison: Comparison) -> list[Path]:
@@ -131,7 +49,7 @@ def write_comparison(comparison: Comparison) -> list[Path]:
         "compare.json": json_bytes(values),
         "compare.csv": _csv(values).encode(),
         "compare.md": markdown(values).encode(),
-        "compare.png": _figure(values),
+        "compare.png": frontier(values),
     }
     for name, data in written.items():
         write_bytes(comparison.folder / name, data)
@@ -141,14 +59,19 @@ def write_comparison(comparison: Comparison) -> list[Path]:
 def to_dict(
     comparison: Comparison, published: Sequence[dict[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """JSON-ready: options, one row per method, the grids; accuracies in percent.
+    """JSON-ready: options, one row per method, differences, the grids; accuracies in percent.
+
+    `rows` and `zero_shot` have every seed's figures in `by_seed`. `differences` has one table
+    against `comparison.against` and one against zero-shot (only one where that is the same), with a
+    `Difference` by method and figure.
 
     Args:
         comparison: what was measured.
         published: figures of papers for the same protocol; None looks them up.
     """
-    rows = list(comparison.results.values())
-    first = rows[0][0]
+    rows = [_row(results) for results in comparison.results.values()]
+    first = next(iter(comparison.results.values()))
+    zero_shot = accuracy_row([_figures(one.seed, one.zero_shot) for one in first])
     config = comparison.config
     if published is None:
         published = published_rows(config.data, config.partition, config.backbone)
@@ -157,13 +80,15 @@ def to_dict(
     shared["data"] = Path(shared["data"]).name
     tuning = {}
     for name, results in comparison.tuning.items():
-        grid = [[one.lr, one.validation] for one in results]
-        tuning[name] = {"grid": grid, "chosen": best_rate(results)}
+        grid = [_tried(one) for one in results]
+        tuning[name] = {"grid": grid, "chosen": best_rate(results, comparison.criterion)}
     return {
         "options": shared,
-        "seeds": [one.seed for one in rows[0]],
-        "rows": [_row(results) for results in rows],
-        "zero_shot": None if first.zero_shot is None else first.zero_shot.to_dict(),
+        "seeds": [one.seed for one in first],
+        "rows": rows,
+        "zero_shot": zero_shot,
+        "differences": difference_tables(rows, zero_shot, comparison.against),
+        "criterion": comparison.criterion if tuning else None,
         "tuning": tuning,
         "published": list(published),
         "environment": {
@@ -174,15 +99,27 @@ def to_dict(
     }
 
 
+def _tried(result: Result) -> dict[str, float | None]:
+    """One learning rate of a grid; no figures where training diverged."""
+    found = result.validation
+    figures = ("own", "others", "harmonic")
+    if found is None:
+        return {"lr": result.lr, **dict.fromkeys(figures)}
+    values = (found.own, found.others, found.by("harmonic"))
+    return {"lr": result.lr, **dict(zip(figures, values, strict=True))}
+
+
 def _row(results: Sequence[Result]) -> dict[str, Any]:
     first = results[0]
-    row: dict[str, Any] = {"method": first.method, "lr": first.lr}
-    accuracies = [(one.accuracy or Accuracy(None, None, None)).to_dict() for one in results]
-    for key in ACCURACIES:
-        row[key] = spread([one[key] for one in accuracies])
+    row = accuracy_row([_figures(one.seed, one.accuracy) for one in results])
     for key in CLIENT_FIGURES:
         row[key] = spread([getattr(one, key) for one in results])
-    return row | {
+    for figures, one in zip(row["by_seed"], results, strict=True):
+        figures |= {key: getattr(one, key) for key in (*CLIENT_FIGURES, "seconds")}
+    return {
+        "method": first.method,
+        "lr": first.lr,
+        **row,
         "parameters_trained": first.trained,
         "parameters_shared": first.shared,
         "bytes_up_per_client_round": first.bytes_up,
@@ -191,28 +128,95 @@ def _row(results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
+def _figures(seed: int, accuracy: Accuracy | None) -> dict[str, Any]:
+    return {"seed": seed, **(accuracy or Accuracy(None, None, None)).to_dict()}
+
+
+def accuracy_row(by_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Every accuracy's mean over seeds with its spread, and the seeds' own under `by_seed`."""
+    row: dict[str, Any] = {key: spread(_of_seeds(by_seed, key)) for key in ACCURACIES}
+    return row | {"by_seed": list(by_seed)}
+
+
+def _of_seeds(by_seed: Sequence[Mapping[str, Any]], key: str) -> list[float | None]:
+    return [one[key] for one in by_seed]
+
+
+def difference_tables(
+    rows: Sequence[Mapping[str, Any]], zero_shot: Mapping[str, Any], against: str
+) -> list[dict[str, Any]]:
+    """Every method but the reference minus the reference; then the same with zero-shot as it.
+
+    Args:
+        rows: as `to_dict` has them.
+        zero_shot: the row of the plain backbone.
+        against: the reference, a method among the rows.
+    """
+    references = {row["method"]: row["by_seed"] for row in rows}
+    references["zero-shot"] = zero_shot["by_seed"]
+    tables = []
+    for name in dict.fromkeys((against, "zero-shot")):
+        others = {row["method"]: row["by_seed"] for row in rows if row["method"] != name}
+        table: dict[str, dict[str, Any]] = {method: {} for method in others}
+        for key in ACCURACIES:
+            values = {method: _of_seeds(by_seed, key) for method, by_seed in others.items()}
+            for method, found in differences(values, _of_seeds(references[name], key)).items():
+                table[method][key] = None if found is None else found.to_dict()
+        if table:
+            tables.append({"against": name, "rows": table})
+    return tables
+
+
 def markdown(values: dict[str, Any]) -> str:
     """The tables as Markdown."""
     options = []
     for name, value in values["options"].items():
         if value is not None:
             options.append(f"{name.replace('_', ' ')} {value}")
-    environment = Environment(autoescape=False, keep_trailing_newline=True)  # no HTML in it
-    environment.filters["spread"] = _cell
-    return environment.from_string(_MARKDOWN).render(
-        {
-            **values,
-            "options": ", ".join(options),
-            "accuracies": ACCURACIES,
-            "spreads": (*ACCURACIES, *CLIENT_FIGURES),
-            "counts": (
-                "parameters_trained",
-                "parameters_shared",
-                "bytes_up_per_client_round",
-                "bytes_down_per_client_round",
-            ),
-        }
+    return (
+        markdown_templates()
+        .get_template("comparison.md")
+        .render(
+            {
+                **values,
+                "options": ", ".join(options),
+                "tuning_by": _CRITERIA.get(values["criterion"]),
+                "accuracies": ACCURACIES,
+                "spreads": (*ACCURACIES, *CLIENT_FIGURES),
+                "counts": (
+                    "parameters_trained",
+                    "parameters_shared",
+                    "bytes_up_per_client_round",
+                    "bytes_down_per_client_round",
+                ),
+            }
+        )
     )
+
+
+def options_text(options: Mapping[str, Any]) -> str:
+    """Options with their values on one line; those without a value are left out."""
+    known = {name: value for name, value in options.items() if value is not None}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in known.items())
+
+
+def markdown_templates() -> Environment:
+    """The templates of `assets/report`, with filters for cells of tables."""
+    templates = environment("report", keep_trailing_newline=True)
+    templates.filters["spread"] = _cell
+    templates.filters["difference"] = lambda found: difference_text(found).replace("*", "\\*")
+    templates.filters["percent"] = lambda value: "-" if value is None else f"{value:.1f}"
+    return templates
+
+
+def difference_text(found: Mapping[str, Any] | None) -> str:
+    """One of `to_dict`'s differences as a cell: `+1.5 ± 0.5 **`, or `not established`."""
+    if found is None:
+        return "-"
+    text = f"{found['mean']:+.1f}"
+    if found["interval"] is not None:
+        text += f" ± {found['interval']:.1f}"
+    return f"{text} {found['mark'] if found['is_established'] else 'not established'}"
 
 
 def _cell(figure: Figure | None) -> str:
@@ -224,16 +228,24 @@ def _cell(figure: Figure | None) -> str:
 
 
 def _csv(values: dict[str, Any]) -> str:
-    """One line per method; mean, deviation and interval of an accuracy are columns of their own."""
+    """One line per method, one column per number; the seeds' own figures are in the JSON only.
+
+    Those of a difference are called `local_minus_pfedmma`, `local_minus_pfedmma_interval`, and so
+    on; they are empty in the line of the reference itself.
+    """
     lines = []
     for row in values["rows"]:
         flat: dict[str, Any] = {}
         for key, value in row.items():
-            if key not in (*ACCURACIES, *CLIENT_FIGURES):
+            if key in (*ACCURACIES, *CLIENT_FIGURES):
+                for field in ("mean", "deviation", "interval"):
+                    flat[f"{key}_{field}"] = None if value is None else value[field]
+            elif key != "by_seed":
                 flat[key] = value
-                continue
-            for field in ("mean", "deviation", "interval"):
-                flat[f"{key}_{field}"] = None if value is None else value[field]
+        for table in values["differences"]:
+            found = table["rows"].get(row["method"], {})
+            for key in ACCURACIES:
+                flat |= _difference_columns(f"{key}_minus_{table['against']}", found.get(key))
         lines.append(flat)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
@@ -242,82 +254,8 @@ def _csv(values: dict[str, Any]) -> str:
     return buffer.getvalue()
 
 
-def _figure(values: dict[str, Any]) -> bytes:
-    """PNG of local accuracy (x) against novel accuracy (y), or base where nothing is novel."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows = [row for row in values["rows"] if row["local"] is not None]
-    key = "novel" if any(row["novel"] for row in rows) else "base"
-    figure = Figure(figsize=(8.5, 5.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for index, row in enumerate(row for row in rows if row[key] is not None):
-        colour = _COLOURS[index % len(_COLOURS)]
-        axes.errorbar(
-            row["local"]["mean"],
-            row[key]["mean"],
-            xerr=row["local"]["interval"],
-            yerr=row[key]["interval"],
-            fmt=_MARKERS[(index // len(_COLOURS)) % len(_MARKERS)],
-            color=colour,
-            ecolor=(colour, 0.35),
-            markersize=8,
-            capsize=2,
-            label=row["method"],
-        )
-    words = {"novel": "classes never seen", "base": "all classes trained on"}
-    axes.set_xlabel("Personalization: accuracy on each client's own classes (%)")
-    axes.set_ylabel(f"Generalization: accuracy on {words[key]} (%)")
-    axes.set_title(f"{values['options']['data']} on {values['options']['backbone']}", loc="left")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    buffer = io.BytesIO()
-    # No date and no version inside: the same figures give the same file.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def published_rows(dataset: str, partition: PartitionConfig, backbone: str) -> list[dict[str, Any]]:
-    """The published figures for this data set, partition and backbone.
-
-    Args:
-        dataset: the name of a known data set, or the folder that it was read from.
-        partition: its `classes`, `scheme` and `num_shots` count.
-        backbone: open_clip's name; `ViT-B/16` counts as `ViT-B-16`.
-
-    Returns:
-        One dictionary per method: `method`, `local`, `base`, `novel`, `hm3` in percent, `source`,
-        `url` and the `datasets` that the figures are means over. Empty where no paper has that
-        combination.
-    """
-    name = _known_name(dataset)
-    wanted = (_plain(backbone), partition.num_shots, partition.classes, partition.scheme)
-    found = []
-    for table in _published_tables():
-        made_with = (table["shots"], table["classes"], table["partition"])
-        if name in table["datasets"] and wanted == (_plain(table["backbone"]), *made_with):
-            source = {key: table[key] for key in ("source", "url", "datasets")}
-            for method, figures in table["methods"].items():
-                found.append({"method": method, **figures, **source})
-    return found
-
-
-@cache
-def _published_tables() -> tuple[dict[str, Any], ...]:
-    file = files("pfedmma_deploy").joinpath("assets", "published.toml")
-    return tuple(tomllib.loads(file.read_text(encoding="utf-8"))["tables"])
-
-
-def _known_name(dataset: str) -> str:
-    """`/data/oxford-iiit-pet` is oxford_pets."""
-    last = Path(dataset).name
-    for known in known_datasets().values():
-        if last == known.name or last in {Path(folder).name for folder in known.folders}:
-            return known.name
-    return last
-
-
-def _plain(backbone: str) -> str:
-    return backbone.replace("/", "-").casefold()
+def _difference_columns(name: str, found: Mapping[str, Any] | None) -> dict[str, Any]:
+    columns = {name: None if found is None else found["mean"]}
+    for field in ("interval", "p", "corrected_p", "is_established"):
+        columns[f"{name}_{field}"] = None if found is None else found[field]
+    return columns

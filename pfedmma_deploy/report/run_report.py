@@ -17,7 +17,6 @@ from pfedmma_deploy.federated.session import Session, open_run_session
 from pfedmma_deploy.progress import Progress, Silent
 from pfedmma_deploy.report.alignment import measure_alignment
 from pfedmma_deploy.report.calibration import Calibration
-from pfedmma_deploy.report.comparison_files import spread
 from pfedmma_deploy.report.cost import total_cost
 from pfedmma_deploy.report.measures import spread_out, wilson
 from pfedmma_deploy.report.run_facts import (
@@ -26,6 +25,7 @@ from pfedmma_deploy.report.run_facts import (
     describe_training,
     provenance,
 )
+from pfedmma_deploy.report.significance import spread
 from pfedmma_deploy.store.run import Run
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)

@@ -17,12 +17,16 @@ from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.runtime import Classifier
 from pfedmma_deploy.store.run import Run, default_strength
 
-EAGER = {"lr": 0.5, "rounds": 3}
+
+def eager(config: TrainConfig) -> TrainConfig:
+    """Clients that move too far."""
+    return replace(config, lr=0.5, rounds=3)
+
 
 
 @pytest.fixture
 def run(config: TrainConfig, tmp_path: Path) -> Run:
-    return train(replace(config, **EAGER), tmp_path / "run").run
+    return train(eager(config), tmp_path / "run").run
 
 
 def test_training_chooses_within_the_bound(run: Run) -> None:
@@ -37,7 +41,7 @@ def test_training_chooses_within_the_bound(run: Run) -> None:
 
 
 def test_a_bound_of_100_lets_clients_count_as_trained(config: TrainConfig, tmp_path: Path) -> None:
-    run = train(replace(config, **EAGER, guard=100.0), tmp_path / "run").run
+    run = train(replace(eager(config), guard=100.0), tmp_path / "run").run
     for id in run.client_ids:
         client = run.load_client(id)
         assert (client.default_strength, client.config["guard"]) == (1.0, None)
