@@ -20,8 +20,8 @@ from PIL import Image
 from pfedmma_deploy.backbone.loading import load_backbone
 from pfedmma_deploy.config import PartitionConfig, TrainConfig
 from pfedmma_deploy.errors import FleetError
-from pfedmma_deploy.fleet.flower import Line, RefusedError
 from pfedmma_deploy.fleet.folder import Fleet, Invitation
+from pfedmma_deploy.fleet.line import Line, RefusedError
 from pfedmma_deploy.fleet.messages import Note, Parcel, unpack
 from pfedmma_deploy.fleet.server import ServeResult, serve
 from pfedmma_deploy.fleet.status import STATUS_FILE, FleetStatus

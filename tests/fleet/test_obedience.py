@@ -21,9 +21,10 @@ from flwr.proto.message_pb2 import Message, Metadata, ObjectTree
 
 from pfedmma_deploy.adapters.base import KEPT
 from pfedmma_deploy.errors import FleetError
-from pfedmma_deploy.fleet.flower import Line, Link, RefusedError
 from pfedmma_deploy.fleet.folder import Fleet
 from pfedmma_deploy.fleet.keys import issue_server_certificate, load_private
+from pfedmma_deploy.fleet.line import Line, RefusedError
+from pfedmma_deploy.fleet.link import Link
 from pfedmma_deploy.fleet.messages import Note, Parcel, unpack
 from pfedmma_deploy.fleet.site import OWN_PROBLEM, Site, prepare
 from pfedmma_deploy.methods.base import Tensors
