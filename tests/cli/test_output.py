@@ -36,6 +36,12 @@ def test_tables_have_frames_on_a_terminal() -> None:
     assert "┃" in stream.getvalue() and "[red]x" in stream.getvalue()
 
 
+def test_a_title_stands_whole_above_a_narrow_table() -> None:
+    stream = Terminal()
+    Output(stream, as_json=False, quiet=False).table(["A"], [["x"]], "wards: training")
+    assert "wards: training" in stream.getvalue().splitlines()[0]
+
+
 def test_a_table_without_rows_is_its_heading() -> None:
     stream = io.StringIO()
     Output(stream, as_json=False, quiet=False).table(["A", "B"], [])
