@@ -10,13 +10,7 @@ import pytest
 from pfedmma_deploy.cli.fleet_table import live_table
 from pfedmma_deploy.cli.output import Output
 from pfedmma_deploy.fleet.status import FleetStatus
-
-
-class Terminal(io.StringIO):
-    """A stream that says that somebody watches."""
-
-    def isatty(self) -> bool:
-        return True
+from tests.cli.terminal import Terminal
 
 
 def status() -> FleetStatus:

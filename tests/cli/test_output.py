@@ -9,13 +9,7 @@ import sys
 import pytest
 
 from pfedmma_deploy.cli.output import Output, open_output, print_accuracies
-
-
-class Terminal(io.StringIO):
-    """A stream that says that somebody watches."""
-
-    def isatty(self) -> bool:
-        return True
+from tests.cli.terminal import Terminal
 
 
 def test_tables_are_aligned_in_a_pipe() -> None:
