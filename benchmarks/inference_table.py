@@ -73,22 +73,33 @@ def onnx_matmul(threads: int) -> Callable[[], object]:
 
 
 def peers(backbone: Backbone, options: InferenceOptions) -> list[Subject]:
-    """torch.compile where this machine can, and the matmul that shares refer to.
+    """torch.compile where this machine can, and the matmul that shares refer to."""
+    return [*compiled_torch(backbone, options), *matmuls(options)]
 
-    On a CPU ONNX Runtime's: torch's and numpy's reach half of it on some processors, which would
-    make every share look better than it is.
-    """
-    device, found = options.device, []
+
+def compiled_torch(backbone: Backbone, options: InferenceOptions) -> list[Subject]:
+    """torch.compile, in bf16 on a GPU; none where it cannot compile here."""
+    device = options.device
     precision = "bf16" if device == "cuda" else "fp32"
     tower = torch.compile(plain_tower(backbone, device, precision))
     compiled = run_torch(f"torch.compile {precision}", tower, backbone, device, precision)
     try:
         compiled.prepare(2)()
-        found.append(compiled)
     except Exception as error:  # the compiler's exceptions have no common base
         print(f"torch.compile cannot compile here: {error}", file=sys.stderr)
-    for name in PRECISIONS[device]:
-        call = torch_matmul(name) if device == "cuda" else onnx_matmul(options.threads)
+        return []
+    return [compiled]
+
+
+def matmuls(options: InferenceOptions) -> list[Subject]:
+    """A large matmul in each precision, in which a share of the peak is taken.
+
+    On a CPU ONNX Runtime's: torch's and numpy's reach half of it on some processors, which would
+    make every share look better than it is.
+    """
+    found = []
+    for name in PRECISIONS[options.device]:
+        call = torch_matmul(name) if options.device == "cuda" else onnx_matmul(options.threads)
         about = {"name": f"matmul {name}", "precision": name}
         found.append(Subject(about, lambda _, call=call: call))  # type: ignore[misc]
     return found

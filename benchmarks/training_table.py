@@ -39,6 +39,7 @@ from pfedmma_deploy.benchmark.training import (
     default_ways,
     round_tasks,
     time_ways,
+    training_gpu,
     training_rows,
 )
 from pfedmma_deploy.config import PartitionConfig, TrainConfig, read_options
@@ -103,7 +104,8 @@ def measure_rounds(backbones: Sequence[str], threads: int) -> list[Row]:
         for task in round_tasks(backbone):
             plain, least = count_round(task, backbone_shapes(backbone))
             bound = plain / least
-            for row in training_rows(task, time_ways(task, [naive, *slow, *ours], threads)):
+            found = list(time_ways(task, [naive, *slow, *ours], threads))
+            for row in training_rows(task, found):
                 share = row["ratio"] / bound if row["name"] == bounded.name else None
                 rows.append({**row, "bound": bound, "share_of_bound": share})
                 print(rows[-1], flush=True)
@@ -211,7 +213,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     given = parser.parse_args()
     backbones, threads = given.backbone.split(","), available_cores()
-    environment = describe_environment(threads)
+    environment = describe_environment(threads, gpu=training_gpu())
     rounds, reached, large = measure_rounds(backbones, threads), time_to_accuracy(), []
     for count in given.clients.split(","):
         # Peak memory belongs to a whole process.

@@ -123,9 +123,14 @@ def _measure(options: InferenceOptions, output: Output) -> Report:
 
 def _measure_training(backbones: Sequence[str], threads: int, output: Output) -> Report:
     from pfedmma_deploy.benchmark.report import Report
-    from pfedmma_deploy.benchmark.training import HOW, measure_training, round_section
+    from pfedmma_deploy.benchmark.training import (
+        HOW,
+        measure_training,
+        round_section,
+        training_gpu,
+    )
 
-    environment = describe_environment(threads)
+    environment = describe_environment(threads, gpu=training_gpu())
     rows = measure_training(backbones, threads, output.progress)
     command = f"pfedmma bench --train --backbone {','.join(backbones)}"
     return Report("training", command, HOW, environment, rows, [round_section(rows)])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shlex
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,14 +11,14 @@ import typer
 
 from pfedmma_deploy.errors import FleetError, UsageError
 
+from .fleet_table import live_table, show
 from .options import Preset, flag, split_names, switch, with_output
-from .output import Output, Row, print_evaluation
+from .output import Output, print_evaluation
 
 if TYPE_CHECKING:
     from pfedmma_deploy.config import TrainConfig
     from pfedmma_deploy.fleet.folder import Fleet
     from pfedmma_deploy.fleet.site import Offer
-    from pfedmma_deploy.fleet.status import FleetStatus
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,7 +26,6 @@ app = typer.Typer(
 )
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The operator's folder.")]
 SiteName = Annotated[str, typer.Argument(metavar="SITE", help="Name of a site.")]
-COLUMNS = ("Site", "State", "Images", "Last seen", "Rounds", "Refused", "Received", "Sent", "Why")
 
 
 @app.command()
@@ -182,7 +179,7 @@ def serve(
         raise UsageError(
             f"--start-with must be from 1 to {len(fleet.members)}, the sites there are"
         )
-    with _live_table(output) as watch:
+    with live_table(output) as watch:
         try:
             found = serve_fleet(
                 fleet,
@@ -197,7 +194,7 @@ def serve(
             again += ["--listen", listen] if listen else []
             output.note(f"Stopped. Continue with: {shlex.join(again)}")
             raise typer.Exit(130) from None
-    _show(output, found.status)
+    show(output, found.status)
     output.say(f"Run: {found.run.folder} (shared tensors and rounds; no client's adapter)")
     privacy = found.run.manifest.get("privacy")
     if privacy is not None:
@@ -284,7 +281,7 @@ def status(output: Output, folder: Folder) -> None:
         found = FleetStatus(fleet.name, fleet.address, fleet.config.rounds, stage="not started")
         for site in fleet.members:
             found.site(site.id)
-    _show(output, found)
+    show(output, found)
     output.result(found.to_dict())
 
 
@@ -447,82 +444,3 @@ def _agreed() -> bool:
         return typer.confirm("Take part?", default=False, err=True)
     except typer.Abort:  # nobody there to answer
         return False
-
-
-def _rows(status: FleetStatus) -> list[Row]:
-    rows: list[Row] = []
-    for site in status.sites.values():
-        seen = site.seen_seconds_ago
-        rows.append(
-            [
-                site.id,
-                site.state,
-                site.images,
-                None if seen is None else f"{seen:.0f} s ago",
-                site.rounds,
-                site.refused,
-                f"{site.bytes_received:,}",
-                f"{site.bytes_sent:,}",
-                site.reason or None,
-            ]
-        )
-    return rows
-
-
-def _title(status: FleetStatus) -> str:
-    remark = f" ({status.remark})" if status.remark else ""
-    return f"{status.name}: {status.stage}{remark}, round {status.round} of {status.rounds}"
-
-
-def _show(output: Output, status: FleetStatus) -> None:
-    output.table(COLUMNS, _rows(status), _title(status))
-
-
-@contextmanager
-def _live_table(output: Output) -> Iterator[Callable[[FleetStatus], None]]:
-    """A table that is drawn anew about once a second; lines in a pipe, where a stage begins."""
-    import sys
-
-    if output.quiet:
-        yield lambda status: None
-        return
-    if not sys.stderr.isatty():
-        yield _Lines(output)
-        return
-    from rich.console import Console
-    from rich.live import Live
-
-    with Live(console=Console(stderr=True), transient=True, auto_refresh=False) as live:
-        yield lambda status: live.update(_framed(status), refresh=True)
-
-
-class _Lines:
-    """What changed since the last look, a line each."""
-
-    def __init__(self, output: Output) -> None:
-        self.output = output
-        self._said: dict[str, str] = {}
-
-    def __call__(self, status: FleetStatus) -> None:
-        lines = {"": _title(status)}
-        for site in status.sites.values():
-            if site.state in ("here", "not here", "set aside") or site.reason:
-                reason = f" ({site.reason})" if site.reason else ""
-                lines[site.id] = f"  {site.id}: {site.state}{reason}"
-        for key, line in lines.items():
-            if self._said.get(key) != line:
-                self.output.note(line)
-        self._said |= lines
-
-
-def _framed(status: FleetStatus) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(_title(status), style="bold"), title_justify="left")
-    for name in COLUMNS:
-        is_number = name in ("Images", "Rounds", "Refused", "Received", "Sent")
-        table.add_column(name, justify="right" if is_number else "left")
-    for row in _rows(status):
-        table.add_row(*(Text("-" if value is None else str(value)) for value in row))
-    return table

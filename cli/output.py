@@ -6,9 +6,12 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, redirect_stdout
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pfedmma_deploy.progress import Item, Progress, Silent
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 Row = Sequence[str | float | int | None]
 ACCURACIES = {
@@ -51,9 +54,12 @@ class Output:
     def table(self, columns: Sequence[str], rows: Iterable[Row], title: str = "") -> None:
         """Rows under headings: framed on a terminal, aligned plain text in a pipe."""
         if not self.as_json:
-            cells = [[_cell(value) for value in row] for row in rows]
-            show = _print_framed if self.stdout.isatty() else _print_plain
-            show(self.stdout, columns, cells, title)
+            if self.stdout.isatty():
+                from rich.console import Console
+
+                Console(file=self.stdout).print(framed(columns, rows, title))
+            else:
+                _print_plain(self.stdout, columns, _cells(rows), title)
 
     def result(self, values: Mapping[str, Any]) -> None:
         """The result for programs: one JSON object, when `--json` asks for it."""
@@ -137,6 +143,10 @@ def _rate(speed: float | None) -> str:
     return f"{speed:.0f}/s" if speed >= 1 else f"{1 / speed:.1f} s each"
 
 
+def _cells(rows: Iterable[Row]) -> list[list[str]]:
+    return [[_cell(value) for value in row] for row in rows]
+
+
 def _cell(value: str | float | int | None) -> str:
     if value is None:
         return "-"
@@ -169,23 +179,20 @@ def _print_plain(
         print("  ".join(line).rstrip(), file=stdout)
 
 
-def _print_framed(
-    stdout: TextIO, columns: Sequence[str], cells: Sequence[Sequence[str]], title: str
-) -> None:
-    from rich.console import Console
+def framed(columns: Sequence[str], rows: Iterable[Row], title: str = "") -> Group:
+    """Rows under headings, for rich to draw on a terminal; columns of numbers to the right."""
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=stdout)
-    if title:
-        # Not the table's own title, which would be folded to the width of a narrow table.
-        console.print(Text(title, style="bold"))
+    cells = _cells(rows)
     table = Table()
     for name, is_right in zip(columns, _aligned_right(columns, cells), strict=True):
         table.add_column(Text(name), justify="right" if is_right else "left")
     for row in cells:
         table.add_row(*map(Text, row))
-    console.print(table)
+    # Not the table's own title, which would be folded to the width of a narrow table.
+    return Group(Text(title, style="bold"), table) if title else Group(table)
 
 
 def print_accuracies(

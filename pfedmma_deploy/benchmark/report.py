@@ -161,7 +161,7 @@ def number(value: Any, scale: float = 1) -> str:
 class Report:
     """Everything that was measured at once."""
 
-    kind: Literal["inference", "training"]
+    kind: Literal["inference", "training", "gpu"]
     command: str
     """What repeats the measurement."""
     how: str
@@ -179,7 +179,7 @@ class Report:
         """Write `KIND-MACHINE.md` and `.json` into `folder`, which is made; returns both paths."""
         machine = self.environment.machine
         paragraphs = [
-            f"# {self.kind.capitalize()} on {machine}",
+            f"# {self.kind.capitalize().replace('Gpu', 'GPU')} on {machine}",
             f"Made by `{self.command}`. {self.how}",
             environment_lines(self.environment),
         ]

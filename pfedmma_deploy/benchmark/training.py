@@ -14,7 +14,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,8 @@ class TrainingSeconds:
     """Peak resident bytes of the process."""
     shared: dict[str, NDArray[np.float32]]
     """The server's state at the end."""
+    gpu_memory: int | None = None
+    """Peak bytes of torch's tensors on the GPU; None where it computes on the CPU."""
 
 
 def measure_training(backbones: Sequence[str], threads: int, progress: Progress) -> list[Row]:
@@ -109,36 +111,45 @@ def measure_training(backbones: Sequence[str], threads: int, progress: Progress)
     rows = []
     for backbone in backbones:
         for task in round_tasks(backbone):
-            rows += training_rows(task, time_ways(task, default_ways(), threads, progress))
+            found = list(time_ways(task, default_ways(), threads, progress))
+            rows += training_rows(task, found)
     return rows
+
+
+def training_gpu() -> str | None:
+    """Name of the GPU that training uses; None where it computes on the CPU."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
 def round_tasks(backbone: str) -> list[TrainingTask]:
     """Rounds that are timed: of 10 clients, or of one of them where the ten take very long."""
-    only = None if backbone == "pfedmma-tiny" else 1
+    only = None if backbone == "pfedmma-tiny" or training_gpu() else 1
     return [TrainingTask(backbone), TrainingTask(backbone, classes=100, of_clients=only)]
 
 
 def default_ways() -> list[Way]:
-    """The naive baseline and ours; in bf16 where the processor multiplies such numbers itself."""
+    """The naive baseline and ours; in bf16 where the machine multiplies such numbers itself."""
+    return [NAIVE, OURS, OURS_BF16] if _multiplies_bf16() else [NAIVE, OURS]
+
+
+def _multiplies_bf16() -> bool:
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     is_wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    has_bf16 = is_wide and bool(processor_features() & {"avx512_bf16", "amx_bf16"})
-    return [NAIVE, OURS, OURS_BF16] if has_bf16 else [NAIVE, OURS]
+    return is_wide and bool(processor_features() & {"avx512_bf16", "amx_bf16"})
 
 
 def time_ways(
     task: TrainingTask, ways: Sequence[Way], threads: int, progress: Progress | None = None
-) -> list[TrainingSeconds]:
+) -> Iterator[TrainingSeconds]:
     """Time the ways one after the other, each in a process of its own."""
-    found = []
     label = f"ways to train {task.backbone}, {task.classes} classes"
     with tempfile.TemporaryDirectory(prefix="pfedmma-bench-") as folder:
         write_noise(Path(folder, "images"), task)
         for way in (progress or Silent()).track(ways, label, len(ways)):
             # Peak memory belongs to a whole process.
             with process_pool(1) as pool:
-                found.append(pool.submit(_time_alone, task, way, threads, Path(folder)).result())
-    return found
+                yield pool.submit(_time_alone, task, way, threads, Path(folder)).result()
 
 
 def write_noise(folder: Path, task: TrainingTask) -> None:
@@ -169,7 +180,11 @@ def _time_alone(task: TrainingTask, way: Way, threads: int, folder: Path) -> Tra
 
 
 def time_way(task: TrainingTask, way: Way, images: Path, out: Path) -> TrainingSeconds:
-    """Train a round on the noise in `images`, and evaluate those who took part."""
+    """Train a round on the noise in `images`, and evaluate those who took part.
+
+    What happens once in a process is left out by training twice: compiling, and on a GPU the
+    loading of kernels.
+    """
     config = TrainConfig(
         data=str(images),
         backbone=task.backbone,
@@ -182,7 +197,10 @@ def time_way(task: TrainingTask, way: Way, images: Path, out: Path) -> TrainingS
         transform="none",
         **way.options,
     )
-    run = train(config, out, linear=way.linear).run
+    run = train(config, out / "first", linear=way.linear).run
+    caching = run.rounds[0]["seconds_by_phase"]["prefixes"]
+    if config.compile or training_gpu():
+        run = train(config, out / "second", linear=way.linear).run
     (record,) = run.rounds
     phases = record["seconds_by_phase"]
 
@@ -203,8 +221,9 @@ def time_way(task: TrainingTask, way: Way, images: Path, out: Path) -> TrainingS
         # Clients validate after each round; the evaluation is what is compared.
         train=record["seconds"] - phases["prefixes"] - phases["validate"],
         evaluate=time.perf_counter() - kept,
-        prefixes=phases["prefixes"] + kept - began,
+        prefixes=caching + kept - began,
         memory=peak_memory(),
+        gpu_memory=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         shared={name: value.float().numpy() for name, value in shared.items()},
     )
 
@@ -229,6 +248,7 @@ def training_rows(task: TrainingTask, found: Sequence[TrainingSeconds]) -> list[
             "seconds_per_step": one.train / task.steps,
             "seconds_prefixes": one.prefixes,
             "peak_memory": one.memory,
+            "peak_gpu_memory": one.gpu_memory,
             "peer": None,
             "ratio": None,
             "weight_difference": None,
@@ -255,6 +275,7 @@ ROUND: Columns = {
     "Step ms": ("seconds_per_step", 1000),
     "Caching s": ("seconds_prefixes", 1),
     "Peak GB": ("peak_memory", 1e-9),
+    "GPU GB": ("peak_gpu_memory", 1e-9),
     "x naive": ("ratio", 1),
     "Difference": ("weight_difference", 1),
 }

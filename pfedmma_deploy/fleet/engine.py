@@ -18,8 +18,9 @@ from pfedmma_deploy.errors import FleetError
 from pfedmma_deploy.federated.engine import ClientReport
 from pfedmma_deploy.federated.rounds import clients_in_round
 from pfedmma_deploy.fleet.checks import MAX_EXAMPLES, check_report, far_updates
-from pfedmma_deploy.fleet.flower import GONE_AFTER, Link
+from pfedmma_deploy.fleet.flower import GONE_AFTER
 from pfedmma_deploy.fleet.folder import Fleet, Site
+from pfedmma_deploy.fleet.link import Link
 from pfedmma_deploy.fleet.messages import Note, is_name, one_line, unpack
 from pfedmma_deploy.fleet.status import WRITE_EVERY, FleetStatus
 from pfedmma_deploy.methods.base import Method, Tensors
@@ -205,7 +206,10 @@ class GridEngine:
                     f"{invited - len(members)} of {invited} sites are set aside, and "
                     f"{desk.fleet.quorum} must take part: pfedmma fleet add lets one in again"
                 )
-            desk.look()
+            # The desk takes over who is invited no more often, and a tally reads all rounds again.
+            until = time.monotonic() + WRITE_EVERY
+            while time.monotonic() < until:
+                desk.look()
 
     def run_round(
         self, round: int, clients: Sequence[str], server: Tensors

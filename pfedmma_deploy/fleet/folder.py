@@ -59,12 +59,10 @@ class Site:
     is_removed: bool = False
 
 
-@dataclass(frozen=True)
-class Fleet:
-    """What `fleet.json` holds."""
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What the operator decides and every site is told."""
 
-    folder: Path
-    name: str
     address: str
     """HOST:PORT that sites call."""
     config: TrainConfig
@@ -73,6 +71,14 @@ class Fleet:
     """Name, pretrained tag and fingerprint."""
     class_names: tuple[str, ...] | None
     """In class order; None: the sorted names that the sites propose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet(Terms):
+    """What `fleet.json` holds."""
+
+    folder: Path
+    name: str
     quorum: int
     """Answers without which a round changes nothing."""
     round_limit: float
@@ -106,13 +112,21 @@ class Fleet:
                 f"{folder} is there already: choose another name, or add sites to the federation "
                 f"in it with `pfedmma fleet add {folder} SITE`."
             )
-        name = folder.resolve().name
-        names = None if class_names is None else tuple(class_names)
-        fleet = cls(folder, name, address, config, backbone, names, quorum, round_limit, ())
+        fleet = cls(
+            folder=folder,
+            name=folder.resolve().name,
+            address=address,
+            config=config,
+            backbone=backbone,
+            class_names=None if class_names is None else tuple(class_names),
+            quorum=quorum,
+            round_limit=round_limit,
+            sites=(),
+        )
         keys = fleet.keys
         keys.mkdir(parents=True)
         keys.chmod(0o700)
-        make_authority(keys, name)
+        make_authority(keys, fleet.name)
         write_private(keys / _NOISE, str(secrets.randbits(128)).encode())
         fleet.save()
         return fleet
@@ -239,21 +253,17 @@ def rounds_done(fleet: Fleet) -> int:
     return Run.open(folder).checkpoint.round + 1 if (folder / "manifest.json").exists() else 0
 
 
-@dataclass(frozen=True)
-class Invitation:
+@dataclass(frozen=True, kw_only=True)
+class Invitation(Terms):
     """All that a site needs to take part, and the key that lets it."""
 
     fleet: str
     site: str
     index: int
-    address: str
     authority: str
     """PEM of the certificate that the server's must be signed by."""
     key: str
     """PEM of the site's private key."""
-    config: TrainConfig
-    backbone: Mapping[str, str]
-    class_names: tuple[str, ...] | None
 
     @property
     def private_key(self) -> PrivateKey:

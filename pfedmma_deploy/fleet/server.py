@@ -23,9 +23,10 @@ from pfedmma_deploy.federated.session import (
 )
 from pfedmma_deploy.federated.train import note_rule, privacy_entry, run_manifest
 from pfedmma_deploy.fleet.engine import Desk, GridEngine, last_counted
-from pfedmma_deploy.fleet.flower import GONE_AFTER, Link, largest
+from pfedmma_deploy.fleet.flower import GONE_AFTER, largest
 from pfedmma_deploy.fleet.folder import Fleet
 from pfedmma_deploy.fleet.keys import issue_server_certificate
+from pfedmma_deploy.fleet.link import Link
 from pfedmma_deploy.fleet.messages import Note, one_line, unpack
 from pfedmma_deploy.fleet.status import FleetStatus
 from pfedmma_deploy.methods.base import Tensors

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
 from pfedmma_deploy.benchmark import inference, subjects
@@ -40,22 +39,7 @@ class Notes(Silent):
         self.said.append(message)
 
 
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> RandomBundles:
-    return RandomBundles(tiny_backbone(), tmp_path_factory.mktemp("bundles"), 4)
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """open_clip's own tower, exported once."""
-    return subjects.plain_file(tiny_backbone(), tmp_path_factory.mktemp("plain"))
-
-
-@pytest.fixture(autouse=True)
-def _export_once(bundles: RandomBundles, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's exporter takes seconds even for a tower this small."""
-    monkeypatch.setattr(inference, "RandomBundles", lambda *_: bundles)
-    monkeypatch.setattr(subjects, "to_onnx", lambda *_: onnx.load(plain))
+pytestmark = pytest.mark.usefixtures("export_once")
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,7 @@ import sys
 import pytest
 
 from pfedmma_deploy.cli.output import Output, open_output, print_accuracies
-
-
-class Terminal(io.StringIO):
-    """A stream that says that somebody watches."""
-
-    def isatty(self) -> bool:
-        return True
+from tests.cli.terminal import Terminal
 
 
 def test_tables_are_aligned_in_a_pipe() -> None:
@@ -34,6 +28,12 @@ def test_tables_have_frames_on_a_terminal() -> None:
     stream = Terminal()
     Output(stream, as_json=False, quiet=False).table(["A"], [["[red]x"]])
     assert "┃" in stream.getvalue() and "[red]x" in stream.getvalue()
+
+
+def test_a_title_stands_whole_above_a_narrow_table() -> None:
+    stream = Terminal()
+    Output(stream, as_json=False, quiet=False).table(["A"], [["x"]], "wards: training")
+    assert "wards: training" in stream.getvalue().splitlines()[0]
 
 
 def test_a_table_without_rows_is_its_heading() -> None:

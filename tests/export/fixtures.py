@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -55,3 +57,17 @@ def exported(
 def bundle(exported: ExportReport) -> Path:
     """The folder of that bundle; copy it before changing anything."""
     return exported.bundle
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    """A bundle of zero-shot, north and "0" that may be changed."""
+    return shutil.copytree(bundle, tmp_path / "copy")
+
+
+def rewrite(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the manifest of a bundle."""
+    file = bundle / "manifest.json"
+    raw = json.loads(file.read_text())
+    change(raw)
+    file.write_text(json.dumps(raw))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,12 +76,6 @@ def write_client(
 def ids(bundle: Bundle) -> list[str]:
     """Its clients by index."""
     return [client.id for client in bundle.manifest.clients]
-
-
-@pytest.fixture
-def copy(bundle: Path, tmp_path: Path) -> Path:
-    """A bundle of zero-shot, north and "0" that may be changed."""
-    return shutil.copytree(bundle, tmp_path / "site")
 
 
 def initializers(file: Path) -> dict[str, Any]:

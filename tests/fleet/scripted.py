@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,8 +21,8 @@ from PIL import Image
 from pfedmma_deploy.backbone.loading import load_backbone
 from pfedmma_deploy.config import PartitionConfig, TrainConfig
 from pfedmma_deploy.errors import FleetError
-from pfedmma_deploy.fleet.flower import Line, RefusedError
 from pfedmma_deploy.fleet.folder import Fleet, Invitation
+from pfedmma_deploy.fleet.line import Line, RefusedError
 from pfedmma_deploy.fleet.messages import Note, Parcel, unpack
 from pfedmma_deploy.fleet.server import ServeResult, serve
 from pfedmma_deploy.fleet.status import STATUS_FILE, FleetStatus
@@ -84,10 +85,15 @@ def invitation(fleet: Fleet, site: str) -> Invitation:
     return Invitation.read(fleet.folder / "invitations" / f"{site}.invite")
 
 
-def line(fleet: Fleet, site: str, port: int) -> Line:
+def mode(path: Path) -> int:
+    """Who may read and write a file, as `chmod` takes it."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def line(fleet: Fleet, site: str, port: int, limit: int = LIMIT) -> Line:
     """A site's end of the connection, not yet connected."""
     read = invitation(fleet, site)
-    return Line(f"127.0.0.1:{port}", read.authority, read.private_key, LIMIT)
+    return Line(f"127.0.0.1:{port}", read.authority, read.private_key, limit)
 
 
 def wait_for(is_so: Callable[[], bool]) -> None:

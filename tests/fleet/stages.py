@@ -32,7 +32,9 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from pfedmma_deploy.cli import main
 from pfedmma_deploy.federated.engine import InProcessEngine
-from pfedmma_deploy.fleet import engine, flower, server, site
+from pfedmma_deploy.fleet import engine, server, site
+from pfedmma_deploy.fleet.line import Line
+from pfedmma_deploy.fleet.link import Link
 from pfedmma_deploy.fleet.messages import unpack
 from pfedmma_deploy.store import checkpoint
 from pfedmma_deploy.store.files import write_bytes
@@ -100,15 +102,15 @@ def _say_stages(stages: Stages) -> None:
 
 
 def _say_of_site(stages: Stages, patch: Callable[..., None]) -> None:
-    connect, fetch, reply = flower.Line.connect, flower.Line.fetch, flower.Line.reply
+    connect, fetch, reply = Line.connect, Line.fetch, Line.reply
     push, train = FleetHttpClient.PushObject, InProcessEngine.train_client
     finish, answering = site.Site._finish, ""
 
-    def said_connect(self: flower.Line) -> None:
+    def said_connect(self: Line) -> None:
         stages.reach("connecting")
         connect(self)
 
-    def said_fetch(self: flower.Line) -> Any:
+    def said_fetch(self: Line) -> Any:
         found = fetch(self)
         if found is None:
             stages.reach("waiting")
@@ -120,7 +122,7 @@ def _say_of_site(stages: Stages, patch: Callable[..., None]) -> None:
         stages.reach(f"trained {round + 1}")
         return report
 
-    def said_reply(self: flower.Line, message: Any, parcel: Any) -> bool:
+    def said_reply(self: Line, message: Any, parcel: Any) -> bool:
         nonlocal answering
         note = unpack(parcel)
         answering = str(note.values["round"] + 1) if note.kind == "train" else note.kind
@@ -137,21 +139,21 @@ def _say_of_site(stages: Stages, patch: Callable[..., None]) -> None:
         stages.reach("finished")
         return found
 
-    patch(flower.Line, "connect", said_connect)
-    patch(flower.Line, "fetch", said_fetch)
-    patch(flower.Line, "reply", said_reply)
+    patch(Line, "connect", said_connect)
+    patch(Line, "fetch", said_fetch)
+    patch(Line, "reply", said_reply)
     patch(FleetHttpClient, "PushObject", said_push)
     patch(InProcessEngine, "train_client", said_train)
     patch(site.Site, "_finish", said_finish)
 
 
 def _say_of_server(stages: Stages, patch: Callable[..., None]) -> None:
-    listening, run_round = flower.Link.listening, engine.GridEngine.run_round
+    listening, run_round = Link.listening, engine.GridEngine.run_round
     answer, commit = engine.GridEngine._answer, checkpoint.Checkpoint.commit
     write, hand_out = write_bytes, server._hand_out
 
     @contextlib.contextmanager
-    def said_listening(self: flower.Link, *rest: Any) -> Iterator[int]:
+    def said_listening(self: Link, *rest: Any) -> Iterator[int]:
         with listening(self, *rest) as port:
             stages.reach("listening")
             yield port
@@ -181,7 +183,7 @@ def _say_of_server(stages: Stages, patch: Callable[..., None]) -> None:
         hand_out(desk, *rest)
         stages.reach("handed out")
 
-    patch(flower.Link, "listening", said_listening)
+    patch(Link, "listening", said_listening)
     patch(engine.GridEngine, "run_round", said_round)
     patch(engine.GridEngine, "_answer", said_answer)
     patch(checkpoint.Checkpoint, "commit", said_commit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +15,7 @@ from pfedmma_deploy.errors import FleetError, StoreError, UsageError
 from pfedmma_deploy.fleet.folder import Fleet, Invitation
 from pfedmma_deploy.fleet.keys import load_private, public_pem
 from pfedmma_deploy.fleet.status import FleetStatus
-from tests.fleet.scripted import invitation, make_fleet
-
-
-def mode(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
+from tests.fleet.scripted import invitation, make_fleet, mode
 
 
 @pytest.fixture

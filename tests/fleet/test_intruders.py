@@ -32,8 +32,8 @@ from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIG
 from flwr.supercore.date import now
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
-from pfedmma_deploy.fleet import flower
-from pfedmma_deploy.fleet.flower import PATHS, Line, Link, RefusedError, UnreachableError
+from pfedmma_deploy.fleet import flower, gate
+from pfedmma_deploy.fleet.flower import PATHS
 from pfedmma_deploy.fleet.keys import (
     issue_server_certificate,
     load_private,
@@ -41,6 +41,8 @@ from pfedmma_deploy.fleet.keys import (
     make_site_key,
     public_pem,
 )
+from pfedmma_deploy.fleet.line import Line, RefusedError, UnreachableError
+from pfedmma_deploy.fleet.link import Link
 from pfedmma_deploy.fleet.messages import Note, Parcel
 from tests.fleet.scripted import (
     LIMIT,
@@ -514,7 +516,7 @@ class Mole:
             "message_type": "train",
         }
         metadata = Metadata(**{**values, **about})  # type: ignore[arg-type]
-        message = make_message(metadata, flower._record(PARCEL))
+        message = make_message(metadata, flower.parcel_record(PARCEL))
         name = message.object_id
         message.metadata.__dict__["_message_id"] = name
         children = [ObjectTree(object_id=f"{i:064x}") for i in range(parts - 1)]
@@ -618,7 +620,7 @@ def is_closed(tls: ssl.SSLSocket) -> bool:
 
 
 def test_who_says_nothing_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flower, "PATIENCE", 0.3)
+    monkeypatch.setattr(gate, "PATIENCE", 0.3)
     with opened(tmp_path) as door, door.connect() as silent, door.connect() as slow:
         slow.sendall(b"POST /v1/fleet/pull-messages HTTP/1.1\r\nx-slow: ")
         silent.settimeout(PATIENCE)
@@ -630,7 +632,7 @@ def test_who_says_nothing_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_oldest_of_too_many_is_hung_up_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flower, "MAX_SILENT", 2)
+    monkeypatch.setattr(gate, "MAX_SILENT", 2)
     with opened(tmp_path) as door, contextlib.ExitStack() as stack:
         waiting = [stack.enter_context(door.connect()) for _ in range(3)]
         waiting[0].settimeout(PATIENCE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,10 +20,7 @@ from pfedmma_deploy.fleet.keys import (
     public_pem,
     write_private,
 )
-
-
-def mode(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
+from tests.fleet.scripted import mode
 
 
 def certificate(path: Path) -> x509.Certificate:

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from pfedmma_deploy.fleet import flower
-from pfedmma_deploy.fleet.flower import Line, Link, RefusedError, UnreachableError
+from pfedmma_deploy.fleet import link
 from pfedmma_deploy.fleet.keys import (
     issue_server_certificate,
     load_private,
     make_authority,
     make_site_key,
 )
+from pfedmma_deploy.fleet.line import Line, RefusedError, UnreachableError
+from pfedmma_deploy.fleet.link import Link
 from pfedmma_deploy.fleet.messages import Parcel
 
 BIG = Parcel("{}", bytes(200_000))
@@ -133,7 +134,7 @@ def answered(ends: Ends, line: Line) -> str:
 def test_a_site_is_here_while_a_long_answer_travels(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flower, "GONE_AFTER", 1.0)
+    monkeypatch.setattr(link, "GONE_AFTER", 1.0)
     line, over = ends.line(), threading.Event()
     looks: list[bool] = []
     line.connect()

@@ -16,8 +16,8 @@ from pfedmma_deploy.federated.evaluate import evaluate_run
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.fleet import engine, server
 from pfedmma_deploy.fleet.engine import Desk
-from pfedmma_deploy.fleet.flower import Contact
 from pfedmma_deploy.fleet.folder import Fleet, Invitation
+from pfedmma_deploy.fleet.gate import Contact
 from pfedmma_deploy.fleet.messages import Parcel
 from pfedmma_deploy.fleet.rehearse import is_identical
 from pfedmma_deploy.fleet.site import Site, prepare

@@ -21,13 +21,15 @@ from flwr.proto.message_pb2 import Message, Metadata, ObjectTree
 
 from pfedmma_deploy.adapters.base import KEPT
 from pfedmma_deploy.errors import FleetError
-from pfedmma_deploy.fleet.flower import Line, Link, RefusedError
 from pfedmma_deploy.fleet.folder import Fleet
-from pfedmma_deploy.fleet.keys import issue_server_certificate, load_private
+from pfedmma_deploy.fleet.keys import issue_server_certificate
+from pfedmma_deploy.fleet.line import RefusedError
+from pfedmma_deploy.fleet.link import Link
 from pfedmma_deploy.fleet.messages import Note, Parcel, unpack
 from pfedmma_deploy.fleet.site import OWN_PROBLEM, Site, prepare
 from pfedmma_deploy.methods.base import Tensors
 from pfedmma_deploy.types import Scope
+from tests.fleet import scripted
 from tests.fleet.scripted import (
     NAMES,
     PATIENCE,
@@ -307,11 +309,6 @@ def hear(tls: ssl.SSLSocket) -> None:
         left -= len(tls.recv(left))
 
 
-def line_to(fleet: Fleet, port: int, limit: int = 100_000) -> Line:
-    read = invitation(fleet, "a")
-    return Line(f"127.0.0.1:{port}", read.authority, load_private(read.key), limit)
-
-
 @pytest.fixture
 def fleet(tmp_path: Path) -> Fleet:
     return make_fleet(tmp_path / "wards", ["a"])
@@ -322,7 +319,7 @@ def test_an_answer_of_a_gigabyte(length: str, fleet: Fleet) -> None:
     more = b"10000\r\n" + bytes(65536) + b"\r\n" if "chunked" in length else bytes(65536)
     head = f"HTTP/1.1 200 OK\r\n{length}\r\n\r\n".encode()
     with rogue(fleet, head, more) as (port, sent):
-        line = line_to(fleet, port)
+        line = scripted.line(fleet, "a", port, limit=100_000)
         with pytest.raises(FleetError, match=r"^the server sends more than 100,000 bytes at once$"):
             line.fetch()
         line.close()
@@ -334,7 +331,7 @@ def test_an_answer_that_unpacks_to_a_gigabyte(fleet: Fleet) -> None:
     packed = gzip.compress(bytes(10_000_000))
     head = f"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {len(packed)}\r\n\r\n"
     with rogue(fleet, head.encode() + packed) as (port, _):
-        line = line_to(fleet, port)
+        line = scripted.line(fleet, "a", port, limit=100_000)
         with pytest.raises(FleetError, match="the server's answer cannot be read"):
             line.fetch()
         line.close()
@@ -346,7 +343,7 @@ def test_a_server_that_sends_a_site_elsewhere(fleet: Fleet) -> None:
         target = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/"
         head = f"HTTP/1.1 307 Go\r\nlocation: {target}\r\ncontent-length: 0\r\n\r\n"
         with rogue(fleet, head.encode()) as (port, _):
-            line = line_to(fleet, port)
+            line = scripted.line(fleet, "a", port, limit=100_000)
             with pytest.raises(RefusedError, match=r"^the server refuses with HTTP status 307$"):
                 line.connect()
             line.close()
@@ -378,7 +375,7 @@ def parts(count: int) -> PullMessagesResponse:
 def test_what_is_no_task_at_all(answer: bytes, reason: str, fleet: Fleet) -> None:
     head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(answer)}\r\n\r\n"
     with rogue(fleet, head.encode() + answer) as (port, _):
-        line = line_to(fleet, port)
+        line = scripted.line(fleet, "a", port, limit=100_000)
         with pytest.raises(FleetError, match=reason):
             line.fetch()
         line.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pfedmma_deploy.fleet.site import SiteStates
+from pfedmma_deploy.fleet.states import SiteStates
 from pfedmma_deploy.store.checkpoint import ClientState
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy as copying
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,20 +15,9 @@ import pytest
 from pfedmma_deploy.errors import BundleError
 from pfedmma_deploy.runtime.bundle import Bundle
 from pfedmma_deploy.runtime.manifest import History, Manifest
+from tests.export.fixtures import rewrite
 
 pytest_plugins = ["tests.export.fixtures"]
-
-
-@pytest.fixture
-def copy(bundle: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(bundle, tmp_path / "copy")
-
-
-def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    file = folder / "manifest.json"
-    raw = json.loads(file.read_text())
-    change(raw)
-    file.write_text(json.dumps(raw))
 
 
 def test_no_bundle(tmp_path: Path) -> None:
@@ -213,15 +201,12 @@ def test_damage_of_a_history_is_named(bundle: Path, path: str, value: Any, messa
         read_history(bundle, [])
 
 
-def test_a_history_must_fit_the_bundle(bundle: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(bundle, tmp_path / "copy")
-    file = folder / "manifest.json"
-    raw = json.loads(file.read_text())
-    assert raw["history"] is None
+def test_a_history_must_fit_the_bundle(bundle: Path, copy: Path) -> None:
+    assert Bundle.open(bundle).manifest.history is None
 
     def open_with(history: dict[str, Any]) -> Bundle:
-        file.write_text(json.dumps({**raw, "history": history}))
-        return Bundle.open(folder)
+        rewrite(copy, lambda raw: raw.update(history=history))
+        return Bundle.open(copy)
 
     assert open_with(HISTORY).manifest.history == read_history(bundle, HISTORY)
     with pytest.raises(BundleError, match="history names a client 'x' that the bundle lacks"):

@@ -278,10 +278,7 @@ def test_wrong_numbers_and_classes(classifier: Classifier) -> None:
         classifier.predict(pixels, classes=["cat", "dog", "cat "])
 
 
-def test_the_text_tower_waits_for_a_typed_text(bundle: Path, tmp_path: Path) -> None:
-    import shutil
-
-    copy = shutil.copytree(bundle, tmp_path / "copy")
+def test_the_text_tower_waits_for_a_typed_text(copy: Path) -> None:
     (copy / "text_model.onnx").unlink()
     (copy / "tokenizer.json").unlink()
     classifier = Classifier.load(copy, "cpu")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from pfedmma_deploy.backbone.clip import class_texts
 from pfedmma_deploy.errors import BundleError, UsageError
 from pfedmma_deploy.runtime import Bundle, Classifier
 from pfedmma_deploy.runtime.text_tower import mixed
+from tests.export.fixtures import rewrite
 from tests.export.sample import CLASS_NAMES, CLIENTS, PROMPT, images, shared_backbone
 
 pytest_plugins = ["tests.export.fixtures"]
@@ -28,18 +28,6 @@ TYPED = ["a steam engine", "zebra"]
 @pytest.fixture(scope="module")
 def classifier(bundle: Path) -> Classifier:
     return Classifier.load(bundle, "cpu")
-
-
-@pytest.fixture
-def copy(bundle: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(bundle, tmp_path / "copy")
-
-
-def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    file = folder / "manifest.json"
-    raw = json.loads(file.read_text())
-    change(raw)
-    file.write_text(json.dumps(raw))
 
 
 def as_version_1(folder: Path) -> None:
@@ -68,15 +56,9 @@ def as_version_1(folder: Path) -> None:
             del client["default_strength"]
         for name in ("vision_model.onnx", "text_model.onnx"):
             data = (folder / name).read_bytes()
-            raw["files"][name] = {"bytes": len(data), "sha256": sha256(data)}
+            raw["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
     rewrite(folder, describe)
-
-
-def sha256(data: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(data).hexdigest()
 
 
 def expected(client: int, strength: float, names: list[str]) -> NDArray[np.float64]:
