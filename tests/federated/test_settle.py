@@ -23,7 +23,6 @@ def eager(config: TrainConfig) -> TrainConfig:
     return replace(config, lr=0.5, rounds=3)
 
 
-
 @pytest.fixture
 def run(config: TrainConfig, tmp_path: Path) -> Run:
     return train(eager(config), tmp_path / "run").run
