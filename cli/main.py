@@ -24,11 +24,13 @@ from . import (
     export,
     fleet,
     inspect,
+    key,
     methods,
     personalize,
     predict,
     quickstart,
     report,
+    serve,
     train,
 )
 
@@ -79,6 +81,8 @@ app.command()(compare.compare)
 app.add_typer(fleet.app, name="fleet")
 app.command()(export.export)
 app.command()(predict.predict)
+app.command()(serve.serve)
+app.command()(key.key)
 app.command()(inspect.inspect)
 app.command()(doctor.doctor)
 app.command()(bench.bench)

@@ -14,11 +14,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "pfedmma_deploy"
 LAYERS = (
-    {"types", "errors", "validation", "config", "progress", "caches", "system", "templates"},
+    {"types", "errors", "validation", "config", "progress", "caches", "system", "templates"}
+    | {"listening"},
     {"backbone", "adapters", "data"},
     {"methods", "store"},
     {"federated", "evaluation", "runtime"},
-    {"export", "fleet", "report", "benchmark"},
+    {"export", "fleet", "report", "benchmark", "serve"},
     {"cli", "demo"},
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -228,7 +228,9 @@ class Classifier:
         Args:
             pixels: uint8 [N, S, S, 3], or N times [S, S, 3].
             clients: one for all images, or one for each; default zero-shot.
-            classes, top_k, strength: as for `iter_predict`.
+            classes: as for `iter_predict`, like the next two.
+            top_k: answers per image.
+            strength: one for all images, or one for each.
 
         Raises:
             UsageError: pixels of another shape or type; and like `iter_predict`.
