@@ -8,6 +8,7 @@ import binascii
 from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
@@ -118,20 +119,23 @@ def _kind(request: Request) -> str:
 async def _form(request: Request, kind: type[Body], limits: Limits) -> tuple[Body, list[bytes]]:
     """The options and the files of a form; every part that is a file is an image."""
     most = limits.text_length * 4  # bytes of a character in UTF-8
-    async with request.form(
-        max_files=limits.images, max_fields=limits.classes + 16, max_part_size=most
-    ) as form:
-        images: list[bytes] = []
-        values: dict[str, Any] = {}
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                images.append(await value.read())
-            elif name == "classes":
-                values.setdefault(name, []).append(value)
-            elif name in values:
-                raise RefusedError(422, f"{name[:_SHOWN]} is there twice.")
-            else:
-                values[name] = value
+    images: list[bytes] = []
+    values: dict[str, Any] = {}
+    try:
+        async with request.form(
+            max_files=limits.images, max_fields=limits.classes + 16, max_part_size=most
+        ) as form:
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    images.append(await value.read())
+                elif name == "classes":
+                    values.setdefault(name, []).append(value)
+                elif name in values:
+                    raise RefusedError(422, f"{name[:_SHOWN]} is there twice.")
+                else:
+                    values[name] = value
+    except (FormParserError, ValueError, LookupError):
+        raise RefusedError(400, "The form cannot be read: send it as a browser does.") from None
     try:
         return kind.model_validate(values), images
     except ValidationError as error:
