@@ -160,6 +160,7 @@ async def _classify(
     for view in views:
         # Before the images, so that those do not wait decoded for a name that is encoded.
         if typed or view[1] not in {0.0, 1.0}:
+            caller.require_texts()
             work = partial(model.text_features, view, names)
             await unless_gone(caller.request, caller.service.batches.with_texts(work))
     found = await caller.features(images, [views] * len(images))
@@ -191,6 +192,7 @@ async def _embed(
     index, strength = caller.view(caller.index(options.client), options.strength)
     client = caller.model.classifier.clients[index].id
     if texts:
+        caller.require_texts()
         embed = partial(caller.model.classifier.embed_texts, texts, index, strength=strength)
         with caller.service.batches.places(1):
             rows = await unless_gone(caller.request, caller.service.batches.with_texts(embed))

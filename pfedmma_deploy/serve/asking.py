@@ -88,6 +88,15 @@ class Caller:
             raise RefusedError(422, f"This model answers at strength 1 alone, found {strength:g}.")
         return index, strength
 
+    def require_texts(self) -> None:
+        """Raises `RefusedError` where the bundle has no text tower."""
+        if not self.model.has_texts:
+            raise RefusedError(
+                422,
+                "This bundle has no text tower: it takes no typed classes and no texts, and "
+                "strengths 0 and 1 alone.",
+            )
+
     async def features(
         self, images: Sequence[bytes | NDArray[np.uint8]], views: Sequence[Sequence[View]]
     ) -> list[Features | ImageError]:

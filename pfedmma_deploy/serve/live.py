@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from pfedmma_deploy.errors import BundleError, PfedmmaError
-from pfedmma_deploy.runtime.bundle import MANIFEST, file_sha256
+from pfedmma_deploy.runtime.bundle import MANIFEST, TEXT_MODEL, file_sha256
 from pfedmma_deploy.runtime.classifier import Classifier
 from pfedmma_deploy.serve.keys import Keys
 
@@ -36,6 +36,8 @@ class Model:
     classifier: Classifier
     version: str
     """First digits of its manifest's SHA-256."""
+    has_texts: bool
+    """Whether it has a text tower; a bundle may come without."""
     indices: dict[str, int]
     """Of the clients by id; an id is looked up for every request, among thousands."""
 
@@ -52,7 +54,8 @@ class Model:
             classifier = Classifier.load(folder, device, threads)
             classifier.bundle.verify()
             # Both towers and the stored features: the folder may be replaced at any time.
-            classifier.embed_texts(["a photo."])
+            if TEXT_MODEL in classifier.manifest.files:
+                classifier.embed_texts(["a photo."])
             names = classifier.class_names
             classifier.text_features((0, 1.0), names)
             size = classifier.manifest.preprocessing.image_size
@@ -60,7 +63,7 @@ class Model:
             version = file_sha256(folder / MANIFEST)[:12]
             if signature(folder) == before:
                 indices = {client.id: client.index for client in classifier.clients}
-                return cls(classifier, version, indices)
+                return cls(classifier, version, TEXT_MODEL in classifier.manifest.files, indices)
         raise BundleError(f"{folder} changes all the time: copy it to its place in one step.")
 
 

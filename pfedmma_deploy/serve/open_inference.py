@@ -120,6 +120,8 @@ class OpenInference:
         image_embeds = np.concatenate(rows)
         outputs = {"image_embeds": image_embeds}
         if not asked.outputs or any(one.name == "logits" for one in asked.outputs):
+            if any(strength not in {0.0, 1.0} for _, strength in views):
+                caller.require_texts()
             work = partial(_logits, caller.model.classifier, views, image_embeds)
             outputs["logits"] = await self.service.batches.with_texts(work)
         head = {"model_name": self.service.live.name, "model_version": caller.model.version}

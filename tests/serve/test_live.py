@@ -71,6 +71,23 @@ def test_a_damaged_one_is_refused_until_it_is_whole(folder: Path) -> None:
     assert changes[-1] == ("bundle", "loaded")
 
 
+def test_a_bundle_without_a_text_tower(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"]["text_model.onnx"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "text_model.onnx").unlink()
+    with served(make_service(folder, device="cpu", threads=1)) as caller:
+
+        def ask(**data: Any) -> Any:
+            return caller.post("/v1/classify", files=files(photo()), data=data)
+
+        assert ask(client="3").status_code == ask(client="3", strength="0").status_code == 200
+        for refused in (ask(classes=["cat"]), ask(strength="0.5")):
+            assert refused.status_code == 422
+            assert refused.json()["error"].startswith("This bundle has no text tower")
+        assert caller.post("/v1/embed", json={"texts": ["a"]}).status_code == 422
+
+
 def test_a_folder_that_vanishes_changes_nothing(folder: Path) -> None:
     changes: list[tuple[str, str]] = []
     live = Live(folder, "cpu", 1, on_change=lambda *change: changes.append(change))
