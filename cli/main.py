@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Final
 
 import typer
 
@@ -24,11 +24,13 @@ from . import (
     export,
     fleet,
     inspect,
+    key,
     methods,
     personalize,
     predict,
     quickstart,
     report,
+    serve,
     train,
 )
 
@@ -79,6 +81,8 @@ app.command()(compare.compare)
 app.add_typer(fleet.app, name="fleet")
 app.command()(export.export)
 app.command()(predict.predict)
+app.command()(serve.serve)
+app.command()(key.key)
 app.command()(inspect.inspect)
 app.command()(doctor.doctor)
 app.command()(bench.bench)
@@ -106,10 +110,30 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+EXTRA_OF: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("torch", "torchvision", "open_clip", "timm", "onnx", "onnxscript"), "train"),
+    **dict.fromkeys(("safetensors", "jinja2", "matplotlib"), "train"),
+    **dict.fromkeys(("gradio", "gradio_client"), "demo"),
+    **dict.fromkeys(("pyarrow", "datasets"), "data"),
+    **dict.fromkeys(("flwr", "cryptography", "dp_accounting"), "fleet"),
+    "onnxruntime": "cpu",
+}
+"""Modules that not every installation has, and the extra that brings them."""
+
+
 def _explain(error: Exception) -> int:
     if isinstance(error, UsageError):
         _complain(str(error))
         return 2
+    if isinstance(error, ModuleNotFoundError) and _top_level(error) in EXTRA_OF:
+        module = _top_level(error)
+        name = EXTRA_OF[module]
+        more = ", or [gpu] for NVIDIA GPUs" if name == "cpu" else ""
+        _complain(
+            f"this needs {module}, which is not installed: pip install 'pfedmma-deploy[{name}]'"
+            f"{more} ([all] brings what every command needs)"
+        )
+        return 1
     if isinstance(error, PfedmmaError):
         _complain(str(error))
     elif isinstance(error, OSError) and error.strerror:
@@ -119,6 +143,10 @@ def _explain(error: Exception) -> int:
         kind = type(error).__name__
         _complain(f"{kind}: {error}. This is a defect of pfedmma; --verbose shows where.")
     return 1
+
+
+def _top_level(error: ModuleNotFoundError) -> str:
+    return (error.name or "").partition(".")[0]
 
 
 def _complain(message: str) -> None:

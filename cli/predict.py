@@ -1,4 +1,4 @@
-"""`pfedmma predict`: images in, labels out, without torch; as a table, CSV, JSON lines or JSON."""
+"""`pfedmma predict`: images in, labels out, without torch; a table, CSV, JSON or Parquet."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pfedmma_deploy.errors import UsageError
 
 from .options import find_bundle, flag, split_names, switch, with_output
 from .output import Output
+from .shards import Shard, is_done, listing, write_parquet
 
 if TYPE_CHECKING:
     from pfedmma_deploy.runtime import Classifier, Prediction
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 SOME_SKIPPED = 3
 """Exit code where some images, but not all, could be read."""
-Format = Literal["table", "csv", "jsonl"]
+Format = Literal["table", "csv", "jsonl", "parquet"]
 
 
 @with_output
@@ -63,12 +64,16 @@ def predict(
         Format | None,
         typer.Option(
             "--format",
-            help="How to print; csv and jsonl come image by image, for any number of them. "
-            "[default: by the ending of --out, else table]",
+            help="How to print; csv and jsonl come image by image, for any number of them; "
+            "parquet takes --out. [default: by the ending of --out, else table]",
         ),
     ] = None,
     out: Annotated[
         Path | None, flag("Write there, once all is done. [default: stdout]", "FILE")
+    ] = None,
+    shard: Annotated[
+        str | None,
+        flag("Only one of so many parts of the images, for many machines: 3/16.", "N/COUNT"),
     ] = None,
     batch_size: Annotated[int, flag("Images per call of the model.", "N", min=1)] = 32,
     threads: Annotated[
@@ -88,15 +93,23 @@ def predict(
       pfedmma predict photos/ --client 3 --strength 0.5
       pfedmma predict photo.jpg --client 3 --classes "cat,dog,a steam locomotive" --json
       pfedmma predict "photos/**/*.jpg" --client 3 --out answers.csv
+      pfedmma predict photos/ --client 3 --out answers.parquet --shard 3/16
     """
     if output.as_json and (file_format or out):
         raise UsageError("--json prints one object on stdout: leave out --format and --out")
+    chosen_format = file_format or _by_ending(out)
+    if out is None and chosen_format == "parquet":
+        raise UsageError("Parquet is no text to print: name a file with --out answers.parquet")
+    part = Shard.parse(shard) if shard else Shard(1, 1)
+    if shard and (out is None or chosen_format != "parquet"):
+        raise UsageError("--shard writes a Parquet file of its own: give --out answers.parquet")
     bundle = find_bundle(model)
     from pfedmma_deploy.runtime.sources import find_images
 
     # Before the model is loaded: a wrong path is named at once, and the bar knows its end.
-    total = sum(1 for _ in find_images(images))
+    total, names_hash = listing(find_images(images))
     from pfedmma_deploy.runtime import Classifier
+    from pfedmma_deploy.runtime.bundle import VISION_MODEL
 
     classifier = Classifier.load(bundle, device, threads)
     if device == "auto" and classifier.fallback_reason and output.verbose:
@@ -104,14 +117,57 @@ def predict(
     chosen = client or _default_client(classifier, output)
     clients: list[str | int] = [chosen, 0] if compare else [chosen]
     names = split_names(classes)
-    chosen_format = file_format or _by_ending(out)
     answers = min(top, len(names or classifier.class_names))
-    outcomes = _outcomes(classifier, find_images(images), clients, names, top, strength, batch_size)
+    settings = {
+        "model": classifier.manifest.files[VISION_MODEL].sha256,
+        "client": str(chosen),
+        "strength": strength,
+        "classes": names,
+        "top": top,
+        "compare": compare,
+        "batch_size": batch_size,
+        "shard": str(part),
+        "images": total,
+        "names_sha256": names_hash,
+    }
+    if shard and out:
+        out = part.file(out)
+        if is_done(out, settings):
+            output.note(f"{out} is done already")
+            return
+    taken: Iterable[Path] = find_images(images)
+    if shard:
+        taken, total = part.of(taken, total, batch_size), part.size(total, batch_size)
+    outcomes = _outcomes(classifier, taken, clients, names, top, strength, batch_size)
     if out or chosen_format == "table" or not output.stdout.isatty():
         # Elsewhere a bar would run through the rows.
         outcomes = output.progress.track(outcomes, "images", total)
     counts = {"found": 0, "skipped": 0}
     outcomes = _counted(outcomes, counts, output)
+    if out and chosen_format == "parquet":
+        with replaced(out) as partial:
+            write_parquet(outcomes, partial, settings)
+    else:
+        _print(outcomes, output, out, chosen_format, answers, compare=compare)
+    found, skipped = counts.values()
+    if skipped:
+        output.note(f"{skipped} of {found + skipped} images could not be read")
+    if out and not output.as_json:
+        output.note(f"Wrote {out}")
+    if skipped:
+        raise typer.Exit(SOME_SKIPPED if found else 1)
+
+
+def _print(
+    outcomes: Iterable[Outcome],
+    output: Output,
+    out: Path | None,
+    chosen_format: Format,
+    answers: int,
+    *,
+    compare: bool,
+) -> None:
+    """The outcomes as text, on stdout or in a file."""
     with destination(out, output.stdout) as stream:
         if output.as_json:
             print_object(outcomes, output)
@@ -121,13 +177,6 @@ def predict(
             write_lines(outcomes, stream)
         else:
             write_table(outcomes, Output(stream, as_json=False, quiet=output.quiet))
-    found, skipped = counts.values()
-    if skipped:
-        output.note(f"{skipped} of {found + skipped} images could not be read")
-    if out and not output.as_json:
-        output.note(f"Wrote {out}")
-    if skipped:
-        raise typer.Exit(SOME_SKIPPED if found else 1)
 
 
 def _default_client(classifier: Classifier, output: Output) -> str | int:
@@ -140,7 +189,12 @@ def _default_client(classifier: Classifier, output: Output) -> str | int:
 
 
 def _by_ending(out: Path | None) -> Format:
-    endings: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+    endings: dict[str, Format] = {
+        ".csv": "csv",
+        ".jsonl": "jsonl",
+        ".ndjson": "jsonl",
+        ".parquet": "parquet",
+    }
     return endings.get(out.suffix.lower(), "table") if out else "table"
 
 
@@ -273,6 +327,17 @@ def destination(out: Path | None, stdout: TextIO) -> Iterator[TextIO]:
     if out is None:
         yield stdout
         return
+    with replaced(out) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
+        yield stream
+
+
+@contextmanager
+def replaced(out: Path) -> Iterator[Path]:
+    """A path beside `out`; what is written there gets that name when the block has ended well.
+
+    Raises:
+        UsageError: `out` is no place for a file.
+    """
     target = out.resolve()
     if target.exists() and not target.is_file():
         raise UsageError(f"--out {out} is no regular file: name a new one, or one to replace")
@@ -280,9 +345,8 @@ def destination(out: Path | None, stdout: TextIO) -> Iterator[TextIO]:
         raise UsageError(f"--out {out}: there is no folder {out.parent}; make it first")
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-            stream.flush()
+        yield partial
+        with partial.open("rb+") as stream:
             os.fsync(stream.fileno())
         partial.replace(target)
     finally:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pfedmma_deploy.cli.main import EXTRA_OF
+from tools.environment import extra, requirements
+
 ROOT = Path(__file__).parents[1]
 PLACES = {
     "pfedmma_deploy": ROOT / "pfedmma_deploy",
@@ -44,16 +47,31 @@ def test_every_folder_with_modules_is_a_package() -> None:
 
 
 def test_constraints_pin_every_dependency_once() -> None:
-    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [line.split("==") for line in lines if not line.startswith("#")]
     assert all(len(pin) == 2 for pin in pins)
     names = [pin[0] for pin in pins]
     assert len(set(names)) == len(names)
-    wanted = [*pyproject["dependencies"], *pyproject["optional-dependencies"]["dev"]]
-    for requirement in wanted:
+    for requirement in requirements(ROOT):
         name = requirement.partition(">")[0].partition("[")[0].lower().replace("_", "-")
         assert name in names
+
+
+def test_everything_named_at_first_is_still_named() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = " ".join([*pyproject["dependencies"], *extra(pyproject, "all")])
+    for package in ("torch", "open_clip_torch", "onnx", "onnxruntime-gpu", "typer", "gradio"):
+        assert f"{package}>" in named or f"{package}[" in named
+
+
+def test_every_optional_package_has_its_extra_in_the_message() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    packages = {"open_clip_torch": "open_clip", "dp-accounting": "dp_accounting"}
+    for name in ("train", "demo", "data", "fleet"):
+        for requirement in pyproject["optional-dependencies"][name]:
+            package = requirement.partition(">")[0]
+            if not package.startswith("pfedmma-deploy["):
+                assert packages.get(package, package) in EXTRA_OF
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED_BYTES = 8 * 10**9
@@ -38,8 +39,19 @@ def requirements(root: Path) -> list[str]:
     """What pyproject.toml asks for, `dev` included, with its build backend."""
     pyproject = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     project = pyproject["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    return [*wanted, *pyproject["build-system"]["requires"]]
+    wanted = [*project["dependencies"], *extra(project, "dev")]
+    return list(dict.fromkeys([*wanted, *pyproject["build-system"]["requires"]]))
+
+
+def extra(project: Mapping[str, Any], name: str) -> Iterator[str]:
+    """What an extra brings; extras of the package itself within it are looked up."""
+    own = f"{project['name']}["
+    for requirement in project["optional-dependencies"][name]:
+        if requirement.startswith(own):
+            for inner in requirement.removeprefix(own).removesuffix("]").split(","):
+                yield from extra(project, inner)
+        else:
+            yield requirement
 
 
 def environment_key(root: Path) -> str:

@@ -48,6 +48,8 @@ ASSETS = (
     "samples/cifar10-sample.zip",
     "samples/domains-sample.zip",
 )
+EXTRAS = ("train", "demo", "data", "fleet")
+"""Of the package, beside the two kinds of ONNX Runtime, which have a check of their own."""
 LEAST_FREE = 2e9  # bytes: a run and its bundle of the largest usual backbones
 REINSTALL_RUNTIME = (
     "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
@@ -177,9 +179,12 @@ def _requirements() -> Iterator[Check]:
         return
     have, wrong = [], []
     for wanted in map(Requirement, metadata.requires("pfedmma-deploy") or ()):
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
-            continue
-        version = installed(wanted.name)
+        marker, version = wanted.marker, installed(wanted.name)
+        if marker is not None and not marker.evaluate({"extra": ""}):
+            # Nobody need have an extra, but what is there should fit.
+            known = any(marker.evaluate({"extra": extra}) for extra in EXTRAS)
+            if version is None or not known:
+                continue
         have.append(f"{wanted.name} {version or 'MISSING'}")
         fits = version is not None and wanted.specifier.contains(version, prereleases=True)
         # What is said of ONNX Runtime and its clash is a check of its own.
@@ -193,14 +198,15 @@ def _onnxruntime(device: str) -> Iterator[Check]:
     """`onnxruntime` and `onnxruntime-gpu` are two distributions of one module."""
     versions = {name: installed(name) for name in ("onnxruntime", "onnxruntime-gpu")}
     have = " and ".join(f"{name} {version}" for name, version in versions.items() if version)
-    problem, stops = "", True
+    problem, stops, install = "", True, REINSTALL_RUNTIME
     if all(versions.values()):
         problem, stops = ": they share one module, and CUDA vanishes", device in NEEDED
     elif not have:
         problem = "neither onnxruntime-gpu nor onnxruntime is installed"
+        install = "pip install 'pfedmma-deploy[cpu]', or [gpu] for NVIDIA GPUs"
     elif device in NEEDED and not versions["onnxruntime-gpu"]:
         problem = ", which has no CUDA"
-    advice = REINSTALL_RUNTIME if problem else ""
+    advice = install if problem else ""
     yield judged("onnxruntime packages", f"{have}{problem}", advice, stops=stops)
 
 
@@ -225,7 +231,11 @@ def check_imports(modules: Sequence[str], answer: Answer) -> Iterator[Check]:
             # Builds for different devices: the usual end of installing one of the pair alone.
             advice = REINSTALL_TORCH
         elif f"No module named '{module}'" in error:
-            advice = f"pip install {package} (predict works without it; train and export do not)"
+            found = (
+                "not installed; training and export need it: pip install 'pfedmma-deploy[train]'"
+            )
+            yield judged(f"import {module}", found, absent=True)
+            continue
         yield judged(f"import {module}", error, advice)
         if not line:
             return  # the process is gone: nothing behind it was tried

@@ -21,6 +21,8 @@ COMMANDS = [
     "compare",
     "export",
     "predict",
+    "serve",
+    "key",
     "inspect",
     "doctor",
     "bench",

@@ -115,13 +115,17 @@ def test_onnxruntime_without_cuda_is_enough_for_the_cpu(monkeypatch: pytest.Monk
 
 def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ["torch<3,>=2.15", "numpy>=2.1", "typer>=0.29", "x>1; extra == 'dev'"]
+    wanted += ["gradio>=6; extra == 'demo'", "flwr>=1.41; extra == 'fleet'"]
     monkeypatch.setattr(metadata, "requires", lambda name: wanted)
-    have(monkeypatch, pfedmma_deploy="1", numpy="1.26.4", typer="0.29.1")
+    have(monkeypatch, pfedmma_deploy="1", numpy="1.26.4", typer="0.29.1", gradio="5")
     checks = by_name(check_packages("auto"))
     check = checks["packages"]
-    assert check.stops and "torch MISSING, numpy 1.26.4, typer 0.29.1" in check.found
-    assert check.advice == "pip install 'torch<3,>=2.15' 'numpy>=2.1'"
-    assert "neither onnxruntime-gpu nor" in checks["onnxruntime packages"].found
+    assert check.stops and "torch MISSING, numpy 1.26.4, typer 0.29.1, gradio 5" in check.found
+    # An extra need not be there, but where it is, it should fit.
+    assert check.advice == "pip install 'torch<3,>=2.15' 'numpy>=2.1' 'gradio>=6'"
+    runtime = checks["onnxruntime packages"]
+    assert "neither onnxruntime-gpu nor" in runtime.found
+    assert runtime.advice == "pip install 'pfedmma-deploy[cpu]', or [gpu] for NVIDIA GPUs"
 
 
 def test_sources_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +150,10 @@ def test_imports_that_fail() -> None:
 def test_torch_may_be_absent() -> None:
     line = {"module": "torch", "error": "ModuleNotFoundError: No module named 'torch'"}
     (check,) = check_imports(("torch",), Answer((line,), 0, ""))
-    assert check.advice == "pip install torch (predict works without it; train and export do not)"
+    assert check.ok and check.absent and not check.stops
+    assert check.found == (
+        "not installed; training and export need it: pip install 'pfedmma-deploy[train]'"
+    )
 
 
 def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:

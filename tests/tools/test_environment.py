@@ -26,7 +26,8 @@ def test_the_key_follows_the_dependencies(tmp_path: Path) -> None:
     (tmp_path / "constraints.txt").write_text("torch==1\n")
     pyproject = tmp_path / "pyproject.toml"
     text = (
-        '[build-system]\nrequires = ["setuptools"]\n[project]\ndependencies = ["torch"]\n'
+        '[build-system]\nrequires = ["setuptools"]\n[project]\nname = "x"\n'
+        'dependencies = ["torch"]\n'
         'description = "one"\n[project.optional-dependencies]\ndev = ["pytest"]\n'
     )
     pyproject.write_text(text)
