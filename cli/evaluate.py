@@ -16,6 +16,10 @@ from .output import Output, Row, print_evaluation
 def evaluate(
     output: Output,
     run: RunFolder = None,
+    strength: Annotated[
+        float | None,
+        flag("Of every client, 0 to 1.5; 1 is as trained. [default: each one's own]", "A"),
+    ] = None,
     data: Annotated[
         str | None, flag("Instead of a run: zero-shot on these images.", "NAME_OR_DIR")
     ] = None,
@@ -36,26 +40,30 @@ def evaluate(
     \b
     Examples:
       pfedmma evaluate
-      pfedmma evaluate --run runs/sites --json
+      pfedmma evaluate --run runs/sites --strength 1 --json
       pfedmma evaluate --data domains-sample --backbone pfedmma-tiny
     """
     if data is None and backbone is None:
-        _evaluate_run(run, output)
+        _evaluate_run(run, strength, output)
     elif data is None or backbone is None:
         missing = "--backbone" if backbone is None else "--data"
         raise UsageError(f"zero-shot accuracy needs --data and --backbone: {missing} is missing")
+    elif strength is not None:
+        raise UsageError("--strength belongs to a run's clients: leave it out with --data")
     elif run is not None:
         raise UsageError("--run and --data exclude each other: a run names its own data")
     else:
         _evaluate_zero_shot(data, backbone, pretrained, prompt, output)
 
 
-def _evaluate_run(folder: Path | None, output: Output) -> None:
+def _evaluate_run(folder: Path | None, strength: float | None, output: Output) -> None:
     run = open_run(folder)
     from pfedmma_deploy.federated.evaluate import evaluate_run
+    from pfedmma_deploy.runtime.bundle import checked_strength
 
+    given = None if strength is None else checked_strength(strength)
     started = time.perf_counter()
-    values = evaluate_run(run, progress=output.progress).to_dict()
+    values = evaluate_run(run, strength=given, progress=output.progress).to_dict()
     title = f"{run.folder}: means over {len(values['clients'])} clients"
     print_evaluation(output, values, title)
     output.result({"run": str(run.folder), **values, "seconds": time.perf_counter() - started})

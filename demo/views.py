@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pfedmma_deploy.runtime.manifest import Figures
 from pfedmma_deploy.templates import environment, render_markdown
-from pfedmma_deploy.types import STRENGTHS
+from pfedmma_deploy.types import MOST_LOST, STRENGTHS
 
 from .compare import Comparison
 from .gallery import FILTERS, Filter, Gallery
@@ -43,6 +43,7 @@ MOST_TAGS = 24
 """Classes that a client's card names."""
 MOST_CLIENTS = 60
 """Clients that are shown; the means are over all of them."""
+KEPT = "base", "novel"
 MOST_SKIPPED = 8
 """Images left out that are listed."""
 
@@ -216,7 +217,14 @@ def accuracies(model: DemoModel) -> str:
             "with `pfedmma export`, or measure them with `pfedmma evaluate`.",
         )
     means = _mean(rows, "zero_shot"), _mean(rows, "personalized")
-    return render("accuracies", rows, means, FIGURES, MOST_CLIENTS)
+    losing = [row.id for row in rows if _loses(row)]
+    return render("accuracies", rows, means, FIGURES, losing, MOST_CLIENTS)
+
+
+def _loses(row: ClientRow) -> bool:
+    """Whether the client's model loses more than a point of base or novel accuracy."""
+    pairs = [(getattr(row.zero_shot, key), getattr(row.personalized, key)) for key in KEPT]
+    return any(None not in pair and pair[0] - pair[1] > MOST_LOST for pair in pairs)
 
 
 def _mean(rows: Sequence[ClientRow], side: str) -> Figures:

@@ -25,6 +25,11 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 """At which a client is measured: 0 is zero-shot, 1 as trained, the last is the largest allowed."""
 
 
+MOST_LOST = 1.0
+"""Points of base or novel accuracy that a client may lose against zero-shot before it counts as one
+that loses."""
+
+
 class Scope(StrEnum):
     """Who holds a parameter: averaged over clients, kept by one client, or never trained."""
 

@@ -19,13 +19,10 @@ from torch import Tensor
 from pfedmma_deploy.adapters.base import Adapter, Frozen
 from pfedmma_deploy.backbone.activation_cache import ImageInputs
 from pfedmma_deploy.backbone.clip import Backbone, ClassTexts, class_texts, with_activations
-from pfedmma_deploy.types import ClientData, Example, Federation
+from pfedmma_deploy.types import MOST_LOST, ClientData, Example, Federation
 
 BATCH = 64
 """Larger ones are slower on a CPU: their activations are given back to the system every time."""
-MOST_LOST = 1.0
-"""Points of base or novel accuracy that a client may lose against zero-shot before it counts as one
-that loses."""
 
 
 @dataclass(frozen=True)

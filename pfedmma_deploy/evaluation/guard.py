@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from torch import Tensor
 
@@ -30,8 +30,10 @@ from pfedmma_deploy.evaluation.accuracy import Scorer
 from pfedmma_deploy.evaluation.calibrate import competing_words
 from pfedmma_deploy.types import ClientData, Example
 
+Beliefs = tuple[Tensor, Tensor | None]
+"""What `Guardian._beliefs` gives."""
 MOST_WORDS = 128
-"""General words, evenly spaced among all: more do not change the answer."""
+"""General words, evenly spaced among all: each is a text to encode."""
 MOST_IMAGES = 256
 """Of a client, evenly spaced, on which movements are measured."""
 STEPS = 16
@@ -82,19 +84,12 @@ class Guardian:
             adapter: the client's model, as trained.
             client: with at least one image.
         """
-        examples = client.val or client.train
-        chosen = examples[:: -(-len(examples) // MOST_IMAGES)]
-        belief = self._beliefs(Frozen(), chosen)
-        found: dict[int, tuple[float, float | None]] = {}
+        chosen = _spread(client.val or client.train)
+        before = self._beliefs(Frozen(), chosen)
 
+        @cache
         def moved(step: int) -> tuple[float, float | None]:
-            if step not in found:
-                images, names = self._beliefs(adapter.at(step / STEPS), chosen)
-                of_names = None
-                if names is not None and belief[1] is not None:
-                    of_names = variation(names, belief[1])
-                found[step] = variation(images, belief[0]), of_names
-            return found[step]
+            return _movements(self._beliefs(adapter.at(step / STEPS), chosen), before)
 
         def is_within(step: int) -> bool:
             images, names = moved(step)
@@ -105,23 +100,28 @@ class Guardian:
                 return None
             return self.scorer.accuracy_on(adapter.at(step / STEPS), client.val)
 
-        step, before = largest_step(is_within), accuracy(0)
-        own = before if step == 0 else accuracy(step)
-        while step > 0 and own is not None and before is not None and own < before:
+        step, zero_shot = largest_step(is_within), accuracy(0)
+        own = zero_shot if step == 0 else accuracy(step)
+        while step > 0 and own is not None and zero_shot is not None and own < zero_shot:
             step //= 2
-            own = before if step == 0 else accuracy(step)
+            own = zero_shot if step == 0 else accuracy(step)
         return Guard(
-            step / STEPS, self.bound, len(chosen), *moved(step), *moved(STEPS), own, before
+            step / STEPS, self.bound, len(chosen), *moved(step), *moved(STEPS), own, zero_shot
         )
+
+    def movement(self, adapter: Adapter, client: ClientData) -> float:
+        """How far a model moves beliefs, the larger of both: what `choose` bounds; percent."""
+        chosen = _spread(client.val or client.train)
+        before = self._beliefs(Frozen(), chosen)
+        images, names = _movements(self._beliefs(adapter, chosen), before)
+        return max(images, names or 0.0)
 
     @cached_property
     def _word_features(self) -> Tensor:
         """[W, D] by the frozen backbone."""
         return self.scorer.encode_names(Frozen(), self.words).float().cpu()
 
-    def _beliefs(
-        self, adapter: Adapter, examples: Sequence[Example]
-    ) -> tuple[Tensor, Tensor | None]:
+    def _beliefs(self, adapter: Adapter, examples: Sequence[Example]) -> Beliefs:
         """Softmax of images among words [N, W], and of words among base names [W, C]."""
         (among_words,) = self.scorer.scores_among(adapter, examples, self.words)
         images = among_words.double().softmax(dim=1)
@@ -130,6 +130,17 @@ class Guardian:
         names = self.scorer.encode_texts(adapter, self.scorer.federation.base).float().cpu()
         scores = self.scorer.logit_scale * self._word_features @ names.T
         return images, scores.double().softmax(dim=1)
+
+
+def _spread(examples: Sequence[Example]) -> Sequence[Example]:
+    return examples[:: -(-len(examples) // MOST_IMAGES)]
+
+
+def _movements(found: Beliefs, before: Beliefs) -> tuple[float, float | None]:
+    names = None
+    if found[1] is not None and before[1] is not None:
+        names = variation(found[1], before[1])
+    return variation(found[0], before[0]), names
 
 
 def largest_step(is_within: Callable[[int], bool]) -> int:
