@@ -90,19 +90,20 @@ def compare(
 
     if criterion is not None and not tune:
         raise UsageError("--criterion says what --tune chooses by: add --tune, or leave it out")
+    for given, value in (("--tune", tune), ("--preset", preset)):
+        if protocol is not None and value:
+            raise UsageError(f"--protocol decides what {given} does: leave out one of them")
     names = list(METHODS) if methods == "all" else split_names(methods)
     numbers = split_numbers("--seeds", seeds, "0-9 or 0,3,7")
     for warning in read_changes(options, config, preset).warnings:
         output.note(f"warning: {warning}")
-    common = {"against": against, "jobs": jobs, "progress": output.progress}
+    common: dict[str, Any] = {"against": against, "jobs": jobs, "progress": output.progress}
     try:
         if protocol is not None:
-            for given, value in (("--tune", tune), ("--preset", preset)):
-                if value:
-                    raise UsageError(f"--protocol decides what {given} does: leave out one of them")
-            values = _run_protocol(output, protocol, names, numbers, options, config, out, common)
+            common |= {"config_file": config, "methods": names}
+            values = _run_protocol(output, protocol, numbers, options, out, common)
         else:
-            names = names or list(METHODS)
+            names = list(METHODS) if names is None else names
             common |= {"tune": tune, "criterion": criterion or "harmonic"}
             values = _run(output, names, numbers, (options, config, preset), out, common)
     except KeyboardInterrupt:
@@ -133,17 +134,16 @@ def _run(
 
     found = run_comparison(names, seeds, configure, out, **common)
     values = to_dict(found)
+    files = [str(file) for file in write_comparison(found)]
     _print(output, values)
-    return {**values, "files": [str(file) for file in write_comparison(found)]}
+    return {**values, "files": files}
 
 
 def _run_protocol(
     output: Output,
     protocol: str,
-    names: list[str] | None,
     seeds: list[int],
     options: PartitionOptions,
-    config: Path | None,
     out: Path,
     common: dict[str, Any],
 ) -> dict[str, Any]:
@@ -151,11 +151,11 @@ def _run_protocol(
     from pfedmma_deploy.report.protocol_files import protocol_dict, write_protocol
     from pfedmma_deploy.report.protocols import find_protocol, run_protocol
 
-    common |= {"config_file": config, "methods": names}
     found = run_protocol(find_protocol(protocol), seeds, options, out, **common)
     values = protocol_dict(found)
+    files = [str(file) for file in write_protocol(found)]
     _print_protocol(output, values)
-    return {**values, "files": [str(file) for file in write_protocol(found)]}
+    return {**values, "files": files}
 
 
 def _print_protocol(output: Output, values: dict[str, Any]) -> None:
@@ -190,7 +190,6 @@ def _print(output: Output, values: dict[str, Any]) -> None:
         "worst_all": "Worst all",
         "losing_share": "Losing",
     }
-
     rows: list[Row] = [
         [
             row["method"],

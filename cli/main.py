@@ -116,6 +116,7 @@ EXTRA_OF: Final[Mapping[str, str]] = {
     **dict.fromkeys(("gradio", "gradio_client"), "demo"),
     **dict.fromkeys(("pyarrow", "datasets"), "data"),
     **dict.fromkeys(("flwr", "cryptography", "dp_accounting"), "fleet"),
+    "ray": "ray",
     "onnxruntime": "cpu",
 }
 """Modules that not every installation has, and the extra that brings them."""

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
+import click
 import typer
 
 from pfedmma_deploy.errors import UsageError
 
 from .options import find_bundle, flag, split_names, switch, with_output
 from .output import Output
-from .shards import Shard, is_done, listing, write_parquet
+from .shards import Shard, arguments_of, every, is_done, listing, run_all, write_parquet
 
 if TYPE_CHECKING:
     from pfedmma_deploy.runtime import Classifier, Prediction
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 SOME_SKIPPED = 3
 """Exit code where some images, but not all, could be read."""
+_WORST = (0, SOME_SKIPPED, 1, 2, 130)
+"""Exit codes of parts; the last of them that occurs is that of the whole."""
 Format = Literal["table", "csv", "jsonl", "parquet"]
 
 
@@ -73,8 +76,11 @@ def predict(
     ] = None,
     shard: Annotated[
         str | None,
-        flag("Only one of so many parts of the images, for many machines: 3/16.", "N/COUNT"),
+        flag("One of so many parts of the images, for many machines: 3/16; or all/16.", "N/COUNT"),
     ] = None,
+    ray: Annotated[
+        bool, switch("--ray", "Run the parts of --shard all/COUNT on a Ray cluster.")
+    ] = False,
     batch_size: Annotated[int, flag("Images per call of the model.", "N", min=1)] = 32,
     threads: Annotated[
         int | None, flag("CPU threads. [default: all cores it may use]", "N", min=1)
@@ -94,15 +100,22 @@ def predict(
       pfedmma predict photo.jpg --client 3 --classes "cat,dog,a steam locomotive" --json
       pfedmma predict "photos/**/*.jpg" --client 3 --out answers.csv
       pfedmma predict photos/ --client 3 --out answers.parquet --shard 3/16
+      pfedmma predict photos/ --client 3 --out answers.parquet --shard all/16 --ray
     """
     if output.as_json and (file_format or out):
         raise UsageError("--json prints one object on stdout: leave out --format and --out")
     chosen_format = file_format or _by_ending(out)
     if out is None and chosen_format == "parquet":
         raise UsageError("Parquet is no text to print: name a file with --out answers.parquet")
-    part = Shard.parse(shard) if shard else Shard(1, 1)
     if shard and (out is None or chosen_format != "parquet"):
         raise UsageError("--shard writes a Parquet file of its own: give --out answers.parquet")
+    parts = every(shard) if shard else None
+    if ray and parts is None:
+        raise UsageError("--ray runs many parts: say how many with --shard all/COUNT")
+    if parts is not None:
+        typed = arguments_of(click.get_current_context(), ["shard", "ray"])
+        raise typer.Exit(max(run_all(typed, parts, ray=ray), key=_WORST.index))
+    part = Shard.parse(shard) if shard else Shard(1, 1)
     bundle = find_bundle(model)
     from pfedmma_deploy.runtime.sources import find_images
 

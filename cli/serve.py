@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import find_bundle, flag, with_output
+from pfedmma_deploy.errors import UsageError
+
+from .options import find_bundle, flag, switch, with_output
 from .output import Output
+
+if TYPE_CHECKING:
+    from pfedmma_deploy.serve.server import Address
 
 
 @with_output
@@ -37,6 +44,15 @@ def serve(
         int | None, flag("CPU threads. [default: all cores it may use]", "N", min=1)
     ] = None,
     device: Annotated[str, flag("Where to compute.", "auto|cpu|cuda|tensorrt")] = "auto",
+    ray: Annotated[
+        bool, switch("--ray", "On a Ray cluster: the one that runs here, else a new one.")
+    ] = False,
+    replicas: Annotated[
+        str, flag("With --ray: servers, or from how many to how many under load: 1-8.", "N")
+    ] = "1",
+    gpus: Annotated[
+        float, flag("With --ray: GPUs of each; 0.25 lets four share one.", "N", min=0)
+    ] = 0,
 ) -> None:
     """Answer over HTTP, for every client of a bundle, without torch.
 
@@ -49,6 +65,7 @@ def serve(
       pfedmma serve --model exports/sites
       curl -F images=@photo.jpg -F client=3 http://127.0.0.1:8000/v1/classify
       pfedmma serve --host 0.0.0.0 --keys keys.toml --tls cert.pem key.pem
+      pfedmma serve --ray --replicas 1-8 --gpus 0.25
     """
     from pfedmma_deploy.serve.server import Address, log_to_stderr, make_service
     from pfedmma_deploy.serve.server import serve as answer
@@ -57,6 +74,19 @@ def serve(
     address = Address(host, port, certificate, key)
     address.require_safe(keys is not None)
     folder = find_bundle(model)
+    whom = "whoever has a key" if keys else "this machine alone, since there are no --keys"
+
+    def announce(url: str, words: str, **more: str) -> None:
+        output.say(
+            f"{folder} ({words}) answers on {url} for {whom}; documentation: {url}/docs (Ctrl-C "
+            "ends it)"
+        )
+        output.result({"model": str(folder), "url": url, **more})
+        output.stdout.flush()
+
+    if ray:
+        _on_ray(folder, address, keys, device, threads, batch_size, queue, replicas, gpus, announce)
+        return
     output.note(f"Opening {folder} ...")
     service = make_service(
         folder, device=device, threads=threads, keys=keys, batch_size=batch_size, queue=queue
@@ -69,14 +99,37 @@ def serve(
     if not output.quiet:
         log_to_stderr()
 
-    def announce(url: str) -> None:
-        clients = len(classifier.clients) - 1
-        whom = "whoever has a key" if keys else "this machine alone, since there are no --keys"
-        output.say(
-            f"{folder} ({clients} clients, {classifier.device}) answers on {url} for {whom}; "
-            f"documentation: {url}/docs (Ctrl-C ends it)"
-        )
-        output.result({"model": str(folder), "url": url, "device": classifier.device})
-        output.stdout.flush()
+    words = f"{len(classifier.clients) - 1} clients, {classifier.device}"
+    answer(service, address, lambda url: announce(url, words, device=classifier.device))
 
-    answer(service, address, announce)
+
+def _on_ray(
+    folder: Path,
+    address: Address,
+    keys: Path | None,
+    device: str,
+    threads: int | None,
+    batch_size: int,
+    queue: int,
+    replicas: str,
+    gpus: float,
+    announce: Callable[[str, str], None],
+) -> None:
+    """Run replicas on a cluster; raises `UsageError` for what is no number of them."""
+    numbers = re.fullmatch(r"([1-9][0-9]{0,3})(?:-([1-9][0-9]{0,3}))?", replicas)
+    if not numbers:
+        raise UsageError(f"--replicas is a number, or a least and a most such as 1-8: {replicas!r}")
+    from pfedmma_deploy.serve.on_ray import Replicas, run
+
+    asked = Replicas(
+        bundle=str(folder.resolve()),
+        keys=str(keys.resolve()) if keys else None,
+        device=device,
+        threads=threads or 1,
+        gpus=gpus,
+        batch_size=batch_size,
+        queue=queue,
+        least=int(numbers[1]),
+        most=int(numbers[2] or numbers[1]),
+    )
+    run(asked, address, lambda url: announce(url, f"{replicas} replicas on Ray"))

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import click
+from click.core import ParameterSource
 
 from pfedmma_deploy.errors import UsageError
 
@@ -62,6 +66,73 @@ class Shard:
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
+
+
+def every(text: str) -> int | None:
+    """How many shards `all/16` stands for; None where it is one shard. Raises `UsageError`."""
+    first, _, count = text.partition("/")
+    return Shard.parse(f"1/{count}").count if first == "all" else None
+
+
+def arguments_of(context: click.Context, without: Sequence[str]) -> list[str]:
+    """What was typed after a command's name, but for the options named in `without`."""
+    found: list[str] = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if not typed or name in without:
+            continue
+        value = context.params[name]
+        if isinstance(parameter, click.Argument):
+            found += map(str, value)
+        elif isinstance(value, bool):
+            found.append(parameter.opts[0])
+        else:
+            found += [parameter.opts[0], str(value)]
+    return found
+
+
+def run_all(arguments: Sequence[str], count: int, *, ray: bool) -> list[int]:
+    """Run `pfedmma predict` for every shard, here one after the other or on a Ray cluster.
+
+    Args:
+        arguments: of `predict`, without `--shard`.
+        count: shards.
+        ray: whether to use Ray Data; of the cluster that `RAY_ADDRESS` names or that runs on this
+            machine, else of one started now. All its machines need the same files at the same
+            places.
+
+    Returns:
+        The exit code of each shard.
+    """
+    items = [{"shard": f"{number}/{count}"} for number in range(1, count + 1)]
+    if not ray:
+        return [run_shard(item, arguments)["code"] for item in items]
+    # Ray Data runs it wherever there is a free core, again where a machine was lost, and shows how
+    # far it is. The rows are names of shards: the images never travel.
+    from ray import data
+
+    # One thread a task, since Ray counts one core for it, unless the user says otherwise.
+    typed = [*arguments] if "--threads" in arguments else [*arguments, "--threads", "1"]
+    threads = int(typed[typed.index("--threads") + 1])
+    shards = data.from_items(items, override_num_blocks=count)
+    done = shards.map(
+        run_shard,
+        fn_kwargs={"arguments": typed, "folder": str(Path.cwd())},
+        num_cpus=threads,
+    )
+    return [int(row["code"]) for row in done.take_all()]
+
+
+def run_shard(
+    item: dict[str, str], arguments: Sequence[str], folder: str | None = None
+) -> dict[str, Any]:
+    """Predict one shard, in `folder` where it is given; its exit code is `code`."""
+    from .main import run
+
+    if folder is not None:
+        os.chdir(folder)
+    return {**item, "code": run(["predict", *arguments, "--shard", item["shard"]])}
 
 
 def listing(images: Iterable[Path]) -> tuple[int, str]:

@@ -18,22 +18,22 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.gpu import inference, photos, summary, training
-from benchmarks.gpu.plan import COMPILED_BF16, FULL, Plan, Report, small
+from benchmarks.gpu.plan import COMPILED_BF16, FULL, Plan, Reporter, small
 from pfedmma_deploy.benchmark.report import Row
 from pfedmma_deploy.benchmark.training import training_gpu
 from pfedmma_deploy.system import available_cores, describe_environment
 
-Step = Callable[[Plan, Path, Report], None]
+Step = Callable[[Plan, Path, Reporter], None]
 
 
-def peak(plan: Plan, scratch: Path, report: Report) -> None:
+def peak(plan: Plan, scratch: Path, report: Reporter) -> None:
     """The machine, before anything is measured, and what it reaches."""
     found = describe_environment(available_cores(), gpu=training_gpu())
     report({"measure": "environment", **found.to_dict()})
     inference.peak(plan, scratch, report)
 
 
-def training_compiled(plan: Plan, scratch: Path, report: Report) -> None:
+def training_compiled(plan: Plan, scratch: Path, report: Reporter) -> None:
     """Rounds with compiled blocks alone: compiling takes longer than all else."""
     training.rounds(replace(plan, ways=(COMPILED_BF16,)), scratch, report)
 

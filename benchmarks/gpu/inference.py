@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.gpu.plan import Plan, Report, bundles_folder
+from benchmarks.gpu.plan import Plan, Reporter
 from benchmarks.inference_table import compare_with_peak, compiled_torch, matmuls
 from pfedmma_deploy.backbone.loading import RANDOM, load_backbone
 from pfedmma_deploy.benchmark import subjects
@@ -37,19 +38,18 @@ class Notes(Silent):
         print(message, flush=True)
 
 
-def peak(plan: Plan, scratch: Path, report: Report) -> None:
+def peak(plan: Plan, scratch: Path, report: Reporter) -> None:
     """What the card reaches: large matrix products by torch, and a copy within its memory."""
     n = plan.matmul
     count = COPIED if plan.device == "cuda" else n * n
     source = torch.randn(count, device=plan.device)
     target = torch.empty_like(source)
-    contestants: dict[str, Contestant] = {
-        "copy": (_waiting(lambda: target.copy_(source), plan), 8.0 * count)
-    }
+    copy = partial(target.copy_, source)
+    contestants: dict[str, Contestant] = {"copy": (_waiting(copy, plan), 8.0 * count)}
     for name, dtype in DTYPES.items():
         left, right = (torch.randn(n, n, device=plan.device).to(dtype) for _ in range(2))
-        product = _waiting(lambda left=left, right=right: torch.mm(left, right), plan)  # type: ignore[misc]
-        contestants[f"matmul {name}"] = (product, 2.0 * n**3)
+        product = partial(torch.mm, left, right)
+        contestants[f"matmul {name}"] = (_waiting(product, plan), 2.0 * n**3)
     seen = run_rounds(contestants, plan.rounds, plan.seconds)
     for name, windows in seen.items():
         rate = quartiles(windows.rates)["median"]
@@ -68,7 +68,7 @@ def _waiting(work: Callable[[], object], plan: Plan) -> Callable[[], object]:
     return call
 
 
-def export(plan: Plan, scratch: Path, report: Report, *, place: int) -> None:
+def export(plan: Plan, scratch: Path, report: Reporter, *, place: int) -> None:
     """Write all models that later steps measure, so that none of their time is spent on it."""
     bench = open_bench(plan, plan.backbones[place], scratch)
     for form in plan.forms:
@@ -91,8 +91,9 @@ def open_bench(plan: Plan, backbone: str, scratch: Path) -> Bench:
         rounds=plan.rounds,
     )
     torch.set_num_threads(options.threads)
-    loaded = load_backbone(backbone, RANDOM)
-    return Bench(options, loaded, bundles_folder(backbone, scratch), Notes())
+    folder = scratch / backbone
+    folder.mkdir(parents=True, exist_ok=True)
+    return Bench(options, load_backbone(backbone, RANDOM), folder, Notes())
 
 
 def make_bundle(bench: Bench, form: tuple[Flavour, Precision]) -> Bundle:
@@ -101,11 +102,11 @@ def make_bundle(bench: Bench, form: tuple[Flavour, Precision]) -> Bundle:
 
 
 def plain_precisions(plan: Plan) -> Sequence[str]:
-    """In which open_clip's own tower is exported; ONNX Runtime has no bf16 kernels for it."""
+    """In which open_clip's own tower is exported: those that bundles have, so bf16 is none."""
     return ("fp32", "fp16") if plan.device == "cuda" else ("fp32",)
 
 
-def rates(plan: Plan, scratch: Path, report: Report, *, place: int) -> None:
+def rates(plan: Plan, scratch: Path, report: Reporter, *, place: int) -> None:
     """Images per second at every batch size, all in turns, with the share of the peak."""
     bench = open_bench(plan, plan.backbones[place], scratch)
     device, threads = plan.device, bench.options.threads
@@ -133,7 +134,7 @@ def named(subject: Subject, form: tuple[Flavour, Precision]) -> Subject:
     return replace(subject, about={**subject.about, "name": f"pfedmma {precision} {words}"})
 
 
-def clients(plan: Plan, scratch: Path, report: Report) -> None:
+def clients(plan: Plan, scratch: Path, report: Reporter) -> None:
     """One client in a file, or a hundred, or a thousand: the rate, and what one more costs."""
     bench = open_bench(plan, plan.backbones[0], scratch)
     bench.options = replace(bench.options, measures=("clients",), flavour=plan.forms[0][0])
@@ -142,7 +143,7 @@ def clients(plan: Plan, scratch: Path, report: Report) -> None:
         report(row)
 
 
-def tensorrt(plan: Plan, scratch: Path, report: Report) -> None:
+def tensorrt(plan: Plan, scratch: Path, report: Reporter) -> None:
     """TensorRT beside CUDA on the same file, and how far its features are from CUDA's."""
     problem = tensorrt_problem()
     form: tuple[Flavour, Precision] = ("portable", "fp16")

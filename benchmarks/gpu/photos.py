@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from benchmarks.gpu.inference import make_bundle, open_bench
-from benchmarks.gpu.plan import Plan, Report
+from benchmarks.gpu.plan import Plan, Reporter
 from pfedmma_deploy.benchmark import subjects
 from pfedmma_deploy.benchmark.load import spread_clients
 from pfedmma_deploy.benchmark.report import Contestant, Row, run_rounds, timed
@@ -35,7 +35,7 @@ PILLOW = "Pillow, threads"
 PEER = f"{PILLOW}: files to labels"
 
 
-def photos(plan: Plan, scratch: Path, report: Report) -> None:
+def photos(plan: Plan, scratch: Path, report: Reporter) -> None:
     """All ways in turns, over the same files."""
     bench = open_bench(plan, plan.backbones[0], scratch)
     bundle, threads = make_bundle(bench, plan.forms[0]), bench.options.threads

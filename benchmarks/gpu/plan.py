@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal
 
 import torch
@@ -17,7 +16,7 @@ NAIVE_BF16: Final = Way(
     "naive baseline, bf16", {**NAIVE.options, "autocast": "bf16"}, linear=NAIVE.linear
 )
 COMPILED_BF16: Final = Way("ours, bf16, compiled", {**OURS_BF16.options, "compile": True})
-Report = Callable[[Row], None]
+Reporter = Callable[[Row], None]
 """Takes a row as soon as it is measured."""
 
 
@@ -105,10 +104,3 @@ def small() -> Plan:
         paper_classes=2,
         paper_rounds=2,
     )
-
-
-def bundles_folder(backbone: str, scratch: Path) -> Path:
-    """Where the exported models of a backbone are, which several steps measure."""
-    folder = scratch / backbone
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -14,7 +14,7 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.plan import Plan, Report
+from benchmarks.gpu.plan import Plan, Reporter
 from pfedmma_deploy.benchmark.report import Row
 from pfedmma_deploy.benchmark.training import TrainingTask, time_ways, training_rows, write_noise
 from pfedmma_deploy.config import PartitionConfig, TrainConfig
@@ -37,7 +37,7 @@ HOST_CALLS: Final = (
 """What a host does that can leave a card idle: waits, copies, launches."""
 
 
-def rounds(plan: Plan, scratch: Path, report: Report) -> None:
+def rounds(plan: Plan, scratch: Path, report: Reporter) -> None:
     """One round with few and with many classes in each of the plan's ways."""
     for classes in plan.classes:
         task = _task(plan, classes)
@@ -51,7 +51,7 @@ def _task(plan: Plan, classes: int) -> TrainingTask:
     return TrainingTask(plan.backbones[0], plan.federation, classes, plan.shots)
 
 
-def paper(plan: Plan, scratch: Path, report: Report) -> None:
+def paper(plan: Plan, scratch: Path, report: Reporter) -> None:
     """The paper's setting from end to end, in bf16: data, rounds, validation, storing.
 
     The defaults of `pfedmma train`, which are the paper's: random crops, two epochs a round, ten
@@ -73,7 +73,7 @@ def _paper_row(done: int, rounds: int, seconds: float) -> Row:
 class _Clock(Silent):
     """Reports the seconds since the start after every round."""
 
-    def __init__(self, report: Report, rounds: int) -> None:
+    def __init__(self, report: Reporter, rounds: int) -> None:
         self.report, self.rounds = report, rounds
         self.started = time.perf_counter()
 
@@ -97,7 +97,7 @@ def config_of(task: TrainingTask, images: Path, **options: Any) -> TrainConfig:
     )
 
 
-def profiles(plan: Plan, scratch: Path, report: Report) -> None:
+def profiles(plan: Plan, scratch: Path, report: Reporter) -> None:
     """Where the time of a round goes: with kept activations, and with the paper's random crops."""
     with tempfile.TemporaryDirectory() as folder:
         task = _task(plan, max(plan.classes))

@@ -126,4 +126,4 @@ def _set_limits(
             reach = ellipse.reach[axis] if ellipse else 0.0
             lowest, highest = min(lowest, mean - reach), max(highest, mean + reach)
         margin = 0.05 * room
-        set_limits(max(lowest, low - room / 2) - margin, min(highest, high + room / 2) + margin)
+        set_limits(max(lowest, low - room) - margin, min(highest, high + room) + margin)

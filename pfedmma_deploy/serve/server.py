@@ -48,6 +48,11 @@ class Address:
         except ValueError:
             return False
 
+    def url(self, port: int) -> str:
+        """How it is asked, on the port that it got."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.certificate else 'http'}://{host}:{port}"
+
     def require_safe(self, has_keys: bool) -> None:
         """Raises `UsageError` where anybody could ask for everything."""
         if not has_keys and not self.is_local:
@@ -111,9 +116,7 @@ def serve(
     server = make_server(service, address)
     allow_many_files()
     with open_port(address) as port:
-        host = f"[{address.host}]" if ":" in address.host else address.host
-        scheme = "https" if address.certificate else "http"
-        on_ready(f"{scheme}://{host}:{port.getsockname()[1]}")
+        on_ready(address.url(port.getsockname()[1]))
         server.run(sockets=[port])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -266,9 +267,12 @@ def test_peaks_and_profiles_have_a_line_each() -> None:
 # The script.
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(SCRIPT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    environment = {**os.environ, **variables}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment
+    )
 
 
 def test_the_script_says_how_it_is_called() -> None:
@@ -282,6 +286,29 @@ def test_the_script_runs_every_step_that_there_is() -> None:
     text = SCRIPT.read_text()
     for name in steps.STEPS:
         assert f"measure {name} " in text, name
+
+
+def test_a_step_that_fails_or_hangs_costs_only_itself(tmp_path: Path) -> None:
+    """With an interpreter that fails in one step and hangs in another."""
+    python, out = tmp_path / "python", tmp_path / "out"
+    python.write_text(
+        """#!/bin/sh
+        case "$*" in
+            *"gpu rates "*) echo no such kernel; exit 3 ;;
+            *"gpu paper "*) sleep 60 ;;
+            *"gpu summary "*) echo the tables ;;
+        esac
+        """
+    )
+    python.chmod(0o755)
+    done = run(str(out), PYTHON=str(python), GPU_SECONDS="12")
+    rows = summary.read(out / "results.jsonl")
+    ended = {row["name"]: row["ended"] for row in rows}
+    assert ended.keys() == {*steps.STEPS, "doctor", "tests"}
+    assert (ended["rates"], ended["photos"], ended["paper"]) == ("failed (3)", "done", "cut off")
+    assert ended["training-compiled"] == "not run: no time left"
+    assert done.returncode == 1 and done.stdout.endswith("the tables\n")
+    assert "no such kernel" in (out / "log.txt").read_text()
 
 
 def test_without_a_gpu_the_full_form_says_so(

@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pfedmma_deploy.benchmark import training
 from pfedmma_deploy.benchmark.training import (
     NAIVE,
     OURS,
+    OURS_BF16,
     TrainingSeconds,
     TrainingTask,
+    default_ways,
     round_section,
+    round_tasks,
     time_way,
     training_rows,
     write_noise,
@@ -45,6 +49,30 @@ def test_both_ways_come_to_the_same_weights(images: Path, tmp_path: Path) -> Non
     ours = time_way(TASK, OURS, images, tmp_path / "ours")
     assert training_rows(TASK, [naive, ours])[1]["weight_difference"] < 1e-6
     assert naive.train > 0 < naive.evaluate
+
+
+def test_on_a_gpu_the_second_training_in_a_process_counts(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first loads kernels, and caches the activations, which counts by itself."""
+    once = time_way(TASK, OURS, images, tmp_path / "once")
+    assert [path.name for path in (tmp_path / "once").iterdir()] == ["first"]
+    monkeypatch.setattr(training, "training_gpu", lambda: "a card")
+    twice = time_way(TASK, OURS, images, tmp_path / "twice")
+    assert {path.name for path in (tmp_path / "twice").iterdir()} == {"first", "second"}
+    assert all(np.array_equal(once.shared[name], twice.shared[name]) for name in once.shared)
+    assert once.gpu_memory is None
+
+
+def test_what_is_measured_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 where the card has it, and all ten clients, which take it no time."""
+    monkeypatch.setattr(training, "training_gpu", lambda: "a card")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
+    assert [way.name for way in default_ways()] == [NAIVE.name, OURS.name, OURS_BF16.name]
+    assert [task.participants for task in round_tasks("ViT-B-16")] == [10, 10]
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
+    assert default_ways() == [NAIVE, OURS]
 
 
 def took(name: str, seconds: float, weight: float) -> TrainingSeconds:

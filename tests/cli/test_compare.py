@@ -25,6 +25,7 @@ def test_seeds_as_numbers_and_ranges() -> None:
     [
         ("--seeds ten", "--seeds takes whole numbers such as 0-9 or 0,3,7, not 'ten'"),
         ("--seeds 3-1", "name at least one seed to compare"),
+        ("--methods ,", "name at least one method to compare"),
         ("--seeds -1", "--seeds takes whole numbers such as 0-9 or 0,3,7, not '-1'"),
         ("--criterion own", "--criterion says what --tune chooses by: add --tune, or leave it out"),
         ("--tune --criterion both", "criterion must be one of harmonic, own, not 'both'"),

@@ -68,6 +68,29 @@ def test_shards_together_are_the_whole(photos: Path, count: int) -> None:
     assert sum(score["probability"] for score in whole[0]["top"]) <= 1
 
 
+def test_all_parts_one_after_the_other(photos: Path, capsys: Printed) -> None:
+    """The second of three was made before; the options that were typed go on to each."""
+    assert predict("--out a.parquet --compare --top 1 --shard 3/3") == 0
+    assert predict("--out a.parquet --compare --top 1 --shard all/3") == 3
+    assert "a-00003-of-00003.parquet is done already" in capsys.readouterr().err
+    assert predict("--out all.parquet --compare --top 1") == 3
+    assert rows(*sorted(photos.glob("a-*.parquet"))) == rows(photos / "all.parquet")
+
+
+@pytest.mark.slow
+def test_on_ray(photos: Path) -> None:
+    pytest.importorskip("ray")
+    assert predict("--out a.parquet --shard all/3 --ray") == 3
+    assert predict("--out all.parquet") == 3
+    assert rows(*sorted(photos.glob("a-*.parquet"))) == rows(photos / "all.parquet")
+
+
+def test_ray_takes_all_parts(photos: Path, capsys: Printed) -> None:
+    assert predict("--out a.parquet --shard 1/3 --ray") == 2
+    assert "--ray runs many parts: say how many with --shard all/COUNT" in capsys.readouterr().err
+    assert predict("--out a.parquet --shard all/0") == 2
+
+
 def test_a_finished_shard_is_not_made_again(photos: Path, capsys: Printed) -> None:
     assert predict("--out a.parquet --shard 1/3") == 0
     file = photos / "a-00001-of-00003.parquet"
