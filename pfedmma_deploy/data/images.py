@@ -49,7 +49,7 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def decode_image(source: ImageSource) -> Image.Image:
+def decode_image(source: ImageSource, max_pixels: int | None = None) -> Image.Image:
     """Decodes one JPEG, PNG, WebP or BMP image to 8-bit RGB.
 
     The pixels equal `ImageOps.exif_transpose(image).convert("RGB")`, which is what open_clip
@@ -59,15 +59,23 @@ def decode_image(source: ImageSource) -> Image.Image:
 
     Args:
         source: the bytes of a file, its path, or an open binary file (left open).
+        max_pixels: what has more, by its header, is refused before it is decoded; default
+            `PIL.Image.MAX_IMAGE_PIXELS`, which is never exceeded.
 
     Returns:
         A loaded image in mode "RGB", upright.
 
     Raises:
-        ImageError: the source cannot be read or decoded, is of another format, or has more than
-            `PIL.Image.MAX_IMAGE_PIXELS` pixels. The message is the reason, without the path.
+        ImageError: the source cannot be read or decoded, is of another format, or has too many
+            pixels. The message is the reason, without the path.
     """
-    return _guarded(source, _to_rgb)
+
+    def read(image: Image.Image) -> Image.Image:
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            raise ImageError(f"more than {max_pixels:,} pixels; scale it down")
+        return _to_rgb(image)
+
+    return _guarded(source, read)
 
 
 def verify_image(source: ImageSource) -> None:

@@ -13,8 +13,15 @@ from numpy.typing import NDArray
 
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.runtime.bundle import Bundle
-from pfedmma_deploy.runtime.image_tower import ImageTower, OnSkip, Request, View
-from pfedmma_deploy.runtime.sources import Images, is_one, iter_sources, paired
+from pfedmma_deploy.runtime.image_tower import ImageTower, OnSkip, Pixels, Request, View
+from pfedmma_deploy.runtime.sources import (
+    Images,
+    ImageSource,
+    is_one,
+    iter_sources,
+    load_pixels,
+    paired,
+)
 from pfedmma_deploy.runtime.text_tower import TextTower, checked_classes
 
 Client = str | int
@@ -190,6 +197,120 @@ class Classifier:
             rows += features
         return np.stack(rows) if rows else np.empty((0, self.manifest.embed_dim), np.float32)
 
+    def decode(self, image: ImageSource, max_pixels: int | None = None) -> Pixels:
+        """One image as `predict_pixels` takes it, uint8 [S, S, 3].
+
+        With `predict_pixels` it is `predict` in two steps, for programs that decode elsewhere or at
+        another time than they predict: queues, servers, other pipelines.
+
+        Args:
+            image: a path, the bytes of a file, a PIL image, or pixels uint8 [H, W, 3].
+            max_pixels: a file that has more is refused before it is decoded; default Pillow's
+                limit, 89,478,485, which is never exceeded.
+
+        Raises:
+            ImageError: the image cannot be read, or is too large.
+            UsageError: it is nothing that can be an image.
+        """
+        return load_pixels(image, self.manifest.preprocessing, max_pixels)
+
+    def predict_pixels(
+        self,
+        pixels: Pixels | Sequence[Pixels],
+        clients: Clients = 0,
+        classes: Sequence[str] | None = None,
+        top_k: int = 5,
+        *,
+        strength: Strengths = None,
+    ) -> list[Prediction]:
+        """The most probable classes of images that `decode` made, in one call of the model.
+
+        Args:
+            pixels: uint8 [N, S, S, 3], or N times [S, S, 3].
+            clients: one for all images, or one for each; default zero-shot.
+            classes, top_k, strength: as for `iter_predict`.
+
+        Raises:
+            UsageError: pixels of another shape or type; and like `iter_predict`.
+            BundleError: like `iter_predict`.
+        """
+        _require_positive(top_k=top_k)
+        names = self.class_names if classes is None else checked_classes(classes)
+        views = self._views(pixels, clients, strength)
+        rows = self.embed_pixels(pixels, views)
+        named = zip(views, rows, strict=True)
+        return [
+            self.answer(f"image {number}", view, row, names, top_k)
+            for number, (view, row) in enumerate(named)
+        ]
+
+    def embed_pixels(
+        self, pixels: Pixels | Sequence[Pixels], views: Sequence[tuple[int, float]]
+    ) -> Features:
+        """Features [N, D], L2-normalised, of images that `decode` made, in one call of the model.
+
+        Args:
+            pixels: uint8 [N, S, S, 3], or N times [S, S, 3].
+            views: of each image the client's index and the strength (`Bundle.strength_of`).
+
+        Raises:
+            UsageError: pixels of another shape or type, or not as many as views.
+        """
+        size = self.manifest.preprocessing.image_size
+        for image in pixels:
+            if image.shape != (size, size, 3) or image.dtype != np.uint8:
+                raise UsageError(
+                    f"Pixels are uint8 [{size}, {size}, 3] here, found {image.dtype} "
+                    f"{list(image.shape)}: make them with Classifier.decode."
+                )
+        if len(pixels) != len(views):
+            raise UsageError(
+                f"Each image has one client and one strength, found {len(pixels)} images and "
+                f"{len(views)} clients."
+            )
+        if not views:
+            return np.empty((0, self.manifest.embed_dim), np.float32)
+        return self._images.features(list(pixels), views)
+
+    def text_features(self, view: tuple[int, float], classes: tuple[str, ...]) -> Features:
+        """Text features [C, D] of class names for a client's index at a strength, kept once made.
+
+        Those of the bundle's own names at strengths 0 and 1 are stored, others are encoded by the
+        text tower, which takes milliseconds a name the first time.
+        """
+        index, strength = view
+        if classes == self.class_names:
+            return self._texts.known(index, strength)
+        return self._texts.encoded(index, classes, strength)
+
+    def answer(
+        self,
+        name: str,
+        view: tuple[int, float],
+        image: Features,
+        classes: tuple[str, ...],
+        top_k: int,
+    ) -> Prediction:
+        """What a client's model says, at a strength, of an image whose features [D] are there."""
+        index, strength = view
+        logits = self.manifest.logit_scale * (self.text_features(view, classes) @ image)
+        best = _best_classes(logits, classes, top_k)
+        return Prediction(name, self.clients[index].id, best, strength)
+
+    def _views(
+        self, pixels: Pixels | Sequence[Pixels], clients: Clients, strength: Strengths
+    ) -> list[View]:
+        """Of each image the client's index and the strength."""
+        if isinstance(pixels, np.ndarray) and pixels.ndim != 4:
+            raise UsageError(
+                f"Pixels are uint8 [images, S, S, 3], found {pixels.dtype} {list(pixels.shape)}."
+            )
+        views = []
+        for _, _, client, given in paired(pixels, clients, strength):
+            index = self.bundle.client_index(client)
+            views.append((index, self.bundle.strength_of(index, given)))
+        return views
+
     def embed_texts(
         self, texts: Sequence[str], client: Client = 0, *, strength: float | None = None
     ) -> Features:
@@ -217,17 +338,7 @@ class Classifier:
     ) -> Iterator[tuple[Prediction, ...]]:
         """The answers to each request; what is wrong with the arguments is raised at once."""
         _require_positive(top_k=top_k, batch_size=batch_size)
-        typed = None if classes is None else checked_classes(classes)
-        names = typed or self.class_names
-
-        def answer(name: str, view: View, image: Features) -> Prediction:
-            index, strength = view
-            if typed is None:
-                text = self._texts.known(index, strength)
-            else:
-                text = self._texts.encoded(index, names, strength)
-            best = _best_classes(self.manifest.logit_scale * (text @ image), names, top_k)
-            return Prediction(name, self.clients[index].id, best, strength)
+        names = self.class_names if classes is None else checked_classes(classes)
 
         # A generator of its own: one that did the checks too would not begin before it is asked.
         def stream() -> Iterator[tuple[Prediction, ...]]:
@@ -235,7 +346,7 @@ class Classifier:
             with closing(self._images.compute(requests, batch_size, on_skip)) as computed:
                 for (name, _, views), rows in computed:
                     pairs = zip(views, rows, strict=True)
-                    yield tuple(answer(name, view, row) for view, row in pairs)
+                    yield tuple(self.answer(name, view, row, names, top_k) for view, row in pairs)
 
         return stream()
 

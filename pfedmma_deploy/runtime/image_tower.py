@@ -110,7 +110,7 @@ class ImageTower:
                         pixels += [image.result()] * len(own)
                         views += own
                 # Answers go out in the order of the requests, what was skipped in between.
-                rows = iter(self._features(pixels, views) if pixels else ())
+                rows = iter(self.features(pixels, views) if pixels else ())
                 for request, image in batch:
                     error, name = image.exception(), request[0]
                     if error is None:
@@ -122,8 +122,8 @@ class ImageTower:
                     else:
                         on_skip(Skipped(name, str(error)))
 
-    def _features(self, pixels: Sequence[Pixels], views: Sequence[View]) -> Features:
-        """Features [N, D] of N images, each for its own view."""
+    def features(self, pixels: Sequence[Pixels], views: Sequence[View]) -> Features:
+        """Features [N, D] of N >= 1 images uint8 [S, S, 3], each for its own view, in one call."""
         clients, strengths = zip(*views, strict=True)
         return self._run(pixels, np.asarray(clients, np.int64), np.asarray(strengths, np.float32))
 

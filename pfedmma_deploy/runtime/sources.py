@@ -143,26 +143,33 @@ def _more(which: str, what: str) -> UsageError:
     return UsageError(f"There are more {which}: give one {what} for all, or one per image.")
 
 
-def load_pixels(source: ImageSource, settings: Preprocessing) -> NDArray[np.uint8]:
+def load_pixels(
+    source: ImageSource, settings: Preprocessing, max_pixels: int | None = None
+) -> NDArray[np.uint8]:
     """One image as the model takes it, uint8 [S, S, 3].
+
+    Args:
+        source: the image.
+        settings: the bundle's.
+        max_pixels: of a file, refused before it is decoded where it has more.
 
     Raises:
         ImageError: the image cannot be read; the message is the reason.
         UsageError: the source is nothing that can be an image.
     """
     return resize_crop(
-        _as_image(source),
+        _as_image(source, max_pixels),
         settings.image_size,
         settings.resize_mode,
         settings.interpolation,
     )
 
 
-def _as_image(source: ImageSource) -> Image.Image:
+def _as_image(source: ImageSource, max_pixels: int | None) -> Image.Image:
     if isinstance(source, str | os.PathLike):
-        return decode_image(Path(source))
+        return decode_image(Path(source), max_pixels)
     if isinstance(source, bytes):
-        return decode_image(source)
+        return decode_image(source, max_pixels)
     if isinstance(source, Image.Image):
         try:
             return ImageOps.exif_transpose(source).convert("RGB")

@@ -359,3 +359,38 @@ def test_typed_classes_are_kept_within_bounds(
     for name, count in (("a", 3), ("c", 3), ("b", 4)):
         classifier.predict(images(1), 1, [name])
         assert len(encoded) == count
+
+
+def test_pixels_decoded_elsewhere_are_answered_alike(classifier: Classifier) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(images(1)[0]).resize((40, 30)).save(stream, "PNG")
+    pixels = classifier.decode(stream.getvalue())
+    assert (pixels.shape, pixels.dtype) == ((16, 16, 3), np.uint8)
+    (alone,) = classifier.predict(stream.getvalue(), "north", strength=0.5)
+    first, second = classifier.predict_pixels([pixels, pixels], ["north", 0], strength=[0.5, None])
+    assert first == alone
+    assert second.top == classifier.predict(stream.getvalue())[0].top
+    assert [one.source for one in (first, second)] == ["image 0", "image 1"]
+    (typed,) = classifier.predict_pixels(pixels[None], "north", TYPED, top_k=1)
+    assert typed.top == classifier.predict(stream.getvalue(), "north", TYPED, top_k=1)[0].top
+    assert classifier.predict_pixels([]) == []
+
+
+def test_wrong_pixels(classifier: Classifier) -> None:
+    with pytest.raises(
+        UsageError,
+        match=r"Pixels are uint8 \[16, 16, 3\] here, found float32 \[16, 16, 3\]: make them with",
+    ):
+        classifier.predict_pixels([images(1)[0].astype(np.float32)])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match=r"uint8 \[images, S, S, 3\], found uint8 \[16, 16, 3\]"):
+        classifier.predict_pixels(images(1)[0])
+    with pytest.raises(UsageError, match="found 2 images and 1 clients"):
+        classifier.embed_pixels(images(2), [(0, 1.0)])
+
+
+def test_a_large_image_is_refused_by_its_header(classifier: Classifier) -> None:
+    stream = io.BytesIO()
+    Image.new("L", (100, 50)).save(stream, "PNG")
+    assert classifier.decode(stream.getvalue(), 5000).shape == (16, 16, 3)
+    with pytest.raises(ImageError, match="more than 4,999 pixels; scale it down"):
+        classifier.decode(stream.getvalue(), 4999)
