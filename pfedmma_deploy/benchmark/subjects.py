@@ -85,20 +85,30 @@ class PlainImageTower(nn.Module):
 
 def exported(bundle: Bundle, device: Device, threads: int) -> Subject:
     """The image tower of a bundle, uint8 in, its clients mixed in every batch."""
-    session = open_tuned(bundle.file(VISION_MODEL), device, threads)
-    about = describe(bundle)
-    size, clients = bundle.manifest.preprocessing.image_size, about["clients"]
+    return in_session(bundle, open_tuned(bundle.file(VISION_MODEL), device, threads), device)
+
+
+def in_session(bundle: Bundle, session: onnxruntime.InferenceSession, device: Device) -> Subject:
+    """The same in a session that is open already; `device` is where its inputs lie."""
 
     def prepare(batch: int) -> Call:
-        rng = np.random.default_rng(SEED)
-        pixels = rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-        feeds, strengths = [], np.ones(batch, np.float32)
-        for turn in range(TURNS):
-            mixed = 1 + (np.array(spread_clients(batch, clients)) - 1 + turn) % clients
-            feeds.append(model_inputs(session, pixels, mixed, strengths))
-        return _run(session, feeds, device)
+        return _run(session, mixed_feeds(bundle, session, batch), device)
 
-    return Subject(about, prepare)
+    return Subject(describe(bundle), prepare)
+
+
+def mixed_feeds(
+    bundle: Bundle, session: onnxruntime.InferenceSession, batch: int
+) -> list[dict[str, NDArray[Any]]]:
+    """`TURNS` inputs of `batch` images of noise, in each of which other clients are mixed."""
+    size, clients = bundle.manifest.preprocessing.image_size, len(bundle.manifest.clients) - 1
+    rng = np.random.default_rng(SEED)
+    pixels = rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+    feeds, strengths = [], np.ones(batch, np.float32)
+    for turn in range(TURNS):
+        mixed = 1 + (np.array(spread_clients(batch, clients)) - 1 + turn) % clients
+        feeds.append(model_inputs(session, pixels, mixed, strengths))
+    return feeds
 
 
 def plain_onnx(

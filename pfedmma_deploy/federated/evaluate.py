@@ -158,10 +158,4 @@ def validate_run(run: Run, session: Session) -> float:
 
 def open_scorer(session: Session) -> Scorer:
     """A scorer for the models of a session."""
-    return Scorer(
-        session.backbone,
-        session.federation,
-        session.images,
-        session.config.prompt,
-        session.logit_scale,
-    )
+    return session.scorer()

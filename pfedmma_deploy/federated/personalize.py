@@ -20,6 +20,7 @@ from pfedmma_deploy.data.datasets import ConcatDataset, load_dataset
 from pfedmma_deploy.data.federation import build_client
 from pfedmma_deploy.errors import UsageError, nearest
 from pfedmma_deploy.evaluation.accuracy import Accuracy
+from pfedmma_deploy.federated.calibrate import calibrated
 from pfedmma_deploy.federated.evaluate import open_scorer
 from pfedmma_deploy.federated.session import Session, open_run_session
 from pfedmma_deploy.federated.train import client_config
@@ -182,7 +183,8 @@ def fine_tune(
         personalized=provenance,
     )
     own = adapter.tensors() if train_shared else adapter.tensors(*KEPT)
-    run.save_client(StoredClient(client, own, config), keep_federated=not is_new)
+    stored = calibrated(session, chosen, StoredClient(client, own, config), shared)
+    run.save_client(stored, keep_federated=not is_new)
     run.save()
     after = adapter.tensors(), work.state
     return FineTuned(chosen, is_new, session, before, after, loss, seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from pfedmma_deploy.data.federation import build_federation
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.data.samples import SAMPLE_NAMES
 from pfedmma_deploy.errors import BackboneError, StoreError
+from pfedmma_deploy.evaluation.accuracy import Scorer
+from pfedmma_deploy.evaluation.calibrate import Calibrator
 from pfedmma_deploy.federated.privacy import require_mean
 from pfedmma_deploy.methods.base import Method, Tensors
 from pfedmma_deploy.methods.client_run import LocalTraining, Prompts
@@ -54,6 +57,17 @@ class Session:
     is_site: bool = False
     """Whether the server's state is the part of it that this one client was sent, as at a site of a
     federation across machines (`pfedmma_deploy.fleet`)."""
+
+    @cached_property
+    def calibrator(self) -> Calibrator:
+        """Fits the clients' calibrations; what they have in common is computed once."""
+        return Calibrator(self.scorer())
+
+    def scorer(self) -> Scorer:
+        """Scores models on the test images."""
+        return Scorer(
+            self.backbone, self.federation, self.images, self.config.prompt, self.logit_scale
+        )
 
     def sent_to(self, client: str, server: Tensors) -> Tensors:
         """What of the server's state `client` is sent."""

@@ -17,6 +17,7 @@ from pfedmma_deploy.backbone.linear import Linear
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.data.clients_file import federation_to_dict
 from pfedmma_deploy.errors import UsageError
+from pfedmma_deploy.federated.calibrate import calibrated
 from pfedmma_deploy.federated.engine import InProcessEngine, traffic
 from pfedmma_deploy.federated.rounds import clients_in_round, privacy_of, run_rounds
 from pfedmma_deploy.federated.session import Session, open_run_session, open_session, path_from
@@ -205,7 +206,7 @@ def client_result(
     tensors = {name: sent.get(name, value) for name, value in own.items()}
     rounds = session.config.rounds
     config = client_config(session, client, state_to_dict(state), rounds=rounds, personalized=None)
-    return StoredClient(client.id, tensors, config)
+    return calibrated(session, client, StoredClient(client.id, tensors, config), server)
 
 
 def privacy_entry(session: Session, clients: int) -> dict[str, Any]:

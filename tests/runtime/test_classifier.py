@@ -365,7 +365,8 @@ def test_pixels_decoded_elsewhere_are_answered_alike(classifier: Classifier) -> 
     stream = io.BytesIO()
     Image.fromarray(images(1)[0]).resize((40, 30)).save(stream, "PNG")
     pixels = classifier.decode(stream.getvalue())
-    assert (pixels.shape, pixels.dtype) == ((16, 16, 3), np.uint8)
+    assert pixels.shape == (16, 16, 3)
+    assert pixels.dtype == np.uint8
     (alone,) = classifier.predict(stream.getvalue(), "north", strength=0.5)
     first, second = classifier.predict_pixels([pixels, pixels], ["north", 0], strength=[0.5, None])
     assert first == alone
@@ -381,7 +382,7 @@ def test_wrong_pixels(classifier: Classifier) -> None:
         UsageError,
         match=r"Pixels are uint8 \[16, 16, 3\] here, found float32 \[16, 16, 3\]: make them with",
     ):
-        classifier.predict_pixels([images(1)[0].astype(np.float32)])  # type: ignore[list-item]
+        classifier.predict_pixels([images(1)[0].astype(np.float32)])
     with pytest.raises(UsageError, match=r"uint8 \[images, S, S, 3\], found uint8 \[16, 16, 3\]"):
         classifier.predict_pixels(images(1)[0])
     with pytest.raises(UsageError, match="found 2 images and 1 clients"):
