@@ -59,6 +59,22 @@ def predict(
     classes: Annotated[
         str | None, flag('Other class names, such as "cat,dog". [default: all]', "NAMES")
     ] = None,
+    accept: Annotated[
+        float | None,
+        flag(
+            "Share of the client's own images that must not become unknown; 1: nothing does. "
+            "[default: 0.95 where the client is calibrated; 1 with --classes]",
+            "SHARE",
+        ),
+    ] = None,
+    negatives: Annotated[
+        str | None,
+        flag('Names that compete with the classes, such as "empty,blurred": unknown.', "NAMES"),
+    ] = None,
+    coverage: Annotated[
+        float | None,
+        flag("Also the classes that hold the right one for this share of images.", "SHARE"),
+    ] = None,
     top: Annotated[int, flag("Answers per image.", "N", min=1)] = 3,
     compare: Annotated[
         bool, switch("--compare", "Show what zero-shot CLIP answers beside it.")
@@ -101,6 +117,7 @@ def predict(
       pfedmma predict "photos/**/*.jpg" --client 3 --out answers.csv
       pfedmma predict photos/ --client 3 --out answers.parquet --shard 3/16
       pfedmma predict photos/ --client 3 --out answers.parquet --shard all/16 --ray
+      pfedmma predict photos/ --client 3 --accept 0.99 --negatives "empty,blurred"
     """
     if output.as_json and (file_format or out):
         raise UsageError("--json prints one object on stdout: leave out --format and --out")
@@ -131,13 +148,19 @@ def predict(
     clients: list[str | int] = [chosen, 0] if compare else [chosen]
     names = split_names(classes)
     answers = min(top, len(names or classifier.class_names))
+    infos = [classifier.clients[classifier.bundle.client_index(one)] for one in clients]
+    judged = negatives is not None or any(info.calibration for info in infos)
     settings = {
         "model": classifier.manifest.files[VISION_MODEL].sha256,
         "client": str(chosen),
         "strength": strength,
         "classes": names,
         "top": top,
+        "accept": accept,
+        "coverage": coverage,
+        "negatives": split_names(negatives),
         "compare": compare,
+        "judged": judged,
         "batch_size": batch_size,
         "shard": str(part),
         "images": total,
@@ -151,7 +174,18 @@ def predict(
     taken: Iterable[Path] = find_images(images)
     if shard:
         taken, total = part.of(taken, total, batch_size), part.size(total, batch_size)
-    outcomes = _outcomes(classifier, taken, clients, names, top, strength, batch_size)
+    outcomes = _outcomes(
+        classifier,
+        taken,
+        clients,
+        names,
+        top,
+        strength=strength,
+        accept=accept,
+        coverage=coverage,
+        negatives=split_names(negatives),
+        batch_size=batch_size,
+    )
     if out or chosen_format == "table" or not output.stdout.isatty():
         # Elsewhere a bar would run through the rows.
         outcomes = output.progress.track(outcomes, "images", total)
@@ -161,7 +195,7 @@ def predict(
         with replaced(out) as partial:
             write_parquet(outcomes, partial, settings)
     else:
-        _print(outcomes, output, out, chosen_format, answers, compare=compare)
+        _print(outcomes, output, out, chosen_format, answers, compare=compare, judged=judged)
     found, skipped = counts.values()
     if skipped:
         output.note(f"{skipped} of {found + skipped} images could not be read")
@@ -179,15 +213,16 @@ def _print(
     answers: int,
     *,
     compare: bool,
+    judged: bool,
 ) -> None:
     """The outcomes as text, on stdout or in a file."""
     with destination(out, output.stdout) as stream:
         if output.as_json:
-            print_object(outcomes, output)
+            print_object(outcomes, output, judged=judged)
         elif chosen_format == "csv":
-            write_csv(outcomes, stream, answers, compare=compare)
+            write_csv(outcomes, stream, answers, compare=compare, judged=judged)
         elif chosen_format == "jsonl":
-            write_lines(outcomes, stream)
+            write_lines(outcomes, stream, judged=judged)
         else:
             write_table(outcomes, Output(stream, as_json=False, quiet=output.quiet))
 
@@ -217,19 +252,12 @@ def _outcomes(
     clients: Sequence[str | int],
     names: list[str] | None,
     top: int,
-    strength: float | None,
-    batch_size: int,
+    **options: Any,
 ) -> Iterator[Outcome]:
     """Of each image what the clients answer, or why it was skipped, in order."""
     skipped: deque[Skipped] = deque()
     for predictions in classifier.iter_compare(
-        images,
-        clients,
-        names,
-        top,
-        strength=strength,
-        batch_size=batch_size,
-        on_skip=skipped.append,
+        images, clients, names, top, on_skip=skipped.append, **options
     ):
         # Decoding runs ahead of the model: these came before this image.
         while skipped:
@@ -251,20 +279,28 @@ def _counted(
         yield outcome
 
 
-def write_lines(outcomes: Iterable[Outcome], stream: TextIO) -> None:
+def write_lines(outcomes: Iterable[Outcome], stream: TextIO, *, judged: bool = False) -> None:
     """One JSON object a line, written at once: as in `--json`, or `{"path", "skipped"}`."""
     for outcome in outcomes:
         if isinstance(outcome, tuple):
-            values = as_dict(outcome)
+            values = as_dict(outcome, judged=judged)
         else:
             values = {"path": printable(outcome.path), "skipped": outcome.reason}
         print(json.dumps(values, ensure_ascii=False), file=stream, flush=True)
 
 
-def write_csv(outcomes: Iterable[Outcome], stream: TextIO, answers: int, *, compare: bool) -> None:
+def write_csv(
+    outcomes: Iterable[Outcome],
+    stream: TextIO,
+    answers: int,
+    *,
+    compare: bool,
+    judged: bool = False,
+) -> None:
     """Comma-separated values with a heading, one image a row, written at once.
 
-    There is room for `answers` classes an image, twice as many with `compare`. A text that a
+    There is room for `answers` classes an image, twice as many with `compare`; with `judged` also
+    for the answer that counts, its scores and the classes that are likely. A text that a
     spreadsheet would take for a formula (it begins with `=`, `+`, `-`, `@`, a tab or a line feed)
     gets an apostrophe in front, a path `./`, which changes nothing about the path.
     """
@@ -273,6 +309,8 @@ def write_csv(outcomes: Iterable[Outcome], stream: TextIO, answers: int, *, comp
     for prefix in ("", "zero_shot_") if compare else ("",):
         for number in range(1, answers + 1):
             columns += [f"{prefix}class_{number}", f"{prefix}probability_{number}"]
+        if judged:
+            columns += [f"{prefix}{name}" for name in ("answer", "known", "threshold", "likely")]
     rows.writerow([*columns, "skipped"])
     stream.flush()
     for outcome in outcomes:
@@ -281,11 +319,21 @@ def write_csv(outcomes: Iterable[Outcome], stream: TextIO, answers: int, *, comp
             for prediction in outcome:
                 for score in prediction.top:
                     cells += [_harmless(score.name), f"{score.probability:.6f}"]
+                if judged:
+                    cells += _verdict_cells(prediction)
             rows.writerow([*cells, ""])
         else:
             nothing = [""] * (len(columns) - 1)
             rows.writerow([_harmless_path(outcome.path), *nothing, _harmless(outcome.reason)])
         stream.flush()
+
+
+def _verdict_cells(prediction: Prediction) -> list[str]:
+    """The answer that counts, the score of being known, its threshold, the likely classes."""
+    verdict = prediction.verdict
+    numbers = ["" if x is None else f"{x:.6f}" for x in (verdict.known, verdict.threshold)]
+    likely = "; ".join(verdict.likely or ())
+    return [_harmless(prediction.answer), *numbers, _harmless(likely)]
 
 
 def write_table(outcomes: Iterable[Outcome], output: Output) -> None:
@@ -296,26 +344,37 @@ def write_table(outcomes: Iterable[Outcome], output: Output) -> None:
             columns = ["Image", f"Client {outcome[0].client}", "Zero-shot"][: 1 + len(outcome)]
             cells = [printable(outcome[0].source)]
             for prediction in outcome:
-                scores = [f"{score.name} {score.probability:.0%}" for score in prediction.top]
-                cells.append(", ".join(scores))
+                cells.append(_cell(prediction))
             rows.append(cells)
     if rows:
         output.table(columns, rows)
 
 
-def print_object(outcomes: Iterable[Outcome], output: Output) -> None:
+def _cell(prediction: Prediction) -> str:
+    """One model's answers in a table."""
+    text = ", ".join(f"{score.name} {score.probability:.0%}" for score in prediction.top)
+    verdict = prediction.verdict
+    if verdict.is_unknown:
+        why = "" if verdict.negative is None else f": {verdict.negative}"
+        text = f"{prediction.answer}{why} ({text})"
+    if verdict.likely is not None:
+        text += f" {{{', '.join(verdict.likely)}}}"
+    return text
+
+
+def print_object(outcomes: Iterable[Outcome], output: Output, *, judged: bool = False) -> None:
     """`--json`: everything in one object, held until the end."""
     predictions, skipped = [], []
     for outcome in outcomes:
         if isinstance(outcome, tuple):
-            predictions.append(as_dict(outcome))
+            predictions.append(as_dict(outcome, judged=judged))
         else:
             skipped.append({"path": printable(outcome.path), "reason": outcome.reason})
     output.result({"predictions": predictions, "skipped": skipped})
 
 
-def as_dict(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """One image's answers, JSON-ready."""
+def as_dict(predictions: Sequence[Prediction], *, judged: bool = False) -> dict[str, Any]:
+    """One image's answers, JSON-ready; with `judged` also whether they count."""
     tops = [
         [{"class": score.name, "probability": score.probability} for score in prediction.top]
         for prediction in predictions
@@ -327,7 +386,23 @@ def as_dict(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "strength": first.strength,
         "top": tops[0],
     }
-    return values if len(tops) == 1 else {**values, "zero_shot": tops[1]}
+    if judged:
+        values |= verdict_dict(first)
+    if len(tops) == 1:
+        return values
+    values["zero_shot"] = tops[1]
+    if judged:
+        values["zero_shot_verdict"] = verdict_dict(predictions[1])
+    return values
+
+
+def verdict_dict(prediction: Prediction) -> dict[str, Any]:
+    """Whether an answer counts, JSON-ready."""
+    verdict = prediction.verdict
+    values = {"answer": prediction.answer, "known": verdict.known, "threshold": verdict.threshold}
+    if verdict.negative is not None:
+        values["negative"] = verdict.negative
+    return values if verdict.likely is None else {**values, "likely": list(verdict.likely)}
 
 
 @contextmanager

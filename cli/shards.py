@@ -176,8 +176,9 @@ def write_parquet(
     """A table with a row an image, in their order.
 
     Columns: `path`, `client`, `strength`, `top` (a list of `class` and `probability`), `zero_shot`
-    likewise with a comparison, and `skipped`, the reason where an image could not be read. A path
-    is as in JSON lines.
+    likewise with a comparison, and `skipped`, the reason where an image could not be read. Where
+    answers are judged: `answer`, `known`, `threshold`, `negative`, `likely`, and all of them in
+    `zero_shot_verdict`. A path is as in JSON lines.
     """
     import pyarrow
     from pyarrow import parquet
@@ -186,20 +187,25 @@ def write_parquet(
         pyarrow.struct([("class", pyarrow.string()), ("probability", pyarrow.float64())])
     )
     text, number = pyarrow.string(), pyarrow.float64()
+    verdict = [("answer", text), ("known", number), ("threshold", number), ("negative", text)]
+    verdict.append(("likely", pyarrow.list_(text)))
+    judged = settings["judged"]
     columns = [("path", text), ("client", text), ("strength", number), ("top", scores)]
+    columns += verdict if judged else []
     if settings["compare"]:
         columns.append(("zero_shot", scores))
+        columns += [("zero_shot_verdict", pyarrow.struct(verdict))] if judged else []
     columns.append(("skipped", text))
     schema = pyarrow.schema(columns).with_metadata({_SETTINGS: json.dumps(settings)})
-    rows = (_row(outcome) for outcome in outcomes)
+    rows = (_row(outcome, judged=judged) for outcome in outcomes)
     with parquet.ParquetWriter(file, schema) as writer:
         while group := list(islice(rows, ROWS)):
             writer.write_table(pyarrow.Table.from_pylist(group, schema))
 
 
-def _row(outcome: tuple[Prediction, ...] | Skipped) -> dict[str, Any]:
+def _row(outcome: tuple[Prediction, ...] | Skipped, *, judged: bool) -> dict[str, Any]:
     from .predict import as_dict, printable
 
     if isinstance(outcome, tuple):
-        return as_dict(outcome)
+        return as_dict(outcome, judged=judged)
     return {"path": printable(outcome.path), "skipped": outcome.reason}

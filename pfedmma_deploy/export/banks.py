@@ -158,5 +158,10 @@ def replace_banks(model: onnx.ModelProto, change: Callable[[str, Array], Array])
         if entry.name in banks:
             values = np.ascontiguousarray(change(entry.name, numpy_helper.to_array(entry)))
             entry.CopyFrom(numpy_helper.from_array(values, entry.name))
+    for given in model.graph.input:
+        if given.name in banks:
+            # An input with a default: as many rows as the default has.
+            value = next(entry for entry in model.graph.initializer if entry.name == given.name)
+            given.type.tensor_type.shape.dim[0].dim_value = value.dims[0]
     # Shapes of inner values that were noted for the old number of clients.
     del model.graph.value_info[:]

@@ -18,6 +18,7 @@ from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export import describe
 from pfedmma_deploy.export.banks import ExportClient, require_names, require_strength
+from pfedmma_deploy.export.certainty import Calibrations
 from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.graph import ClassifierGraph
 from pfedmma_deploy.export.models import (
@@ -28,7 +29,7 @@ from pfedmma_deploy.export.models import (
     write_reduced,
 )
 from pfedmma_deploy.export.parity import Parity, Trained, trained_side, verify_models
-from pfedmma_deploy.export.publish import require_replaceable, seal, staged, write_text_embeds
+from pfedmma_deploy.export.publish import require_replaceable, seal, staged, write_features
 from pfedmma_deploy.export.quality import Evaluation, Quality, measure_quality
 from pfedmma_deploy.export.tokenizer import require_clip_tokenizer, write_tokenizer
 from pfedmma_deploy.progress import Progress, Silent
@@ -75,6 +76,7 @@ def export_bundle(
     config: ExportConfig | None = None,
     evaluation: Evaluation | None = None,
     history: History | None = None,
+    calibrations: Calibrations | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Write a bundle that serves `clients`, client index 0 being zero-shot CLIP.
@@ -96,6 +98,7 @@ def export_bundle(
         config: operators, precision and storage; default fused for ONNX Runtime, fp32.
         evaluation: labelled images on which reduced precision is judged; it needs them.
         history: what the bundle shall remember of its training.
+        calibrations: when the clients' answers can be believed; None leaves that out.
         progress: is told what is being done.
 
     Raises:
@@ -119,6 +122,7 @@ def export_bundle(
     graphs = build_graphs(clients, backbone)
     adapter = {"method": method, **clients[0].adapter.export_settings()}
     trained = trained_side(backbone, clients, adapter, class_names, prompt, parity_images)
+    trained = replace(trained, logit_scale=factor, calibrations=calibrations)
     text, tokens = trained.text, trained.tokens[-1]
     if classifier:
         graphs[names.CLASSIFIER_MODEL] = ClassifierGraph(
@@ -133,6 +137,7 @@ def export_bundle(
         novel=novel,
         provenance=provenance,
         history=history,
+        calibrations=calibrations,
         logit_scale=factor,
         config=config,
         adapter=adapter,
@@ -141,13 +146,15 @@ def export_bundle(
     with staged(Path(out)) as folder:
         for name, graph in report.track(graphs.items(), "models", len(graphs)):
             model = portable_model(name, graph, tokens, parity_images)
-            write_fp32(folder, model, name, backbone, manifest)
+            write_fp32(folder, model, name, backbone, manifest, calibrations)
         # Reduced precision is judged against these files, so they are proved exact first.
         parity = verify_models(folder, trained, manifest)
         if evaluation is not None and not config.is_exact:
             parity, quality = _reduce(folder, config, manifest, trained, evaluation)
         manifest = replace(manifest, quality={} if quality is None else quality.to_dict())
-        write_text_embeds(folder, trained.default_text)
+        write_features(folder / names.TEXT_EMBEDS, trained.default_text)
+        if calibrations is not None:
+            calibrations.write(folder)
         write_tokenizer(folder / names.TOKENIZER, manifest.context_length)
         require_clip_tokenizer(backbone, folder / names.TOKENIZER)
         write_bytes(folder / names.LABELS, "".join(f"{n}\n" for n in class_names).encode())

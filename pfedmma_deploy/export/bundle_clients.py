@@ -23,10 +23,11 @@ from pfedmma_deploy.data.datasets import load_dataset
 from pfedmma_deploy.errors import ExportError, UsageError
 from pfedmma_deploy.export import describe
 from pfedmma_deploy.export.banks import CLASSIFIER_TEXT, TOWER_OF, replace_banks
+from pfedmma_deploy.export.certainty import client_rows
 from pfedmma_deploy.export.newcomer import Newcomer, adapter_error, read_newcomer, row_error
 from pfedmma_deploy.export.onnx_file import to_bytes
 from pfedmma_deploy.export.parity import run_clients
-from pfedmma_deploy.export.publish import seal, staged, write_text_embeds
+from pfedmma_deploy.export.publish import seal, staged, write_features
 from pfedmma_deploy.runtime import bundle as names
 from pfedmma_deploy.runtime.bundle import Bundle
 from pfedmma_deploy.runtime.manifest import ClientInfo, History, Manifest
@@ -62,7 +63,14 @@ def add_client(bundle: Path, client: Path, *, name: str | None = None) -> Bundle
     opened.verify()
     newcomer = read_newcomer(client, name, opened)
     manifest, index = opened.manifest, len(opened.manifest.clients)
-    info = ClientInfo(index, newcomer.id, newcomer.seen, newcomer.default_strength)
+    known = newcomer.calibration
+    info = ClientInfo(
+        index,
+        newcomer.id,
+        newcomer.seen,
+        newcomer.default_strength,
+        None if known is None else known.calibration,
+    )
     manifest = replace(manifest, clients=(*manifest.clients, info))
     pixels, tokens = _check_inputs(opened)
     with staged(bundle) as folder:
@@ -73,7 +81,13 @@ def add_client(bundle: Path, client: Path, *, name: str | None = None) -> Bundle
             worst = max(worst, row_error(model, file, newcomer, index, manifest))
             worst = max(worst, adapter_error(model, file, newcomer, index, items, manifest))
         _require_unchanged(opened, folder, pixels, tokens, {old: old for old in range(index)})
-        write_text_embeds(folder, np.concatenate([opened.text_embeds(), text[None]]))
+        write_features(
+            folder / names.TEXT_EMBEDS, np.concatenate([opened.text_embeds(), text[None]])
+        )
+        if manifest.general_words:
+            mean = client_rows(known, manifest.embed_dim)["mean"]
+            means = np.concatenate([opened.mean_embeds(), mean[None]])
+            write_features(folder / names.MEAN_EMBEDS, means)
         has_equation = any(one.reference is not None for one in newcomer.banks)
         entry = {"method": EQUATION if has_equation else ROWS, "max_relative_error": worst}
         added = {**manifest.parity.get("added", {}), newcomer.id: entry}
@@ -112,7 +126,9 @@ def remove_client(bundle: Path, client: str) -> Bundle:
         _copy_rest(opened, folder)
         rows = {info.index: number for number, info in enumerate(kept)}
         _require_unchanged(opened, folder, pixels, tokens, rows)
-        write_text_embeds(folder, np.delete(opened.text_embeds(), index, 0))
+        write_features(folder / names.TEXT_EMBEDS, np.delete(opened.text_embeds(), index, 0))
+        if manifest.general_words:
+            write_features(folder / names.MEAN_EMBEDS, np.delete(opened.mean_embeds(), index, 0))
         parity = dict(old.parity)
         # What was said of a client that joined later leaves with it.
         if "added" in parity:
@@ -151,6 +167,7 @@ def _append(
         own = {prefix + name: row for name, row in newcomer.rows[TOWER_OF[file]].items()}
         if text is not None:
             own[CLASSIFIER_TEXT] = (manifest.logit_scale * text).T
+            own |= client_rows(newcomer.calibration, manifest.embed_dim)
 
         def appended(name: str, values: Array, own: Mapping[str, Array] = own) -> Array:
             return np.concatenate([values, own[name][None].astype(values.dtype)])
@@ -185,8 +202,9 @@ def _change_model(
 
 
 def _copy_rest(opened: Bundle, folder: Path) -> None:
-    for file in (names.TOKENIZER, names.LABELS):
-        shutil.copyfile(opened.file(file), folder / file)
+    for file in (names.TOKENIZER, names.LABELS, names.GENERAL_EMBEDS):
+        if file in opened.manifest.files:
+            shutil.copyfile(opened.file(file), folder / file)
 
 
 # Checks.

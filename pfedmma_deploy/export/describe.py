@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
 from pfedmma_deploy import __version__
 from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.export.banks import ExportClient
+from pfedmma_deploy.export.certainty import Calibrations
 from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.onnx_file import OPSET
 from pfedmma_deploy.runtime import bundle as names
@@ -54,12 +55,17 @@ def manifest(
     config: ExportConfig,
     provenance: Mapping[str, Any],
     history: History | None = None,
+    calibrations: Calibrations | None = None,
 ) -> Manifest:
     """The manifest of a bundle whose files are not written yet."""
     rows = [ClientInfo(0, ZERO_SHOT, ())]
     for index, client in enumerate(clients, start=1):
         seen = tuple(sorted(map(int, client.seen)))
         rows.append(ClientInfo(index, client.id, seen, client.default_strength))
+    if calibrations is not None:
+        for index, found in enumerate(calibrations.clients):
+            known = None if found is None else found.calibration
+            rows[index] = replace(rows[index], calibration=known)
     versions = {"pfedmma_deploy": __version__}
     for package in ("torch", "open_clip_torch", "onnx", "onnxscript", "tokenizers"):
         versions[package] = version(package)
@@ -97,6 +103,7 @@ def manifest(
         files={},
         history=history,
         strength=clients[0].adapter.interpolation,
+        general_words=() if calibrations is None else calibrations.words,
     )
 
 

@@ -25,6 +25,7 @@ from pfedmma_deploy.export.banks import (
     client_banks,
     stack_banks,
 )
+from pfedmma_deploy.export.certainty import Calibrations, add_certainty
 from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.fusion import TowerShape, fuse
 from pfedmma_deploy.export.graph import ImageGraph, TextGraph
@@ -104,9 +105,17 @@ def portable_model(
 
 
 def write_fp32(
-    folder: Path, model: onnx.ModelProto, name: str, backbone: Backbone, manifest: Manifest
+    folder: Path,
+    model: onnx.ModelProto,
+    name: str,
+    backbone: Backbone,
+    manifest: Manifest,
+    calibrations: Calibrations | None = None,
 ) -> None:
-    """Write a portable model under `name`, fused first where the manifest says so."""
+    """Write a portable model under `name`, fused first where the manifest says so.
+
+    The classifier also gets the clients' `calibrations`, where there are any.
+    """
     if manifest.flavour == "ort":
         tower = TOWER_OF[name]
         blocks = backbone.blocks(tower)
@@ -119,6 +128,8 @@ def write_fp32(
             banks=len(client_banks(model)),
         )
         model = fuse(model, shape)
+    if calibrations is not None and name == names.CLASSIFIER_MODEL:
+        add_certainty(model, calibrations, manifest.logit_scale)
     data = to_bytes(model, describe.metadata(manifest, name))
     write_bytes(folder / name, data)
 

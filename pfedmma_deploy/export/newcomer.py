@@ -21,6 +21,7 @@ from onnx import numpy_helper
 
 from pfedmma_deploy.adapters.base import Adapter, ExportBanks
 from pfedmma_deploy.backbone.loading import backbone_shapes
+from pfedmma_deploy.calibration import ClientCalibration
 from pfedmma_deploy.errors import ExportError, StoreError
 from pfedmma_deploy.export.banks import TOWER_OF, client_banks, client_rows
 from pfedmma_deploy.methods.base import Method
@@ -54,6 +55,7 @@ class Newcomer:
     banks: Sequence[ExportBanks]
     rows: Mapping[Tower, Mapping[str, Array]]
     """Its row of every bank, by tower and name."""
+    calibration: ClientCalibration | None = None
 
 
 def read_newcomer(folder: Path, name: str | None, opened: Bundle) -> Newcomer:
@@ -98,8 +100,12 @@ def read_newcomer(folder: Path, name: str | None, opened: Bundle) -> Newcomer:
     for file in (names.VISION_MODEL, names.TEXT_MODEL):
         _require_banks(id, rows[TOWER_OF[file]], onnx.load(opened.file(file)))
     seen = sorted(manifest.class_names.index(one) for one in config["seen"])
+    calibration = None
+    # Without general words the bundle could not apply it.
+    if "calibration" in config and manifest.general_words:
+        calibration = ClientCalibration.from_dict(config["calibration"], str(folder))
     strength = default_strength(config, id)
-    return Newcomer(id, tuple(seen), strength, model.export_banks(backbone), rows)
+    return Newcomer(id, tuple(seen), strength, model.export_banks(backbone), rows, calibration)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

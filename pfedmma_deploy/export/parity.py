@@ -22,9 +22,11 @@ from torch import Tensor
 
 from pfedmma_deploy.adapters.base import Adapter, Frozen, mix_features
 from pfedmma_deploy.backbone.clip import Backbone, class_texts
+from pfedmma_deploy.calibration import known_scores
 from pfedmma_deploy.data.class_names import build_prompts
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.export.banks import CLIENT_INPUT, STRENGTH_INPUT, ExportClient
+from pfedmma_deploy.export.certainty import Calibrations
 from pfedmma_deploy.export.describe import SIGNATURES
 from pfedmma_deploy.runtime.bundle import CLASSIFIER_MODEL, TEXT_MODEL, VISION_MODEL
 from pfedmma_deploy.runtime.manifest import Manifest
@@ -55,7 +57,7 @@ class Parity:
     """(image, client) pairs compared, the mixed batch included."""
 
 
-def check_model(file: Path, inputs: Signature, output: Signature) -> onnxruntime.InferenceSession:
+def check_model(file: Path, inputs: Signature, outputs: Signature) -> onnxruntime.InferenceSession:
     """Structure and signature of an ONNX file; returns a CPU session for it.
 
     Raises:
@@ -66,7 +68,7 @@ def check_model(file: Path, inputs: Signature, output: Signature) -> onnxruntime
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     except Exception as error:  # neither library has a common base for its exceptions
         raise ExportError(f"{file.name} is not a valid ONNX model: {error}") from error
-    sides = ("inputs", session.get_inputs(), inputs), ("output", session.get_outputs(), output)
+    sides = ("inputs", session.get_inputs(), inputs), ("outputs", session.get_outputs(), outputs)
     for what, nodes, expected in sides:
         found = {node.name: (node.type, list(node.shape)) for node in nodes}
         wanted = {name: (kind, list(shape)) for name, (kind, shape) in expected.items()}
@@ -88,18 +90,28 @@ def run_clients(
     clients: NDArray[np.int64],
     strengths: Features | None = None,
 ) -> Features:
-    """The only output of a model for `items` [N, ...], each with its own client, in batches.
+    """The first output of a model for `items` [N, ...], each with its own client, in batches.
 
     `strengths` [N] are 1 unless given.
     """
     if strengths is None:
         strengths = np.ones(len(items), np.float32)
+    return run_outputs(session, items, clients, strengths)[0]
+
+
+def run_outputs(
+    session: onnxruntime.InferenceSession,
+    items: NDArray[Any],
+    clients: NDArray[np.int64],
+    strengths: Features,
+) -> list[NDArray[Any]]:
+    """All outputs of a model, as `run_clients` gives the first."""
     found = []
     for start in range(0, len(items), BATCH):
         rows = slice(start, start + BATCH)
         feed = model_inputs(session, items[rows], clients[rows], strengths[rows])
-        found += session.run(None, feed)
-    return np.concatenate(found)
+        found.append(session.run(None, feed))
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
 def alternating(clients: int, share: int) -> Features:
@@ -159,7 +171,7 @@ def compare(
     return parity
 
 
-def largest_difference(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+def largest_difference(left: NDArray[Any], right: NDArray[Any]) -> float:
     """Of two arrays of one shape; NaN where either has one."""
     return float(np.abs(left.astype(np.float64) - right).max())
 
@@ -182,6 +194,10 @@ class Trained:
     class_names: Sequence[str]
     prompt: str
     """Contains `{}`, where the class name goes."""
+    logit_scale: float = 1.0
+    """Factor on the cosines, of the classifier."""
+    calibrations: Calibrations | None = None
+    """Of the classifier."""
 
 
 @torch.inference_mode()
@@ -252,13 +268,8 @@ def verify_models(
         session = _open(folder / CLASSIFIER_MODEL, manifest)
         rows = np.concatenate([share.ravel(), share.T.ravel()])
         strengths = np.concatenate([amounts.ravel(), amounts.T.ravel()])
-        scores = run_clients(session, images[rows], clients, strengths) / manifest.logit_scale
-        expected = np.empty_like(scores)
-        for strength in STRENGTHS:
-            at = strengths == strength
-            between = _mixed_texts(text, strength)
-            expected[at] = cosines(wanted[at], between, clients[at])
-        error = largest_difference(scores, expected)
+        error = _classifier_error(session, trained, images[rows], wanted, clients, strengths)
+        error /= manifest.logit_scale
         # Written so that NaN does not pass, here as in `compare`.
         if not error <= (tolerance := TOLERANCE if is_exact else math.inf):
             raise ExportError(
@@ -267,6 +278,46 @@ def verify_models(
                 "name of the backbone."
             )
     return parity
+
+
+def _classifier_error(
+    session: onnxruntime.InferenceSession,
+    trained: Trained,
+    images: NDArray[np.uint8],
+    features: Features,
+    clients: NDArray[np.int64],
+    strengths: Features,
+) -> float:
+    """Largest difference of a class score, or of a score of being known, from the trained model.
+
+    Args:
+        session: of `classifier.onnx`.
+        trained: the trained side.
+        images: [N, H, W, 3].
+        features: [N, D], of the trained models.
+        clients: [N], by index.
+        strengths: [N].
+    """
+    logits = np.empty((len(images), trained.text.shape[1]), np.float64)
+    for strength in STRENGTHS:
+        at = strengths == strength
+        between = _mixed_texts(trained.text, strength)
+        logits[at] = cosines(features[at], between, clients[at])
+    logits *= trained.logit_scale
+    calibrations = trained.calibrations
+    found = run_outputs(session, images, clients, strengths)
+    if calibrations is None:
+        return largest_difference(found[0], logits)
+    banks = {name: bank.astype(np.float64)[clients] for name, bank in calibrations.banks().items()}
+    general = trained.logit_scale * features.astype(np.float64) @ calibrations.general.T
+    closeness = (features * banks["mean"]).sum(axis=1)
+    known = known_scores(logits, general, closeness, trained.logit_scale)
+    # Where a score lies on its threshold, both answers are right.
+    is_clear = np.abs(known - banks["threshold"]) > 1e-3 * trained.logit_scale
+    if not np.array_equal((known < banks["threshold"])[is_clear], found[2][is_clear]):
+        return math.inf
+    scores = found[0] * banks["temperature"][:, None]
+    return max(largest_difference(scores, logits), largest_difference(found[1], known))
 
 
 def _mixed_texts(text: Features, strength: float) -> Features:
@@ -330,6 +381,10 @@ def _open(file: Path, manifest: Manifest) -> onnxruntime.InferenceSession:
         items = "tensor(int64)", [axis, manifest.context_length]
     classifies = file.name == CLASSIFIER_MODEL
     width = len(manifest.class_names) if classifies else manifest.embed_dim
+    outputs: dict[str, tuple[str, list[int | str]]]
+    outputs = {signature.output: ("tensor(float)", [axis, width])}
+    if classifies and manifest.general_words:
+        outputs |= {"known": ("tensor(float)", [axis]), "unknown": ("tensor(bool)", [axis])}
     return check_model(
         file,
         {
@@ -337,5 +392,5 @@ def _open(file: Path, manifest: Manifest) -> onnxruntime.InferenceSession:
             CLIENT_INPUT: ("tensor(int64)", [axis]),
             STRENGTH_INPUT: ("tensor(float)", [axis]),
         },
-        {signature.output: ("tensor(float)", [axis, width])},
+        outputs,
     )

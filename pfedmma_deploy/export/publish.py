@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.evaluation.accuracy import Accuracy
 from pfedmma_deploy.federated.evaluate import RunEvaluation
-from pfedmma_deploy.runtime.bundle import MANIFEST, MODEL_CARD, TEXT_EMBEDS, Bundle, file_sha256
+from pfedmma_deploy.runtime.bundle import MANIFEST, MODEL_CARD, Bundle, file_sha256
 from pfedmma_deploy.runtime.manifest import FORMAT, CurvePoint, FileInfo, History, Manifest
 from pfedmma_deploy.store.files import flush_folder, json_bytes, write_bytes
 from pfedmma_deploy.templates import render_markdown
@@ -77,11 +77,11 @@ def staged(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_text_embeds(folder: Path, features: NDArray[np.float32]) -> None:
-    """Write text features of the known classes at clients' default strengths, [clients, C, D]."""
+def write_features(file: Path, features: NDArray[np.float32]) -> None:
+    """Write features of any shape as a `.npy` file."""
     buffer = io.BytesIO()
     np.save(buffer, features)
-    write_bytes(folder / TEXT_EMBEDS, buffer.getvalue())
+    write_bytes(file, buffer.getvalue())
 
 
 def seal(folder: Path, title: str, manifest: Manifest, parity: Mapping[str, Any]) -> dict[str, int]:

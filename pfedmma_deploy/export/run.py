@@ -10,13 +10,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pfedmma_deploy.adapters.base import Adapter, Frozen
+from pfedmma_deploy.calibration import ClientCalibration
 from pfedmma_deploy.data.class_names import class_key
 from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.data.samples import SAMPLE_NAMES, load_sample
 from pfedmma_deploy.errors import ExportError
 from pfedmma_deploy.evaluation.accuracy import Accuracy, unique
+from pfedmma_deploy.evaluation.calibrate import competing_words
 from pfedmma_deploy.export.banks import ExportClient
 from pfedmma_deploy.export.bundle import ExportReport, export_bundle
+from pfedmma_deploy.export.certainty import Calibrations
 from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.export.quality import Evaluation
 from pfedmma_deploy.federated.evaluate import Curve, RunEvaluation, evaluate_run, strength_curves
@@ -30,6 +34,8 @@ PARITY_IMAGES = 64
 """Test images, spread over the classes, on which a bundle is compared with torch."""
 MOST_IMAGES = 30_000
 """Images through a tower beyond which an export does not measure accuracies by itself."""
+MOST_FITTED = 2000
+"""Images of all clients together that zero-shot is calibrated on."""
 MOST_CURVE_IMAGES = 60_000
 """The same for the accuracies at other strengths than 0 and 1."""
 
@@ -99,6 +105,7 @@ def export_run(
     # Where a domain was left out, novel may be the trained classes in another domain.
     unseen = set(run.manifest["novel"]) - set(run.manifest["base"])
     report = progress or Silent()
+    calibrations = run_calibrations(run, session, stored, [one.adapter for one in taken], names)
     measured = measured or measure(run, session, chosen, report)
     curves = measure_curves(run, session, measured, strengths, report)
     return export_bundle(
@@ -122,9 +129,63 @@ def export_run(
         classifier=classifier,
         config=config,
         evaluation=None if config.is_exact else _evaluation(session),
+        calibrations=calibrations,
         history=run_history(run, session.federation, chosen, len(names), measured, curves),
         progress=progress,
     )
+
+
+def run_calibrations(
+    run: Run,
+    session: Session,
+    stored: Sequence[StoredClient],
+    adapters: Sequence[Adapter],
+    class_names: Sequence[str],
+) -> Calibrations | None:
+    """The clients' calibrations, and that of zero-shot on all their images together.
+
+    Clients of older runs, which have none, get theirs here. None where there is none at all.
+
+    Args:
+        run: the run.
+        session: its, with the images.
+        stored: the clients as the run has them.
+        adapters: their models.
+        class_names: of the bundle.
+    """
+    calibrator = session.calibrator
+    members = {client.id: client for client in session.federation.clients}
+    found: list[ClientCalibration | None] = []
+    for client, adapter in zip(stored, adapters, strict=True):
+        if "calibration" in client.config:
+            entry = client.config["calibration"]
+            found.append(
+                ClientCalibration.from_dict(entry, f"client {client.id!r} of {run.folder}")
+            )
+        elif client.id in members:
+            member, strength = members[client.id], float(client.config.get("default_strength", 1))
+            model = adapter.at(strength)
+            found.append(calibrator.fit(model, member.train, member.val, strength))
+        else:
+            found.append(None)
+    if not any(found):
+        return None
+    own = [members[client.id] for client in stored if client.id in members]
+    train = unique(chain.from_iterable(client.train for client in own))
+    val = unique(chain.from_iterable(client.val for client in own))
+    plain = calibrator.fit(Frozen(), _some(train), _some(val), 1.0)
+    # Classes that newcomers brought do not compete with themselves.
+    words = competing_words(class_names)
+    kept = [place for place, word in enumerate(calibrator.words) if word in words]
+    general = calibrator.general[kept].astype(np.float32)
+    chosen = tuple(calibrator.words[place] for place in kept)
+    return Calibrations(chosen, general, (plain, *found))
+
+
+def _some(examples: Sequence[Example]) -> list[Example]:
+    """At most `MOST_FITTED` of the images, evenly spaced."""
+    rows = np.linspace(0, len(examples) - 1, min(MOST_FITTED, len(examples)))
+    return [examples[row] for row in rows.round().astype(int)]
 
 
 def _number_classes(

@@ -31,6 +31,7 @@ from pfedmma_deploy.data.pixels import PixelLoader
 from pfedmma_deploy.data.samples import SAMPLE_NAMES
 from pfedmma_deploy.errors import BackboneError, StoreError
 from pfedmma_deploy.evaluation.accuracy import Scorer
+from pfedmma_deploy.evaluation.calibrate import Calibrator
 from pfedmma_deploy.evaluation.guard import Guardian
 from pfedmma_deploy.federated.privacy import require_mean
 from pfedmma_deploy.methods.base import Method, Tensors
@@ -57,6 +58,11 @@ class Session:
     is_site: bool = False
     """Whether the server's state is the part of it that this one client was sent, as at a site of a
     federation across machines (`pfedmma_deploy.fleet`)."""
+
+    @cached_property
+    def calibrator(self) -> Calibrator:
+        """Fits the clients' calibrations; what they have in common is computed once."""
+        return Calibrator(self.scorer())
 
     @cached_property
     def guardian(self) -> Guardian:

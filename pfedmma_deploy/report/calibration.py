@@ -1,8 +1,7 @@
 """Whether a model's probabilities can be trusted, and whether it notices what it never learned.
 
 Probabilities are the softmax of class scores. A client's temperature is fitted on its own
-validation images, among base names; test images only measure what it brings. Where those images
-have no best temperature it stays at 1. "None of these" is
+validation images, among base names; test images only measure what it brings. "None of these" is
 judged by the largest probability among base names (Hendrycks and Gimpel, arXiv 1610.02136): test
 images of base classes should have a larger one than those of novel classes.
 """
@@ -17,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pfedmma_deploy.evaluation.accuracy import Scorer
-from pfedmma_deploy.report.measures import (
+from pfedmma_deploy.calibration import (
     BINS,
     TEMPERATURES,
     Array,
     auroc,
     fit_temperature,
-    mean_of,
     probabilities,
     reliability,
 )
+from pfedmma_deploy.evaluation.accuracy import Scorer
+from pfedmma_deploy.report.measures import mean_of
 from pfedmma_deploy.types import ClientData, Example
 
 KEYS = ("ece_all", "ece_local", "auroc_novel")
@@ -77,7 +76,7 @@ class Calibration:
             rows = np.array([labels.index(example.label) for example in client.val])
             found = fit_temperature(_array(validation), rows)
             entry["temperature"] = found
-            entry["scaled"] = self._judge("scaled", client, tests, personalized, found or 1.0)
+            entry["scaled"] = self._judge("scaled", client, tests, personalized, found)
         self._clients[client.id] = entry
 
     def _judge(

@@ -1,4 +1,4 @@
-"""The formulas of a report: intervals, calibration, alignment of two modalities, drift.
+"""The formulas of a report: intervals, alignment of two modalities, drift.
 
 Everything here takes arrays and gives numbers; what they are taken of is in the other modules.
 """
@@ -15,12 +15,7 @@ from torch import Tensor
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
-Bin = dict[str, float]
 
-BINS = 15
-"""Of a reliability diagram (Guo et al., arXiv 1706.04599)."""
-TEMPERATURES = (0.05, 20.0)
-"""A temperature is looked for between these."""
 _NORMAL = 1.959964
 """0.975 quantile of the normal distribution."""
 
@@ -36,85 +31,6 @@ def wilson(right: int, total: int) -> list[float]:
     centre = (share + z2 / 2) / (1 + z2)
     half = _NORMAL / (1 + z2) * math.sqrt(share * (1 - share) / total + z2 / (4 * total))
     return [100 * max(centre - half, 0.0), 100 * min(centre + half, 1.0)]
-
-
-def probabilities(scores: Array) -> Array:
-    """Softmax of class scores [N, C] over the classes."""
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    shares: Array = powers / powers.sum(axis=1, keepdims=True)
-    return shares
-
-
-def reliability(confidence: Array, is_right: NDArray[np.bool_]) -> tuple[list[Bin], float | None]:
-    """Bins of a reliability diagram, and the expected calibration error in percent.
-
-    ECE = sum over bins of n_b / n * |accuracy_b - confidence_b| (Guo et al., arXiv 1706.04599,
-    equation 3), with bins of equal width.
-
-    Args:
-        confidence: [N], probability of each answer.
-        is_right: [N], whether it was right.
-
-    Returns:
-        `count`, and `confidence` and `accuracy` in percent, of every bin that holds an answer; the
-        error is None where there is no answer.
-    """
-    places = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    bins: list[Bin] = []
-    error = 0.0
-    for place in np.unique(places):
-        inside = places == place
-        known, right = float(confidence[inside].mean()), float(is_right[inside].mean())
-        count = int(inside.sum())
-        bins.append({"count": count, "confidence": 100 * known, "accuracy": 100 * right})
-        error += count * abs(right - known)
-    return bins, 100 * error / len(confidence) if len(confidence) else None
-
-
-def fit_temperature(scores: Array, rows: Rows) -> float | None:
-    """The T that makes softmax(scores / T) most likely (Guo et al., arXiv 1706.04599, section 4).
-
-    The likelihood is concave in 1 / T, so its slope is bisected: exact to four digits.
-
-    Args:
-        scores: [N, C], of at least one image.
-        rows: [N], the column of each image's own class.
-
-    Returns:
-        T within `TEMPERATURES`; None where the best lies beyond them, as it does where all images
-        are right: then no certainty is too large.
-    """
-    own = scores[np.arange(len(rows)), rows]
-
-    def slope(inverse: float) -> float:
-        expected = (probabilities(inverse * scores) * scores).sum(axis=1)
-        return float((own - expected).mean())
-
-    low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
-    if slope(low) <= 0 or slope(high) >= 0:
-        return None
-    for _ in range(30):
-        # In the middle of the logarithms: temperatures are factors.
-        middle = math.sqrt(low * high)
-        if slope(middle) > 0:
-            low = middle
-        else:
-            high = middle
-    return 1 / math.sqrt(low * high)
-
-
-def auroc(known: Array, unknown: Array) -> float | None:
-    """Percent of pairs in which the known image has the higher score; ties count half.
-
-    The area under the curve of detections against false alarms; 50 is chance. None where one of
-    the two is empty.
-    """
-    if not len(known) or not len(unknown):
-        return None
-    ordered = np.sort(unknown)
-    below = np.searchsorted(ordered, known, side="left")
-    up_to = np.searchsorted(ordered, known, side="right")
-    return float(50 * (below + up_to).mean() / len(unknown))
 
 
 def modality_gap(images: Array, texts: Array) -> float:

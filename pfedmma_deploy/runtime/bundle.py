@@ -23,6 +23,8 @@ VISION_MODEL = "vision_model.onnx"
 TEXT_MODEL = "text_model.onnx"
 CLASSIFIER_MODEL = "classifier.onnx"
 TEXT_EMBEDS = "text_embeds.npy"
+GENERAL_EMBEDS = "general_embeds.npy"
+MEAN_EMBEDS = "mean_embeds.npy"
 TOKENIZER = "tokenizer.json"
 LABELS = "labels.txt"
 MODEL_CARD = "README.md"
@@ -103,9 +105,19 @@ class Bundle:
 
         Each client's at its default strength.
         """
-        manifest = self.manifest
-        path = self.file(TEXT_EMBEDS)
-        expected = (len(manifest.clients), len(manifest.class_names), manifest.embed_dim)
+        return self._embeds(TEXT_EMBEDS, len(self.manifest.clients), len(self.manifest.class_names))
+
+    def general_embeds(self) -> NDArray[np.float32]:
+        """Zero-shot text features of the general words, [W, D], L2-normalised."""
+        return self._embeds(GENERAL_EMBEDS, len(self.manifest.general_words))
+
+    def mean_embeds(self) -> NDArray[np.float32]:
+        """Directions of the clients' mean images, [clients, D]; zeros where one is not known."""
+        return self._embeds(MEAN_EMBEDS, len(self.manifest.clients))
+
+    def _embeds(self, name: str, *shape: int) -> NDArray[np.float32]:
+        """A file of features, [*shape, D]. Raises `BundleError`."""
+        path, expected = self.file(name), (*shape, self.manifest.embed_dim)
         try:
             # A pickle inside an array could run anything.
             embeds: NDArray[np.float32] = np.load(path, allow_pickle=False)

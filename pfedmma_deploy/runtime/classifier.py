@@ -6,13 +6,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pfedmma_deploy.calibration import probabilities as softmax
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.runtime.bundle import Bundle
+from pfedmma_deploy.runtime.certainty import (
+    PLAIN,
+    UNKNOWN,
+    USUAL,
+    Certainty,
+    Terms,
+    Verdict,
+    checked_terms,
+)
 from pfedmma_deploy.runtime.image_tower import ImageTower, OnSkip, Pixels, Request, View
 from pfedmma_deploy.runtime.sources import (
     Images,
@@ -52,6 +62,13 @@ class Prediction:
     """The most probable classes, best first."""
     strength: float = 1.0
     """That it was asked with."""
+    verdict: Verdict = PLAIN
+    """Whether the answer counts."""
+
+    @property
+    def answer(self) -> str:
+        """The most probable class, or `unknown`."""
+        return UNKNOWN if self.verdict.is_unknown else self.top[0].name
 
 
 class Classifier:
@@ -75,6 +92,7 @@ class Classifier:
         self.provider = self._images.provider
         """The execution provider really in use, by ONNX Runtime's name."""
         self._texts = TextTower(bundle, self.device, threads)
+        self._certainty = Certainty(bundle, self._texts)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", threads: int | None = None) -> Self:
@@ -101,6 +119,9 @@ class Classifier:
         top_k: int = 5,
         *,
         strength: Strengths = None,
+        accept: float | None = None,
+        coverage: float | None = None,
+        negatives: Sequence[str] | None = None,
         batch_size: int = 32,
         on_skip: OnSkip | None = None,
     ) -> list[Prediction]:
@@ -111,6 +132,9 @@ class Classifier:
             classes,
             top_k,
             strength=strength,
+            accept=accept,
+            coverage=coverage,
+            negatives=negatives,
             batch_size=batch_size,
             on_skip=on_skip,
         )
@@ -124,6 +148,9 @@ class Classifier:
         top_k: int = 5,
         *,
         strength: Strengths = None,
+        accept: float | None = None,
+        coverage: float | None = None,
+        negatives: Sequence[str] | None = None,
         batch_size: int = 32,
         on_skip: OnSkip | None = None,
     ) -> Iterator[Prediction]:
@@ -138,14 +165,20 @@ class Classifier:
             strength: how much of what the client adds to CLIP counts, 0 (zero-shot) to 1.5, 1 being
                 as trained; one for all images, or one for each. None is the client's default
                 (`default_strength` in the manifest).
+            accept: share of the client's own images that must not become unknown, 1 for all; None
+                is 0.95, and 1 for typed `classes`. See `Prediction.answer`.
+            coverage: also give the classes that hold the right one for this share of images, in
+                `Prediction.verdict.likely`.
+            negatives: names that compete with the classes, encoded like these: an image that is
+                likelier one of them is unknown.
             batch_size: images per call of the model.
             on_skip: called in its turn for an image that cannot be read, which is then left out;
                 without it such an image ends the prediction.
 
         Raises:
             ImageError: an image cannot be read and there is no `on_skip`.
-            UsageError: unknown client, no or repeated classes, a strength beyond its range, or a
-                number below 1.
+            UsageError: unknown client, no or repeated classes, a strength beyond its range, a
+                number below 1, or `accept` or `coverage` of a client that is not calibrated.
             BundleError: another strength than 1, and the bundle's models take none.
         """
         # A wrong client or strength is noticed now, not when the first prediction is asked for.
@@ -153,8 +186,11 @@ class Classifier:
             client = self.bundle.client_index(client)
         if isinstance(strength, int | float):
             strength = self.bundle.strength_of(0, strength)
+        terms = checked_terms(accept, coverage, negatives)
         requests = self._requests(images, client, strength)
-        found = self._predictions(requests, classes, top_k, batch_size, on_skip)
+        if isinstance(client, int):
+            self._certainty.require(client, self._names(classes), terms)
+        found = self._predictions(requests, classes, top_k, terms, batch_size, on_skip)
         return (prediction for (prediction,) in found)
 
     def iter_compare(
@@ -165,6 +201,9 @@ class Classifier:
         top_k: int = 5,
         *,
         strength: float | None = None,
+        accept: float | None = None,
+        coverage: float | None = None,
+        negatives: Sequence[str] | None = None,
         batch_size: int = 32,
         on_skip: OnSkip | None = None,
     ) -> Iterator[tuple[Prediction, ...]]:
@@ -178,8 +217,11 @@ class Classifier:
             raise UsageError(f"Clients to compare are a list of at least one, found {clients!r}.")
         indices = map(self.bundle.client_index, clients)
         views = tuple((index, self.bundle.strength_of(index, strength)) for index in indices)
-        requests = ((name, source, views) for name, source in iter_sources(images))
-        return self._predictions(_listed(images, requests), classes, top_k, batch_size, on_skip)
+        terms = checked_terms(accept, coverage, negatives)
+        for index, _ in views:
+            self._certainty.require(index, self._names(classes), terms)
+        requests = _listed(images, ((name, source, views) for name, source in iter_sources(images)))
+        return self._predictions(requests, classes, top_k, terms, batch_size, on_skip)
 
     def embed_images(
         self,
@@ -237,7 +279,7 @@ class Classifier:
             BundleError: like `iter_predict`.
         """
         _require_positive(top_k=top_k)
-        names = self.class_names if classes is None else checked_classes(classes)
+        names = self._names(classes)
         views = self._views(pixels, clients, strength)
         rows = self.embed_pixels(pixels, views)
         named = zip(views, rows, strict=True)
@@ -292,12 +334,23 @@ class Classifier:
         image: Features,
         classes: tuple[str, ...],
         top_k: int,
+        terms: Terms = USUAL,
     ) -> Prediction:
         """What a client's model says, at a strength, of an image whose features [D] are there."""
         index, strength = view
-        logits = self.manifest.logit_scale * (self.text_features(view, classes) @ image)
-        best = _best_classes(logits, classes, top_k)
-        return Prediction(name, self.clients[index].id, best, strength)
+        if terms != USUAL:
+            self._certainty.require(index, classes, terms)
+        found = self.manifest.logit_scale * (self.text_features(view, classes) @ image)
+        logits = found.astype(np.float64)
+        probabilities = softmax(logits[None] / self._certainty.temperature(index))[0]
+        order = np.argsort(-logits, kind="stable")[:top_k]
+        best = tuple(ClassScore(classes[i], float(probabilities[i])) for i in order)
+        verdict = self._certainty.judge(view, image, logits, probabilities, classes, terms)
+        return Prediction(name, self.clients[index].id, best, strength, verdict)
+
+    def _names(self, classes: Sequence[str] | None) -> tuple[str, ...]:
+        """The class names to choose from. Raises `UsageError`."""
+        return self.class_names if classes is None else checked_classes(classes)
 
     def _views(
         self, pixels: Pixels | Sequence[Pixels], clients: Clients, strength: Strengths
@@ -335,12 +388,13 @@ class Classifier:
         requests: Iterable[Request],
         classes: Sequence[str] | None,
         top_k: int,
+        terms: Terms,
         batch_size: int,
         on_skip: OnSkip | None,
     ) -> Iterator[tuple[Prediction, ...]]:
         """The answers to each request; what is wrong with the arguments is raised at once."""
         _require_positive(top_k=top_k, batch_size=batch_size)
-        names = self.class_names if classes is None else checked_classes(classes)
+        names = self._names(classes)
 
         # A generator of its own: one that did the checks too would not begin before it is asked.
         def stream() -> Iterator[tuple[Prediction, ...]]:
@@ -348,19 +402,11 @@ class Classifier:
             with closing(self._images.compute(requests, batch_size, on_skip)) as computed:
                 for (name, _, views), rows in computed:
                     pairs = zip(views, rows, strict=True)
-                    yield tuple(self.answer(name, view, row, names, top_k) for view, row in pairs)
+                    yield tuple(
+                        self.answer(name, view, row, names, top_k, terms) for view, row in pairs
+                    )
 
         return stream()
-
-
-def _best_classes(logits: NDArray[Any], names: Sequence[str], top_k: int) -> tuple[ClassScore, ...]:
-    """The `top_k` most probable of `names` by their logits [C], best first; ties keep order."""
-    values = logits.astype(np.float64)
-    # Less the largest, or the exponential of a large logit scale overflows.
-    weights = np.exp(values - values.max())
-    probabilities = weights / weights.sum()
-    order = np.argsort(-values, kind="stable")[:top_k]
-    return tuple(ClassScore(names[i], float(probabilities[i])) for i in order)
 
 
 def _listed(images: Images, requests: Iterator[Request]) -> Iterable[Request]:

@@ -13,6 +13,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from pfedmma_deploy.calibration import Calibration
 from pfedmma_deploy.errors import BundleError
 from pfedmma_deploy.types import STRENGTHS, Interpolation
 
@@ -34,6 +35,8 @@ class ClientInfo:
     """Labels that this client trained on, ascending."""
     default_strength: float = 1.0
     """How much of what it adds to CLIP counts where nobody says otherwise."""
+    calibration: Calibration | None = None
+    """When its answers can be believed; None where it had no validation images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +172,8 @@ class Manifest:
     """What training did and what it brought; None where the bundle was made without a run."""
     strength: Interpolation | None = None
     """How the clients' strength works; None where the models take none and it is always 1."""
+    general_words: tuple[str, ...] = ()
+    """Words that compete with the classes; empty where no client is calibrated."""
 
     def prompt_of(self, index: int) -> str:
         """The prompt that a client reads class names in: its own where it learned one."""
@@ -310,6 +315,7 @@ def _require_consistent(manifest: Manifest) -> None:
                 f"{STRENGTHS[0]:g} to {STRENGTHS[-1]:g}, found {value:g}: write 1 there, or export "
                 "the bundle again."
             )
+        _require_calibration(client, manifest)
         if value != 1 and manifest.strength is None:
             raise BundleError(
                 f"The manifest's default_strength of client {client.id!r} is {value:g}, but the "
@@ -331,3 +337,16 @@ def _require_consistent(manifest: Manifest) -> None:
                 f"The manifest's prompt {prompt!r} has no {{}} for the class name: "
                 "export the bundle again."
             )
+
+
+def _require_calibration(client: ClientInfo, manifest: Manifest) -> None:
+    if client.calibration is None:
+        return
+    wrong = client.calibration.problem()
+    if wrong is None and not manifest.general_words:
+        wrong = "no general words are there to compete with the classes"
+    if wrong is not None:
+        raise BundleError(
+            f"The manifest's calibration of client {client.id!r} cannot be used, since {wrong}: "
+            "the bundle is damaged, export it again."
+        )

@@ -159,7 +159,7 @@ async def _classify(
         views.append((0, 1.0))
     for view in views:
         # Before the images, so that those do not wait decoded for a name that is encoded.
-        if typed or view[1] not in {0.0, 1.0}:
+        if typed or view[1] not in {0.0, model.clients[view[0]].default_strength}:
             caller.require_texts()
             work = partial(model.text_features, view, names)
             await unless_gone(caller.request, caller.service.batches.with_texts(work))

@@ -11,16 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfedmma_deploy.report.measures import (
-    auroc,
     cosines,
-    fit_temperature,
     layer_drift,
     linear_cka,
     modality_gap,
     pair_cosines,
     principal_plane,
-    probabilities,
-    reliability,
     spread_out,
     wilson,
 )
@@ -38,44 +34,6 @@ def test_wilson_holds_the_share(total: int, data: st.DataObject) -> None:
     right = data.draw(st.integers(0, total))
     low, high = wilson(right, total)
     assert 0 <= low <= 100 * right / total + 1e-9 <= high + 2e-9 <= 100 + 2e-9
-
-
-def test_calibration_error_by_hand() -> None:
-    """Two answers at 90 %, one right: 40 points off; two at 60 %, both right: 40 points off."""
-    confidence = np.array([0.9, 0.9, 0.6, 0.6])
-    bins, error = reliability(confidence, np.array([True, False, True, True]))
-    assert error == pytest.approx(40.0)
-    assert bins == [
-        {"count": 2, "confidence": pytest.approx(60.0), "accuracy": 100.0},
-        {"count": 2, "confidence": pytest.approx(90.0), "accuracy": 50.0},
-    ]
-
-
-def test_calibration_error_of_nothing_and_of_the_ends() -> None:
-    assert reliability(np.empty(0), np.empty(0, bool)) == ([], None)
-    bins, error = reliability(np.array([0.0, 1.0]), np.array([False, True]))
-    assert (len(bins), error) == (2, 0.0)
-
-
-def test_temperature_by_hand() -> None:
-    """Scores (ln 9, 0) say 90 %, three of four are right: at T = 2 they say 75 %."""
-    scores = np.tile([math.log(9), 0.0], (4, 1))
-    assert probabilities(scores)[0].tolist() == pytest.approx([0.9, 0.1])
-    assert fit_temperature(scores, np.array([0, 0, 0, 1])) == pytest.approx(2.0, abs=1e-3)
-
-
-def test_no_temperature_is_the_best() -> None:
-    """Where all is right, less would always be better; where all is wrong, more."""
-    scores = np.array([[1.0, 0.0]])
-    assert fit_temperature(scores, np.array([0])) is None
-    assert fit_temperature(scores, np.array([1])) is None
-
-
-def test_auroc_by_hand() -> None:
-    """Pairs of (0.9, 0.5) and (0.1, 0.5): three are ordered, one is a tie."""
-    assert auroc(np.array([0.9, 0.5]), np.array([0.1, 0.5])) == 87.5
-    assert auroc(np.array([0.1]), np.array([0.9])) == 0.0
-    assert auroc(np.array([0.1]), np.empty(0)) is None
 
 
 IMAGES = np.array([[1.0, 0.0], [0.6, 0.8]])
