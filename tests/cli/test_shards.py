@@ -78,9 +78,13 @@ def test_all_parts_one_after_the_other(photos: Path, capsys: Printed) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # Ray's own
 def test_on_ray(photos: Path) -> None:
-    pytest.importorskip("ray")
-    assert predict("--out a.parquet --shard all/3 --ray") == 3
+    ray = pytest.importorskip("ray")
+    try:
+        assert predict("--out a.parquet --shard all/3 --ray") == 3
+    finally:
+        ray.shutdown()
     assert predict("--out all.parquet") == 3
     assert rows(*sorted(photos.glob("a-*.parquet"))) == rows(photos / "all.parquet")
 

@@ -18,6 +18,7 @@ from pfedmma_deploy.errors import UsageError
 from tests.serve.calling import QUICKSTART, files, photo
 
 
+@pytest.mark.filterwarnings("default")  # Ray's own
 def test_the_args_of_a_configuration() -> None:
     pytest.importorskip("ray")
     from pfedmma_deploy.serve.on_ray import application
