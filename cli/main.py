@@ -18,8 +18,10 @@ from . import (
     cache,
     compare,
     data,
+    dedupe,
     demo,
     doctor,
+    embed,
     evaluate,
     export,
     fleet,
@@ -29,6 +31,7 @@ from . import (
     predict,
     quickstart,
     report,
+    search,
     train,
 )
 
@@ -79,6 +82,9 @@ app.command()(compare.compare)
 app.add_typer(fleet.app, name="fleet")
 app.command()(export.export)
 app.command()(predict.predict)
+app.command()(embed.embed)
+app.command()(search.search)
+app.command()(dedupe.dedupe)
 app.command()(inspect.inspect)
 app.command()(doctor.doctor)
 app.command()(bench.bench)
