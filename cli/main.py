@@ -18,8 +18,10 @@ from . import (
     cache,
     compare,
     data,
+    dedupe,
     demo,
     doctor,
+    embed,
     evaluate,
     export,
     fleet,
@@ -30,6 +32,7 @@ from . import (
     predict,
     quickstart,
     report,
+    search,
     serve,
     train,
 )
@@ -81,6 +84,9 @@ app.command()(compare.compare)
 app.add_typer(fleet.app, name="fleet")
 app.command()(export.export)
 app.command()(predict.predict)
+app.command()(embed.embed)
+app.command()(search.search)
+app.command()(dedupe.dedupe)
 app.command()(serve.serve)
 app.command()(key.key)
 app.command()(inspect.inspect)

@@ -43,6 +43,12 @@ class ModelAnswers:
     """Best first, five at most."""
     is_right: bool | None
     """None where the true class is not known, or is none of the names."""
+    is_unknown: bool = False
+    """Whether the image is like nothing that the client has: then no class is believed."""
+    known: float | None = None
+    """Score of the image; None where the client is not calibrated."""
+    threshold: float | None = None
+    """Below it an image is unknown; None where none is drawn, as for typed names."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,18 @@ def compare(
             top.append(Answer(score.name, score.probability, model.kind(score.name, viewer)))
         # A model cannot be wrong about a class that it was not allowed to name.
         is_right = top[0].name == truth if truth in names else None
-        answers.append(ModelAnswers(one.client, one.strength, tuple(top), is_right))
+        verdict = one.verdict
+        answers.append(
+            ModelAnswers(
+                client=one.client,
+                strength=one.strength,
+                top=tuple(top),
+                is_right=is_right,
+                is_unknown=verdict.is_unknown,
+                known=verdict.known,
+                threshold=verdict.threshold,
+            )
+        )
     return Comparison(
         models=tuple(answers),
         truth=truth,

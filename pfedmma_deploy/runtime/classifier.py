@@ -232,12 +232,28 @@ class Classifier:
         batch_size: int = 32,
     ) -> Features:
         """Image features, float32 [N, D], L2-normalised. Raises like `iter_predict`."""
+        found = self.iter_embed(images, client, strength=strength, batch_size=batch_size)
+        rows = [feature for _, feature in found]
+        return np.stack(rows) if rows else np.empty((0, self.manifest.embed_dim), np.float32)
+
+    def iter_embed(
+        self,
+        images: Images,
+        client: Clients = 0,
+        *,
+        strength: Strengths = None,
+        batch_size: int = 32,
+        on_skip: OnSkip | None = None,
+    ) -> Iterator[tuple[str, Features]]:
+        """Of each image its name and its feature [D], L2-normalised.
+
+        Arguments and errors are those of `iter_predict`.
+        """
         _require_positive(batch_size=batch_size)
         requests = self._requests(images, client, strength)
-        rows: list[Features] = []
-        for _, features in self._images.compute(requests, batch_size, None):
-            rows += features
-        return np.stack(rows) if rows else np.empty((0, self.manifest.embed_dim), np.float32)
+        with closing(self._images.compute(requests, batch_size, on_skip)) as computed:
+            for (name, _, _), (feature,) in computed:
+                yield name, feature
 
     def decode(self, image: ImageSource, max_pixels: int | None = None) -> Pixels:
         """One image as `predict_pixels` takes it, uint8 [S, S, 3].

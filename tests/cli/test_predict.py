@@ -21,7 +21,7 @@ from pfedmma_deploy.runtime import Classifier, ClassScore, Prediction
 from pfedmma_deploy.types import Skipped
 from tests.export.sample import CLASS_NAMES, images
 
-pytest_plugins = ["tests.export.fixtures"]
+pytest_plugins = ["tests.export.fixtures", "tests.export.certain"]
 
 Printed = pytest.CaptureFixture[str]
 
@@ -89,6 +89,47 @@ def test_at_a_strength(photos: Path, capsys: Printed) -> None:
     assert [one["strength"] for one in found] == [1.0, 1.0]
     assert predict("photos/odd --strength 2") == 2
     assert "A strength is a number from 0 (zero-shot)" in capsys.readouterr().err
+
+
+def test_unknown_in_every_format(photos: Path, certain: Path, capsys: Printed) -> None:
+    (photos / "model").unlink()
+    (photos / "model").symlink_to(certain)
+    found = Classifier.load("model", "cpu").predict(NAMES, "north", accept=0.5, coverage=0.5)
+    answers = [one.answer for one in found]
+    assert "unknown" in answers and set(answers) != {"unknown"}
+    terms = "photos --accept 0.5 --coverage 0.5 --compare"
+    assert predict(f"{terms} --json") == 0
+    values = json.loads(capsys.readouterr().out)["predictions"]
+    assert [one["answer"] for one in values] == answers
+    assert values[0]["known"] == pytest.approx(found[0].verdict.known, abs=1e-4)
+    assert values[0]["threshold"] == pytest.approx(found[0].verdict.threshold, abs=1e-6)
+    assert values[0]["likely"] == list(found[0].verdict.likely or ())
+    assert set(values[0]["zero_shot_verdict"]) == {"answer", "known", "threshold", "likely"}
+    assert predict(f"{terms} --format csv") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["answer"] for row in rows] == answers
+    assert rows[0]["likely"] == "; ".join(found[0].verdict.likely or ())
+    assert float(rows[0]["zero_shot_known"]) == pytest.approx(
+        values[0]["zero_shot_verdict"]["known"], abs=1e-4
+    )
+    assert predict(f"{terms} --top 1") == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    for line, one in zip(lines, found, strict=True):
+        best = f"{one.top[0].name} {one.top[0].probability:.0%}"
+        shown = f"unknown ({best})" if one.answer == "unknown" else best
+        assert f"  {shown} {{{', '.join(one.verdict.likely or ())}}}" in line
+
+
+def test_negatives_need_no_calibration(photos: Path, capsys: Printed) -> None:
+    assert predict("photos --classes cat --negatives mud,fog,night --json") == 0
+    values = json.loads(capsys.readouterr().out)["predictions"]
+    for one in values:
+        assert (one["answer"] == "unknown") == ("negative" in one)
+        assert one["known"] is one["threshold"] is None
+    assert predict("photos --accept 0.9") == 2
+    assert "Client 'north' of model is not calibrated" in capsys.readouterr().err
+    assert predict("photos --accept 2") == 2
+    assert "accept should be above 0 and at most 1, found 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("compare", [False, True])

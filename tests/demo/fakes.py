@@ -15,6 +15,7 @@ from PIL import Image
 
 from pfedmma_deploy.demo.model import DemoModel
 from pfedmma_deploy.runtime import ClassScore, Prediction
+from pfedmma_deploy.runtime.certainty import Verdict
 from pfedmma_deploy.runtime.manifest import (
     ClientHistory,
     ClientInfo,
@@ -93,6 +94,8 @@ class FakeClassifier:
 
     def __init__(self, described: Manifest) -> None:
         self.manifest = described
+        self.verdict = Verdict()
+        """Of every answer of a client."""
         self.calls: list[dict[str, Any]] = []
 
     def predict(
@@ -112,7 +115,11 @@ class FakeClassifier:
         names = tuple(classes or self.manifest.class_names)
         return [
             Prediction(
-                f"image {i}", self.manifest.clients[who].id, _scores(pixels, who, names), amount
+                f"image {i}",
+                self.manifest.clients[who].id,
+                _scores(pixels, who, names),
+                amount,
+                self.verdict if who else Verdict(),
             )
             for i, (pixels, who, amount) in enumerate(zip(images, client, strengths, strict=True))
         ]

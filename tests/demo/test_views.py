@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from pfedmma_deploy.demo import views
 from pfedmma_deploy.demo.compare import compare
 from pfedmma_deploy.demo.gallery import find_examples
 from pfedmma_deploy.demo.views import confusion_picture, counts_picture
-from tests.demo.fakes import fake_model, history, image, with_sample
+from pfedmma_deploy.runtime.certainty import Verdict
+from tests.demo.fakes import FakeClassifier, fake_model, history, image, with_sample
 
 CAT, DOG, TRUCK, OWL = range(4)
 
@@ -40,6 +42,20 @@ def test_colour_has_words() -> None:
     for words in ("seen here", "seen elsewhere", "novel", "as it was before training", "CPU"):
         assert words in html
     assert "ms for 2 models in one call" in html and "fp32" in html
+
+
+def test_unknown_is_said_with_its_score() -> None:
+    model = fake_model()
+    fake = cast("FakeClassifier", model.classifier)
+    fake.verdict = Verdict(known=-1.25, threshold=0.5)
+    found = compare(model, image(DOG, CAT), "north")
+    assert (found.zero_shot.is_unknown, found.personalized.is_unknown) == (False, True)
+    html = views.comparison(found)
+    assert "<b>unknown</b>: it scores -1.2, and of" in html
+    assert html.count("pf-unknown") == 1
+    fake.verdict = Verdict(known=1.25, threshold=0.5)
+    html = views.comparison(compare(model, image(DOG, CAT), "north"))
+    assert "known: it scores 1.2, unknown below 0.5" in html and "pf-unknown" not in html
 
 
 def test_names_are_never_html() -> None:

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from pfedmma_deploy.adapters.base import Frozen
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.errors import DataError, UsageError
 from pfedmma_deploy.export.run import export_run
+from pfedmma_deploy.federated.calibrate import calibrated
 from pfedmma_deploy.federated.evaluate import evaluate_run
 from pfedmma_deploy.federated.personalize import fine_tune, personalize, with_client_data
 from pfedmma_deploy.federated.session import open_run_session
 from pfedmma_deploy.federated.train import train
-from pfedmma_deploy.runtime import Classifier
+from pfedmma_deploy.runtime import Bundle, Classifier
 from pfedmma_deploy.store.run import Run
 from tests.federated.conftest import COLOURS, write_images
 from tests.federated.test_resume import Stop, stop_at
@@ -175,3 +177,55 @@ def test_data_that_is_not_there(run: Run, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no folder"):
         personalize(run, "new", data=tmp_path / "nothing")
     assert Run.open(run.folder).client_ids == ["clinic", "harbour"]
+
+
+def test_its_calibration_is_fitted_on_its_own_validation_images(run: Run) -> None:
+    """Known clients have one after training, another after fine-tuning; nothing else differs."""
+    before = run.load_client("clinic").config["calibration"]
+    # Two validation images of each of two base classes.
+    assert (before["images"], before["strength"]) == (4, 1.0)
+    personalize(run, "clinic", epochs=2, lr=0.5)
+    after = Run.open(run.folder).load_client("clinic").config["calibration"]
+    assert after["images"] == 4 and after != before
+    session = open_run_session(run)
+    clinic = next(one for one in session.federation.clients if one.id == "clinic")
+    adapter = session.client_model(run.load_client("clinic"), run.load_shared())
+    again = session.calibrator.fit(adapter, clinic.train, clinic.val, 1.0)
+    assert again is not None
+    assert again.calibration.known_mean == pytest.approx(after["known_mean"], abs=1e-3)
+    assert session.calibrator.fit(adapter, clinic.train, (), 1.0) is None
+
+
+def test_it_is_fitted_at_the_clients_own_strength(run: Run) -> None:
+    session = open_run_session(run)
+    clinic = next(one for one in session.federation.clients if one.id == "clinic")
+    stored = run.load_client("clinic")
+    half = replace(stored, config={**stored.config, "default_strength": 0.0})
+    found = calibrated(session, clinic, half, run.load_shared()).config["calibration"]
+    plain = session.calibrator.fit(Frozen(), clinic.train, clinic.val, 0.0)
+    assert plain is not None
+    assert found["strength"] == 0.0
+    assert found["known_mean"] == pytest.approx(plain.calibration.known_mean, abs=1e-4)
+
+
+def test_a_bundle_has_the_calibrations(run: Run, newcomer: Path, tmp_path: Path) -> None:
+    """Those that are stored; of clients of older runs, which lack them, fitted at the export."""
+    personalize(run, "annex", data=newcomer)
+    stored = run.load_client("harbour")
+    older = {key: value for key, value in stored.config.items() if key != "calibration"}
+    run.save_client(replace(stored, config=older))
+    run.save()
+    report = export_run(run, tmp_path / "bundle", strengths=())
+    bundle = Bundle.open(report.bundle)
+    ids = {info.id: info.calibration for info in bundle.manifest.clients}
+    assert list(ids) == ["zero-shot", "clinic", "harbour", "annex"]
+    found = ids["harbour"]
+    assert found is not None
+    assert found.known_mean == pytest.approx(stored.config["calibration"]["known_mean"], abs=1e-3)
+    assert ids["zero-shot"] is not None and ids["zero-shot"].images == 8
+    assert ids["annex"] is not None
+    # "tree" is a class of the bundle, and no word that competes with it.
+    assert "tree" not in bundle.manifest.general_words
+    assert bundle.general_embeds().shape == (len(bundle.manifest.general_words), 16)
+    lengths = (bundle.mean_embeds() ** 2).sum(axis=1)
+    assert lengths == pytest.approx([1.0] * 4, abs=1e-4)
