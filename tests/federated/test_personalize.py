@@ -13,10 +13,10 @@ from pfedmma_deploy.adapters.base import Frozen
 from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.errors import DataError, UsageError
 from pfedmma_deploy.export.run import export_run
-from pfedmma_deploy.federated.calibrate import calibrated
 from pfedmma_deploy.federated.evaluate import evaluate_run
 from pfedmma_deploy.federated.personalize import fine_tune, personalize, with_client_data
 from pfedmma_deploy.federated.session import open_run_session
+from pfedmma_deploy.federated.settle import settled
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.runtime import Bundle, Classifier
 from pfedmma_deploy.store.run import Run
@@ -183,14 +183,15 @@ def test_its_calibration_is_fitted_on_its_own_validation_images(run: Run) -> Non
     """Known clients have one after training, another after fine-tuning; nothing else differs."""
     before = run.load_client("clinic").config["calibration"]
     # Two validation images of each of two base classes.
-    assert (before["images"], before["strength"]) == (4, 1.0)
+    assert before["images"] == 4
+    assert before["strength"] == run.load_client("clinic").default_strength
     personalize(run, "clinic", epochs=2, lr=0.5)
     after = Run.open(run.folder).load_client("clinic").config["calibration"]
     assert after["images"] == 4 and after != before
     session = open_run_session(run)
     clinic = next(one for one in session.federation.clients if one.id == "clinic")
-    adapter = session.client_model(run.load_client("clinic"), run.load_shared())
-    again = session.calibrator.fit(adapter, clinic.train, clinic.val, 1.0)
+    adapter = session.served_model(Run.open(run.folder).load_client("clinic"), run.load_shared())
+    again = session.calibrator.fit(adapter, clinic.train, clinic.val, adapter.strength)
     assert again is not None
     assert again.calibration.known_mean == pytest.approx(after["known_mean"], abs=1e-3)
     assert session.calibrator.fit(adapter, clinic.train, (), 1.0) is None
@@ -199,9 +200,9 @@ def test_its_calibration_is_fitted_on_its_own_validation_images(run: Run) -> Non
 def test_it_is_fitted_at_the_clients_own_strength(run: Run) -> None:
     session = open_run_session(run)
     clinic = next(one for one in session.federation.clients if one.id == "clinic")
-    stored = run.load_client("clinic")
-    half = replace(stored, config={**stored.config, "default_strength": 0.0})
-    found = calibrated(session, clinic, half, run.load_shared()).config["calibration"]
+    careful = replace(session, config=replace(session.config, guard=0.0))
+    stored = settled(careful, clinic, run.load_client("clinic"), run.load_shared())
+    found = stored.config["calibration"]
     plain = session.calibrator.fit(Frozen(), clinic.train, clinic.val, 0.0)
     assert plain is not None
     assert found["strength"] == 0.0
