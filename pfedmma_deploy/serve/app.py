@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp
 
 from pfedmma_deploy import __version__
 from pfedmma_deploy.errors import ImageError, UsageError
+from pfedmma_deploy.runtime.certainty import PLAIN, Verdict, checked_terms
 from pfedmma_deploy.runtime.classifier import Prediction
 from pfedmma_deploy.runtime.text_tower import checked_classes
 from pfedmma_deploy.serve.asking import Caller, Service, unless_gone
@@ -154,6 +156,7 @@ async def _classify(
     model = caller.model.classifier
     typed = None if options.classes is None else checked_classes(options.classes)
     names = typed or model.class_names
+    terms = checked_terms(options.accept, options.coverage, options.negatives)
     views = [caller.view(caller.index(options.client), options.strength)]
     if options.compare:
         views.append((0, 1.0))
@@ -163,6 +166,10 @@ async def _classify(
             caller.require_texts()
             work = partial(model.text_features, view, names)
             await unless_gone(caller.request, caller.service.batches.with_texts(work))
+        if terms.negatives:
+            caller.require_texts()
+            work = partial(model.text_features, view, terms.negatives)
+            await unless_gone(caller.request, caller.service.batches.with_texts(work))
     found = await caller.features(images, [views] * len(images))
     predictions, skipped = [], []
     for number, features in enumerate(found):
@@ -170,7 +177,7 @@ async def _classify(
             skipped.append({"image": number, "reason": str(features)})
             continue
         pairs = zip(views, features, strict=True)
-        answers = [model.answer("", view, row, names, options.top) for view, row in pairs]
+        answers = [model.answer("", view, row, names, options.top, terms) for view, row in pairs]
         predictions.append({"image": number, **_described(answers)})
     if not predictions:
         raise RefusedError(422, f"No image could be read; the first: {skipped[0]['reason']}.")
@@ -182,8 +189,16 @@ def _described(answers: list[Prediction]) -> dict[str, Any]:
         [{"class": score.name, "probability": score.probability} for score in answer.top]
         for answer in answers
     ]
-    first = {"client": answers[0].client, "strength": answers[0].strength, "top": tops[0]}
-    return first if len(tops) == 1 else {**first, "zero_shot": tops[1]}
+    own = answers[0]
+    found: dict[str, Any] = {"client": own.client, "strength": own.strength, "top": tops[0]}
+    if own.verdict != PLAIN:
+        found |= {"answer": own.answer, **_told(own.verdict)}
+    return found if len(tops) == 1 else {**found, "zero_shot": tops[1]}
+
+
+def _told(verdict: Verdict) -> dict[str, Any]:
+    """What is to be thought of an answer, without what nobody asked for."""
+    return {name: value for name, value in asdict(verdict).items() if value is not None}
 
 
 async def _embed(

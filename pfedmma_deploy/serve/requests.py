@@ -45,6 +45,17 @@ class ClassifyOptions(Options):
     ] = None
     top: Annotated[int, Field(ge=1, description="Answers per image")] = 5
     compare: Annotated[bool, Field(description="Also what zero-shot CLIP answers")] = False
+    accept: Annotated[
+        float | None,
+        Field(gt=0, le=1, description="Share of the client's own images that must not be unknown"),
+    ] = None
+    negatives: Annotated[
+        list[str] | None, Field(description="Names that compete with the classes: unknown")
+    ] = None
+    coverage: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="Also the classes that hold the right one so often"),
+    ] = None
 
 
 class ClassifyBody(ClassifyOptions):
@@ -70,7 +81,8 @@ async def read_classify(request: Request, limits: Limits) -> tuple[ClassifyOptio
         options, images = body, _files(body.images, limits)
     if not images:
         raise RefusedError(422, "No image was sent: send one as a file, or images in base64.")
-    _check_texts("class", options.classes or [], limits.classes, limits.text_length)
+    for what, names in (("class", options.classes), ("negative", options.negatives)):
+        _check_texts(what, names or [], limits.classes, limits.text_length)
     return options, images
 
 
@@ -123,12 +135,12 @@ async def _form(request: Request, kind: type[Body], limits: Limits) -> tuple[Bod
     values: dict[str, Any] = {}
     try:
         async with request.form(
-            max_files=limits.images, max_fields=limits.classes + 16, max_part_size=most
+            max_files=limits.images, max_fields=2 * limits.classes + 16, max_part_size=most
         ) as form:
             for name, value in form.multi_items():
                 if isinstance(value, UploadFile):
                     images.append(await value.read())
-                elif name == "classes":
+                elif name in ("classes", "negatives"):
                     values.setdefault(name, []).append(value)
                 elif name in values:
                     raise RefusedError(422, f"{name[:_SHOWN]} is there twice.")
@@ -157,7 +169,7 @@ def _files(images: list[str], limits: Limits) -> list[bytes]:
 
 
 def _check_texts(what: str, texts: list[str], most: int, length: int) -> None:
-    many = {"class": "classes", "text": "texts"}[what]
+    many = {"class": "classes", "negative": "negatives", "text": "texts"}[what]
     if len(texts) > most:
         raise RefusedError(413, f"A request has at most {most} {many}, found {len(texts)}.")
     for number, text in enumerate(texts):

@@ -49,6 +49,21 @@ def test_typed_classes_beside_zero_shot(service: Service, caller: Any) -> None:
     assert answer["zero_shot"] == expected(service, image, "zero-shot", classes=names)
 
 
+def test_a_negative_name_that_wins_makes_the_answer_unknown(service: Service, caller: Any) -> None:
+    image, names = photo(2), ["tea pot", "zebra"]
+    data = {"client": "7", "classes": names, "negatives": ["noise", "random pixels"]}
+    (answer,) = caller.post(CLASSIFY, files=files(image), data=data).json()["predictions"]
+    classifier = service.live.model.classifier
+    (asked,) = classifier.predict(image, "7", classes=names, negatives=data["negatives"])
+    assert answer["answer"] == asked.answer
+    assert answer.get("negative") == asked.verdict.negative
+    assert answer["top"] == expected(service, image, "7", classes=names)
+    told = caller.post(CLASSIFY, files=files(image), data={"accept": "1.5"})
+    assert told.status_code == 422 and "accept" in told.json()["error"]
+    clash = caller.post(CLASSIFY, files=files(image), data={**data, "negatives": ["zebra"]})
+    assert clash.status_code == 422 and "zebra" in clash.json()["error"]
+
+
 def test_without_a_client_it_is_zero_shot(caller: Any) -> None:
     (answer,) = caller.post(CLASSIFY, files=files(photo())).json()["predictions"]
     assert answer["client"] == "zero-shot"
