@@ -6,7 +6,6 @@ without saying anything.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import threading
@@ -14,19 +13,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pfedmma_deploy.errors import FleetError
 from pfedmma_deploy.fleet.flower import PATHS, PUSHES, SMALL_BODY
-
-PATIENCE: Final = 10.0
-"""Seconds in which a new connection must have sent the head of a request."""
-MAX_SILENT: Final = 256
-"""Connections without a request that are kept at once; beyond, the oldest is closed."""
+from pfedmma_deploy.listening import Impatient, allow_many_files
 
 
 @dataclass
@@ -111,8 +105,7 @@ def listening(app: ASGIApp, host: str, port: int, certificate: Path, key: Path) 
         port=port,
         ssl_certfile=certificate,
         ssl_keyfile=str(key),
-        # The strict parser: a request that could be read in two ways is refused.
-        http=_Impatient,
+        http=Impatient,
         # Not another one where uvloop happens to be installed.
         loop="asyncio",
         ws="none",
@@ -124,7 +117,7 @@ def listening(app: ASGIApp, host: str, port: int, certificate: Path, key: Path) 
         log_level=logging.CRITICAL + 1,
         timeout_graceful_shutdown=5,
     )
-    _allow_many_files()
+    allow_many_files()
     server = uvicorn.Server(config)
     thread = threading.Thread(target=_serve, args=(server,), daemon=True)
     thread.start()
@@ -146,52 +139,6 @@ def _serve(server: uvicorn.Server) -> None:
     # Uvicorn ends a program whose port is taken; only this thread is to end.
     with contextlib.suppress(SystemExit):
         server.run()
-
-
-def _allow_many_files() -> None:
-    """As many as this user may: strangers who connect would use up the usual thousand."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-class _Impatient(H11Protocol):
-    """Hangs up on whoever says nothing, or too slowly; uvicorn waits for ever for a first head."""
-
-    _silent: ClassVar[dict[_Impatient, asyncio.TimerHandle]] = {}
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._silent[self] = self.loop.call_later(PATIENCE, self._hang_up)
-        if len(self._silent) > MAX_SILENT:
-            next(iter(self._silent))._hang_up()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.cycle is not None:
-            self._settle()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._settle()
-        super().connection_lost(exc)
-
-    def shutdown(self) -> None:
-        """At the server's end; else it would wait for everybody's farewell."""
-        if self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr]
-            self._hang_up()
-        else:
-            super().shutdown()
-
-    def _hang_up(self) -> None:
-        self._settle()
-        self.transport.abort()
-
-    def _settle(self) -> None:
-        timer = self._silent.pop(self, None)
-        if timer is not None:
-            timer.cancel()
 
 
 async def _refuse(send: Send, status: int) -> None:

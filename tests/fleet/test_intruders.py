@@ -32,7 +32,8 @@ from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIG
 from flwr.supercore.date import now
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
-from pfedmma_deploy.fleet import flower, gate
+from pfedmma_deploy import listening
+from pfedmma_deploy.fleet import flower
 from pfedmma_deploy.fleet.flower import PATHS
 from pfedmma_deploy.fleet.keys import (
     issue_server_certificate,
@@ -620,7 +621,7 @@ def is_closed(tls: ssl.SSLSocket) -> bool:
 
 
 def test_who_says_nothing_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "PATIENCE", 0.3)
+    monkeypatch.setattr(listening, "PATIENCE", 0.3)
     with opened(tmp_path) as door, door.connect() as silent, door.connect() as slow:
         slow.sendall(b"POST /v1/fleet/pull-messages HTTP/1.1\r\nx-slow: ")
         silent.settimeout(PATIENCE)
@@ -632,7 +633,7 @@ def test_who_says_nothing_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_oldest_of_too_many_is_hung_up_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate, "MAX_SILENT", 2)
+    monkeypatch.setattr(listening, "MAX_SILENT", 2)
     with opened(tmp_path) as door, contextlib.ExitStack() as stack:
         waiting = [stack.enter_context(door.connect()) for _ in range(3)]
         waiting[0].settimeout(PATIENCE)
