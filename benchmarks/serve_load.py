@@ -6,6 +6,8 @@ LOAD_FOLDER holds the photos; LOAD_RATE, where it is set, is what one caller ask
 from __future__ import annotations
 
 import os
+import random
+import time
 from itertools import count
 from pathlib import Path
 
@@ -32,6 +34,9 @@ class Caller(FastHttpUser):  # type: ignore[misc,unused-ignore]  # locust may be
         body += f'{field}"images"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'.encode()
         self.body = body + photo + f"\r\n--{_EDGE}--\r\n".encode()
         self.headers = {"content-type": f"multipart/form-data; boundary={_EDGE}"}
+        if _RATE:
+            # They all start at once: without this they would all ask at once, again and again.
+            time.sleep(random.Random(number).uniform(0, 1 / _RATE))
 
     @task  # type: ignore[untyped-decorator,unused-ignore]
     def classify(self) -> None:

@@ -285,6 +285,11 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
             line[f"rate_to {peer}"] = float(
                 np.median([one["per_second"] / other["per_second"] for one, other in pairs])
             )
+            if peer == "batches" and "half_p99" in own[0]:
+                # In units of the time of one batch.
+                line["half_p99_batches"] = float(
+                    np.median([one["half_p99"] * o["per_second"] / BATCH for one, o in pairs])
+                )
             line[f"cpu_to {peer}"] = float(
                 np.median([one["cpu"] / other["cpu"] for one, other in pairs])
             )
@@ -304,32 +309,39 @@ COLUMNS: Final[Columns] = {
     "p99, ms": ("p99", 1000),
     "At half load, images/s": ("half_per_second", 1),
     "p99, ms, at half load": ("half_p99", 1000),
+    "In batches": ("half_p99_batches", 1),
     "Failed": ("failed", 1),
 }
 
 
 def write_report(out: Path, stored: Mapping[str, Any], lines: str) -> None:
     """The tables beside the JSON file `out`."""
-    section = make_section("serve", "", COLUMNS, summarize(stored["rows"]))
-    head, *body = [f"| {' | '.join(line)} |" for line in (section.columns, *section.cells)]
-    table = "\n".join([head, f"|{'---|' * len(section.columns)}", *body])
     how = " ".join((__doc__ or "").partition("\n\n")[2].partition("\n\n")[2].split())
-    paragraphs = ["# Serving", f"Made by `{stored['command']}`. {how}", lines, table]
-    one = stored["one_caller"]
-    paragraphs.append(
+    paragraphs = ["# Serving", f"Made by `{stored['command']}`. {how}", lines]
+    for backbone, measured in stored["backbones"].items():
+        paragraphs += [f"## {backbone}", *_paragraphs(measured)]
+    write_bytes(out.with_suffix(".md"), ("\n\n".join(paragraphs) + "\n").encode())
+
+
+def _paragraphs(measured: Mapping[str, Any]) -> Iterator[str]:
+    """What was measured on one backbone."""
+    section = make_section("serve", "", COLUMNS, summarize(measured["rows"]))
+    head, *body = [f"| {' | '.join(line)} |" for line in (section.columns, *section.cells)]
+    yield "\n".join([head, f"|{'---|' * len(section.columns)}", *body])
+    one = measured["one_caller"]
+    yield (
         f"A lone caller: {1000 * one['request']:.2f} ms a request, "
         f"{1000 * one['predict']:.2f} ms `Classifier.predict` of the same photo in a program, "
         f"{1000 * one['overhead']:.2f} ms between the two (medians)."
     )
-    if "endurance" in stored:
-        long = stored["endurance"]
+    if "endurance" in measured:
+        long = measured["endurance"]
         growth = 100 * (long["after"] / long["before"] - 1)
-        paragraphs.append(
+        yield (
             f"{long['minutes']:g} minutes at full load: {long['requests']:,} requests, "
             f"{long['failed']} failed; memory {long['before'] / MIB:.0f} MiB before, "
             f"{long['after'] / MIB:.0f} MiB after ({growth:+.1f} %)."
         )
-    write_bytes(out.with_suffix(".md"), ("\n\n".join(paragraphs) + "\n").encode())
 
 
 def main() -> None:
@@ -337,7 +349,9 @@ def main() -> None:
     parser.add_argument("--backbone", default="pfedmma-tiny")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=15)
-    parser.add_argument("--minutes", type=float, default=0, help="of full load; 0 leaves it out")
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="of full load, on the first backbone"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/serve.json"))
     parser.add_argument("--batches", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--one-by-one", nargs=2, help=argparse.SUPPRESS)
@@ -348,20 +362,24 @@ def main() -> None:
     if given.one_by_one:
         one_by_one(*given.one_by_one)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        place = make_place(Path(folder), given.backbone)
-        machine = describe_environment(len(place.ours))
-        stored: dict[str, Any] = {
-            "command": f"python -m benchmarks.serve_table --backbone {given.backbone} "
-            f"--rounds {given.rounds} --seconds {given.seconds:g} --minutes {given.minutes:g}",
-            "environment": machine.to_dict(),
-            "one_caller": measure_one_caller(place),
-            "rows": measure(place, given.rounds, given.seconds),
-        }
-        if given.minutes:
-            stored["endurance"] = measure_endurance(place, given.minutes)
-    write_bytes(given.out, json_bytes(stored))
-    write_report(given.out, stored, environment_lines(machine))
+    machine = describe_environment(max(1, len(os.sched_getaffinity(0)) // 2))
+    stored: dict[str, Any] = {
+        "command": f"python -m benchmarks.serve_table --backbone {given.backbone} "
+        f"--rounds {given.rounds} --seconds {given.seconds:g} --minutes {given.minutes:g}",
+        "environment": machine.to_dict(),
+        "backbones": {},
+    }
+    for number, backbone in enumerate(given.backbone.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            place = make_place(Path(folder), backbone)
+            measured: dict[str, Any] = {"one_caller": measure_one_caller(place)}
+            measured["rows"] = measure(place, given.rounds, given.seconds)
+            # Once is enough: it is about the server, not the model.
+            if given.minutes and number == 0:
+                measured["endurance"] = measure_endurance(place, given.minutes)
+        stored["backbones"][backbone] = measured
+        write_bytes(given.out, json_bytes(stored))
+        write_report(given.out, stored, environment_lines(machine))
 
 
 if __name__ == "__main__":

@@ -80,13 +80,17 @@ def _first_version(app: FastAPI, service: Service) -> None:
     async def classify(request: Request) -> Response:
         """The most probable classes of each image, for one client."""
         options, images = await read_classify(request, service.limits)
-        return JSONResponse(await _classify(Caller.of(service, request), options, images))
+        with service.batches.places(len(images)):
+            answer = await _classify(Caller.of(service, request), options, images)
+        return JSONResponse(answer)
 
     @app.post("/v1/embed", openapi_extra=json_or_form(EmbedBody, Options))
     async def embed(request: Request) -> Response:
         """L2-normalised features of images, or of texts as they are."""
         options, images, texts = await read_embed(request, service.limits)
-        return JSONResponse(await _embed(Caller.of(service, request), options, images, texts))
+        with service.batches.places(len(images) or 1):
+            answer = await _embed(Caller.of(service, request), options, images, texts)
+        return JSONResponse(answer)
 
     @app.get("/v1/clients")
     async def clients(request: Request) -> dict[str, Any]:
@@ -209,8 +213,7 @@ async def _embed(
     if texts:
         caller.require_texts()
         embed = partial(caller.model.classifier.embed_texts, texts, index, strength=strength)
-        with caller.service.batches.places(1):
-            rows = await unless_gone(caller.request, caller.service.batches.with_texts(embed))
+        rows = await unless_gone(caller.request, caller.service.batches.with_texts(embed))
         return {"client": client, "strength": strength, "embeds": rows.tolist(), "skipped": []}
     found = await caller.features(images, [[(index, strength)]] * len(images))
     embeds: list[list[float] | None] = []

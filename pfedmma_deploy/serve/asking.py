@@ -100,10 +100,10 @@ class Caller:
     async def features(
         self, images: Sequence[bytes | NDArray[np.uint8]], views: Sequence[Sequence[View]]
     ) -> list[Features | ImageError]:
-        """Of each image its features [views, D], or why it cannot be read.
+        """Of each image its features [views, D], or why it cannot be read; call within `places`.
 
         Raises:
-            BusyError: the queue is full.
+            BusyError: an image waited too long.
             ClientDisconnect: the caller has hung up; its images have left the queue.
         """
         batches, classifier = self.service.batches, self.model.classifier
@@ -113,8 +113,7 @@ class Caller:
             calls = [batches.features(classifier, image, own) for image, own in asked]
             return await asyncio.gather(*calls, return_exceptions=True)
 
-        with batches.places(len(images)):
-            found = await unless_gone(self.request, ask())
+        found = await unless_gone(self.request, ask())
         for each in found:
             if isinstance(each, BaseException) and not isinstance(each, ImageError):
                 raise each

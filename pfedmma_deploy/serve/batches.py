@@ -132,8 +132,18 @@ class Batches:
             ) from None
 
     async def with_texts(self, work: Callable[[], Result]) -> Result:
-        """What needs the text tower, in a thread of its own: it may take a while."""
-        return await asyncio.get_running_loop().run_in_executor(self._texts, work)
+        """What needs the text tower, in a thread of its own; call within `places`.
+
+        Raises:
+            BusyError: it took longer than `patience`.
+        """
+        try:
+            async with asyncio.timeout(self.patience):
+                return await asyncio.get_running_loop().run_in_executor(self._texts, work)
+        except TimeoutError:
+            raise BusyError(
+                f"Names waited longer than {self.patience:g} seconds to be read: try again later."
+            ) from None
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()

@@ -6,8 +6,10 @@ Everything here is decided by the head of a request where that is possible, befo
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
+import re
 import time
 import traceback
 from collections.abc import Mapping
@@ -23,9 +25,9 @@ from pfedmma_deploy.serve.metrics import Metrics, log
 
 OPEN: Final = frozenset({"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"})
 """Paths that need no key: they tell nothing of clients."""
-LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 ONCE: Final = ("host", "content-length", "transfer-encoding", "authorization")
 """Headers that, said twice, could be read in two ways."""
+_PORT: Final = re.compile(r":[0-9]*$")
 RETRY: Final = (b"retry-after", b"1")
 
 
@@ -118,12 +120,10 @@ class Gate:
 
     def _admit(self, path: str, headers: Mapping[str, str]) -> Access:
         """Whose request this is; raises `RefusedError`."""
-        if self._only_local:
-            name = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
-            if name.strip() not in LOCAL_NAMES and headers.get("host") not in LOCAL_NAMES:
-                raise RefusedError(
-                    421, "This server has no keys and answers to the name localhost alone."
-                )
+        if self._only_local and not is_this_machine(_PORT.sub("", headers.get("host", ""))):
+            raise RefusedError(
+                421, "This server has no keys and answers to the name localhost alone."
+            )
         keys = self._live.keys
         if keys is None or path in OPEN:
             return EVERYTHING
@@ -199,6 +199,16 @@ class _Body:
             self._gate.take(count, self.arrived)
             self._complete = not message.get("more_body", False)
         return message
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a name or an address, in brackets or not, is reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False
 
 
 def single_headers(scope: Scope) -> dict[str, str]:

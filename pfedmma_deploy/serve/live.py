@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from pfedmma_deploy.errors import BundleError, PfedmmaError
+from pfedmma_deploy.errors import BundleError
 from pfedmma_deploy.runtime.bundle import MANIFEST, TEXT_MODEL, file_sha256
 from pfedmma_deploy.runtime.classifier import Classifier
 from pfedmma_deploy.serve.keys import Keys
@@ -116,8 +116,8 @@ class Live:
     def _renew(self, what: str, load: Callable[[], None]) -> None:
         try:
             load()
-        except (PfedmmaError, OSError) as error:
-            self._on_change(what, str(error))
+        except Exception as error:  # whatever a damaged file raises, what is there stays
+            self._on_change(what, str(error) or type(error).__name__)
         else:
             self._on_change(what, "loaded")
 

@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse, Response
 from pfedmma_deploy import __version__
 from pfedmma_deploy.errors import ImageError
 from pfedmma_deploy.runtime.classifier import Classifier
-from pfedmma_deploy.serve.asking import Caller, Service
+from pfedmma_deploy.serve.asking import Caller, Service, unless_gone
 from pfedmma_deploy.serve.batches import Features, View
 from pfedmma_deploy.serve.gate import RefusedError
 from pfedmma_deploy.serve.requests import read_json
@@ -115,15 +115,17 @@ class OpenInference:
         tensors = _tensors(asked.inputs, binary)
         caller = Caller.of(self.service, request)
         pixels, views = self._rows(caller, tensors)
-        found = await caller.features(list(pixels), [[view] for view in views])
-        rows = [one for one in found if not isinstance(one, ImageError)]  # pixels are no files
-        image_embeds = np.concatenate(rows)
-        outputs = {"image_embeds": image_embeds}
-        if not asked.outputs or any(one.name == "logits" for one in asked.outputs):
-            if any(strength not in {0.0, 1.0} for _, strength in views):
-                caller.require_texts()
-            work = partial(_logits, caller.model.classifier, views, image_embeds)
-            outputs["logits"] = await self.service.batches.with_texts(work)
+        with_logits = not asked.outputs or any(one.name == "logits" for one in asked.outputs)
+        if with_logits and any(strength not in {0.0, 1.0} for _, strength in views):
+            caller.require_texts()
+        batches = self.service.batches
+        with batches.places(len(pixels)):
+            found = await caller.features(list(pixels), [[view] for view in views])
+            rows = [one for one in found if not isinstance(one, ImageError)]  # pixels are no files
+            outputs = {"image_embeds": np.concatenate(rows)}
+            if with_logits:
+                work = partial(_logits, caller.model.classifier, views, outputs["image_embeds"])
+                outputs["logits"] = await unless_gone(request, batches.with_texts(work))
         head = {"model_name": self.service.live.name, "model_version": caller.model.version}
         return _respond(head | ({"id": asked.id} if asked.id else {}), asked, outputs)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import socket
 import ssl
@@ -19,7 +18,7 @@ from pfedmma_deploy.runtime.providers import usable_cores
 from pfedmma_deploy.serve.app import make_app
 from pfedmma_deploy.serve.asking import Service
 from pfedmma_deploy.serve.batches import Batches
-from pfedmma_deploy.serve.gate import Limits
+from pfedmma_deploy.serve.gate import Limits, is_this_machine
 from pfedmma_deploy.serve.live import Live
 from pfedmma_deploy.serve.metrics import LOG, Metrics
 
@@ -41,12 +40,7 @@ class Address:
     @property
     def is_local(self) -> bool:
         """Whether only this machine reaches it."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_this_machine(self.host)
 
     def url(self, port: int) -> str:
         """How it is asked, on the port that it got."""
@@ -132,6 +126,7 @@ def make_server(service: Service, address: Address) -> uvicorn.Server:
         loop="asyncio",
         ws="none",
         lifespan="on",
+        proxy_headers=False,
         access_log=False,
         server_header=False,
         log_config=None,

@@ -142,8 +142,8 @@ def test_other_machines_need_keys(host: str) -> None:
 
 
 def test_without_keys_other_names_of_this_machine_are_refused(caller: Any) -> None:
-    for host in ("evil.example", "evil.example:8000", "localhost.evil.example"):
+    for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "0.0.0.0"):
         answer = caller.get("/v1/clients", headers={"host": host})
         assert answer.status_code == 421
-    for host in ("localhost:8000", "127.0.0.1:1", "[::1]:8000", "[::1]"):
+    for host in ("localhost:8000", "127.0.0.1:1", "127.3.2.1", "[::1]:8000", "[::1]"):
         assert caller.get("/v1/clients", headers={"host": host}).status_code == 200

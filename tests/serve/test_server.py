@@ -35,7 +35,7 @@ def test_without_torch_and_with_a_graceful_end(tmp_path: Path) -> None:
     answers: list[httpx.Response] = []
 
     def ask() -> None:
-        many = [photo(n, (400, 400)) for n in range(40)]
+        many = [photo(n, (600, 600), "JPEG") for n in range(60)]
         answers.append(httpx.post(f"{url}/v1/classify", files=files(*many), timeout=60))
 
     try:
@@ -43,14 +43,14 @@ def test_without_torch_and_with_a_graceful_end(tmp_path: Path) -> None:
         asking.start()
         log = tmp_path / "log"
         metrics = f"{url}/metrics"
-        wait_until(lambda: "pfedmma_queue_images 40" in httpx.get(metrics).text)
+        wait_until(lambda: "pfedmma_queue_images 60" in httpx.get(metrics).text)
         process.send_signal(signal.SIGTERM)
         asking.join(60)
         process.wait(20)
     finally:
         process.kill()
         process.wait(20)
-    assert len(answers[0].json()["predictions"]) == 40
+    assert len(answers[0].json()["predictions"]) == 60
     assert "Traceback" not in log.read_text()
     # What has no host name answers nobody any more.
     with pytest.raises(httpx.ConnectError):
