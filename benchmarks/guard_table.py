@@ -63,7 +63,7 @@ SAMPLES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     }
 )
 """What differs from the quickstart's options."""
-BOUNDS: Final = (3.0, 5.0, 7.0)
+BOUNDS: Final = (4.0, 6.0, 8.0)
 LAST_ROUNDS: Final = 3
 WORDS: Final = 36
 """General words in the loss of `beliefs`, evenly spaced: with all of them it takes hours."""
@@ -295,7 +295,7 @@ def measure(sample: str, seed: int, training: str) -> list[Row]:
         known: dict[tuple[str, float], Accuracy] = {}
         chosen = rules(scorer)
         if training != "plain":
-            chosen = {name: chosen[name] for name in ("as trained", "guard 5")}
+            chosen = {name: chosen[name] for name in ("as trained", "guard 6")}
         for rule, choose in chosen.items():
             found, strengths = [], []
             for client in clients:

@@ -163,7 +163,7 @@ class TrainConfig:
         None
     )
     """S, the noise multiplier."""
-    guard: Annotated[float, Field(ge=0, le=100, description="a number from 0 to 100")] = 5.0
+    guard: Annotated[float, Field(ge=0, le=100, description="a number from 0 to 100")] = 6.0
     """Percent that zero-shot CLIP's beliefs about names that a client never trained on may move
     (`evaluation.guard`); 100 lets every client count as trained."""
     logit_scale: Annotated[float, Field(gt=0, description="a number above 0")] | None = None

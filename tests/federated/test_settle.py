@@ -33,9 +33,9 @@ def test_training_chooses_within_the_bound(run: Run) -> None:
         client = run.load_client(id)
         guard = client.config["guard"]
         assert client.default_strength == guard["strength"] < 1
-        assert max(guard["moved_images"], guard["moved_names"]) <= guard["bound"] == 5.0
+        assert max(guard["moved_images"], guard["moved_names"]) <= guard["bound"] == 6.0
         trained = guard["moved_images_as_trained"], guard["moved_names_as_trained"]
-        assert max(trained) > 5.0
+        assert max(trained) > 6.0
         assert guard["validation"] >= guard["validation_zero_shot"]
 
 
