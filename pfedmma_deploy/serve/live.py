@@ -56,10 +56,12 @@ class Model:
             # Both towers and the stored features: the folder may be replaced at any time.
             if TEXT_MODEL in classifier.manifest.files:
                 classifier.embed_texts(["a photo."])
-            names = classifier.class_names
-            classifier.text_features((0, 1.0), names)
             size = classifier.manifest.preprocessing.image_size
-            classifier.embed_pixels(np.zeros((1, size, size, 3), np.uint8), [(0, 1.0)])
+            (row,) = classifier.embed_pixels(np.zeros((1, size, size, 3), np.uint8), [(0, 1.0)])
+            # A calibrated client, if there is one: its answers take more files.
+            calibrated = (info.index for info in classifier.clients if info.calibration)
+            view = next(calibrated, 0), 1.0
+            classifier.answer("", view, row, classifier.class_names, 1)
             version = file_sha256(folder / MANIFEST)[:12]
             if signature(folder) == before:
                 indices = {client.id: client.index for client in classifier.clients}
