@@ -99,7 +99,7 @@ def small() -> Plan:
         classes=(2,),
         federation=2,
         shots=2,
-        ways=(NAIVE, OURS_BF16),
+        ways=(OURS_BF16,),
         compiles=False,
         paper_classes=2,
         paper_rounds=2,

@@ -51,6 +51,7 @@ from pfedmma_deploy.fleet.flower import (
 from pfedmma_deploy.fleet.keys import PrivateKey, public_pem
 from pfedmma_deploy.fleet.messages import Parcel
 
+# Flower's clocks do not decide who is gone.
 _INTERVAL: Final = 1800.0
 
 

@@ -242,7 +242,7 @@ class Link:
         return contents
 
     def _hand_out_again(self, site: str) -> None:
-        """Messages that the site fetched and has nothing to show for: see the module's text."""
+        """Messages that the site fetched and has nothing to show for: see `flower`."""
         with self._lock:
             for ticket, addressee in self._open.items():
                 message = self._state.message_ins_store.get(ticket)
