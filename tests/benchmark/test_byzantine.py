@@ -62,7 +62,7 @@ def config(sites: Path) -> TrainConfig:  # noqa: F811
 def test_without_an_attack_it_is_plain_training(config: TrainConfig, tmp_path: Path) -> None:
     found = train_attacked(open_session(config), None, tmp_path / "attacked")
     run = train(config, tmp_path / "plain").run
-    honest = list(evaluate_run(run).personalized.values())[:-DISHONEST]
+    honest = list(evaluate_run(run, strength=1.0).personalized.values())[:-DISHONEST]
     assert found == mean_accuracy(honest)
 
 
