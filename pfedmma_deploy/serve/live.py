@@ -53,13 +53,14 @@ class Model:
             before = signature(folder)
             classifier = Classifier.load(folder, device, threads)
             classifier.bundle.verify()
-            # Both towers and the stored features: the folder may be replaced at any time.
+            # All that an answer reads: the folder may be replaced at any time.
             if TEXT_MODEL in classifier.manifest.files:
                 classifier.embed_texts(["a photo."])
-            names = classifier.class_names
-            classifier.text_features((0, 1.0), names)
             size = classifier.manifest.preprocessing.image_size
-            classifier.embed_pixels(np.zeros((1, size, size, 3), np.uint8), [(0, 1.0)])
+            views = [(0, 1.0), (len(classifier.clients) - 1, 1.0)]
+            black = np.zeros((2, size, size, 3), np.uint8)
+            for view, row in zip(views, classifier.embed_pixels(black, views), strict=True):
+                classifier.answer("", view, row, classifier.class_names, 1)
             version = file_sha256(folder / MANIFEST)[:12]
             if signature(folder) == before:
                 indices = {client.id: client.index for client in classifier.clients}
