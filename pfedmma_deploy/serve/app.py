@@ -10,7 +10,9 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
@@ -56,11 +58,19 @@ def make_app(service: Service, *, only_local: bool) -> ASGIApp:
         title="pfedmma",
         version=__version__,
         description="Personalized CLIP: every client's own model, out of one bundle.",
+        docs_url=None,
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
         lifespan=lifespan,
     )
+    _documentation(app)
     _first_version(app, service)
     _second_version(app, OpenInference(service))
+    # The page's field for a key.
+    described = app.openapi()
+    schemes = {"key": {"type": "http", "scheme": "bearer"}}
+    described.setdefault("components", {})["securitySchemes"] = schemes
+    described["security"] = [{"key": []}]
     for kind in (RefusedError, BusyError, HTTPException, ClientDisconnect, UsageError, Exception):
         app.add_exception_handler(kind, _refused)
     return Gate(
@@ -71,6 +81,25 @@ def make_app(service: Service, *, only_local: bool) -> ASGIApp:
         limits=service.limits,
         only_local=only_local,
     )
+
+
+def _documentation(app: FastAPI) -> None:
+    """`/docs`, with scripts from an installed package: FastAPI's own come from a public server."""
+    app.mount("/swagger", StaticFiles(packages=[("fastapi_swagger", "resources")]))
+
+    @app.get("/docs", include_in_schema=False)
+    async def page() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="pfedmma",
+            swagger_js_url="/swagger/swagger-ui-bundle.js",
+            swagger_css_url="/swagger/swagger-ui.css",
+            swagger_favicon_url="/swagger/favicon-32x32.png",
+        )
+
+    @app.get("/", include_in_schema=False)
+    async def start() -> Response:
+        return RedirectResponse("/docs")
 
 
 def _first_version(app: FastAPI, service: Service) -> None:

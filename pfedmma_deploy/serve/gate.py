@@ -19,12 +19,14 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pfedmma_deploy.serve.batches import Batches
-from pfedmma_deploy.serve.keys import EVERYTHING, Access
+from pfedmma_deploy.serve.keys import EVERYTHING, NOTHING, Access
 from pfedmma_deploy.serve.live import Live
 from pfedmma_deploy.serve.metrics import Metrics, log
 
-OPEN: Final = frozenset({"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"})
+OPEN: Final = frozenset({"/", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"})
 """Paths that need no key: they tell nothing of clients."""
+OPEN_BELOW: Final = "/swagger/"
+"""What the documentation's page is made of."""
 ONCE: Final = ("host", "content-length", "transfer-encoding", "authorization")
 """Headers that, said twice, could be read in two ways."""
 _PORT: Final = re.compile(r":[0-9]*$")
@@ -125,8 +127,10 @@ class Gate:
                 421, "This server has no keys and answers to the name localhost alone."
             )
         keys = self._live.keys
-        if keys is None or path in OPEN:
+        if keys is None:
             return EVERYTHING
+        if path in OPEN or path.startswith(OPEN_BELOW):
+            return NOTHING
         scheme, _, key = headers.get("authorization", "").partition(" ")
         access = keys.find(key.strip()) if scheme.lower() == "bearer" else None
         if access is None:

@@ -41,6 +41,8 @@ class Access:
 
 EVERYTHING: Final = Access(ALL, ALL, metrics=True)
 """Without a file of keys, on this machine alone."""
+NOTHING: Final = Access("-", frozenset())
+"""For paths that need no key."""
 
 
 class Keys:

@@ -53,14 +53,15 @@ class Model:
             before = signature(folder)
             classifier = Classifier.load(folder, device, threads)
             classifier.bundle.verify()
-            # Both towers and the stored features: the folder may be replaced at any time.
+            # All that an answer reads: the folder may be replaced at any time.
             if TEXT_MODEL in classifier.manifest.files:
                 classifier.embed_texts(["a photo."])
             size = classifier.manifest.preprocessing.image_size
             (row,) = classifier.embed_pixels(np.zeros((1, size, size, 3), np.uint8), [(0, 1.0)])
             # A calibrated client, if there is one: its answers take more files.
-            calibrated = (info.index for info in classifier.clients if info.calibration)
-            view = next(calibrated, 0), 1.0
+            calibrated = (info for info in classifier.clients if info.calibration)
+            info = next(calibrated, classifier.clients[0])
+            view = info.index, info.default_strength
             classifier.answer("", view, row, classifier.class_names, 1)
             version = file_sha256(folder / MANIFEST)[:12]
             if signature(folder) == before:

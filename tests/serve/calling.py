@@ -41,7 +41,7 @@ def served(service: Service) -> Iterator[httpx.Client]:
         thread = threading.Thread(target=server.run, args=([port],), daemon=True)
         thread.start()
         wait_until(lambda: server.started)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port.getsockname()[1]}") as client:
+        with httpx.Client(base_url=address.url(port.getsockname()[1]), timeout=60) as client:
             yield client
         server.should_exit = True
         thread.join(20)

@@ -110,6 +110,7 @@ def test_what_there_is(service: Service, caller: Any) -> None:
     assert caller.get("/v1/classes").json()["prompt"] == "a photo of a {}."
     assert caller.get("/docs").status_code == 200
     forms = caller.get("/openapi.json").json()["paths"][CLASSIFY]["post"]["requestBody"]
+    assert caller.get("/openapi.json").json()["security"] == [{"key": []}]
     assert set(forms["content"]) == {"multipart/form-data", "application/json"}
 
 

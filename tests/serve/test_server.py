@@ -43,7 +43,7 @@ def test_without_torch_and_with_a_graceful_end(tmp_path: Path) -> None:
         asking.start()
         log = tmp_path / "log"
         metrics = f"{url}/metrics"
-        wait_until(lambda: "pfedmma_queue_images 60" in httpx.get(metrics).text)
+        wait_until(lambda: "pfedmma_queue_images 60" in httpx.get(metrics, timeout=60).text)
         process.send_signal(signal.SIGTERM)
         asking.join(60)
         process.wait(20)
