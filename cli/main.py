@@ -27,9 +27,11 @@ from . import (
     fleet,
     inspect,
     methods,
+    monitor,
     personalize,
     predict,
     quickstart,
+    replay,
     report,
     search,
     train,
@@ -82,6 +84,8 @@ app.command()(compare.compare)
 app.add_typer(fleet.app, name="fleet")
 app.command()(export.export)
 app.command()(predict.predict)
+app.command()(replay.replay)
+app.command()(monitor.monitor)
 app.command()(embed.embed)
 app.command()(search.search)
 app.command()(dedupe.dedupe)

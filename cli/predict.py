@@ -7,7 +7,8 @@ import json
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
@@ -20,6 +21,7 @@ from .output import Output
 
 if TYPE_CHECKING:
     from pfedmma_deploy.runtime import Classifier, Prediction
+    from pfedmma_deploy.runtime.certainty import Terms
     from pfedmma_deploy.types import Skipped
 
     Outcome = tuple[Prediction, ...] | Skipped
@@ -71,6 +73,9 @@ def predict(
         float | None,
         flag("Also the classes that hold the right one for this share of images.", "SHARE"),
     ] = None,
+    log: Annotated[
+        Path | None, flag("Append a record of every answer: see replay and monitor.", "FILE")
+    ] = None,
     top: Annotated[int, flag("Answers per image.", "N", min=1)] = 3,
     compare: Annotated[
         bool, switch("--compare", "Show what zero-shot CLIP answers beside it.")
@@ -104,6 +109,7 @@ def predict(
       pfedmma predict photos/ --client 3 --strength 0.5
       pfedmma predict photo.jpg --client 3 --classes "cat,dog,a steam locomotive" --json
       pfedmma predict "photos/**/*.jpg" --client 3 --out answers.csv
+      pfedmma predict photos/ --client 3 --log answers.jsonl
       pfedmma predict photos/ --client 3 --accept 0.99 --negatives "empty,blurred"
     """
     if output.as_json and (file_format or out):
@@ -114,6 +120,7 @@ def predict(
     # Before the model is loaded: a wrong path is named at once, and the bar knows its end.
     total = sum(1 for _ in find_images(images))
     from pfedmma_deploy.runtime import Classifier
+    from pfedmma_deploy.runtime.certainty import checked_terms
 
     classifier = Classifier.load(bundle, device, threads)
     if device == "auto" and classifier.fallback_reason and output.verbose:
@@ -128,13 +135,14 @@ def predict(
         find_images(images),
         clients,
         names,
-        top,
+        top if log is None else len(names or classifier.class_names),
         strength=strength,
         accept=accept,
         coverage=coverage,
         negatives=split_names(negatives),
         batch_size=batch_size,
     )
+    terms = checked_terms(accept, coverage, split_names(negatives))
     calibrations = [classifier.manifest.clients[classifier.bundle.client_index(c)] for c in clients]
     judged = negatives is not None or any(info.calibration for info in calibrations)
     if out or chosen_format == "table" or not output.stdout.isatty():
@@ -142,7 +150,10 @@ def predict(
         outcomes = output.progress.track(outcomes, "images", total)
     counts = {"found": 0, "skipped": 0}
     outcomes = _counted(outcomes, counts, output)
-    with destination(out, output.stdout) as stream:
+    with ExitStack() as open_files:
+        if log is not None:
+            outcomes = _recorded(outcomes, log, top, classifier, names, terms, open_files)
+        stream = open_files.enter_context(destination(out, output.stdout))
         if output.as_json:
             print_object(outcomes, output, judged=judged)
         elif chosen_format == "csv":
@@ -158,6 +169,35 @@ def predict(
         output.note(f"Wrote {out}")
     if skipped:
         raise typer.Exit(SOME_SKIPPED if found else 1)
+
+
+def _recorded(
+    outcomes: Iterable[Outcome],
+    file: Path,
+    top: int,
+    classifier: Classifier,
+    names: list[str] | None,
+    terms: Terms,
+    open_files: ExitStack,
+) -> Iterator[Outcome]:
+    """The same outcomes with `top` classes each, once all of them are in the record `file`."""
+    from pfedmma_deploy.runtime.bundle import file_sha256
+    from pfedmma_deploy.runtime.record import AnswerLog
+
+    typed = None if names is None else tuple(names)
+    record = open_files.enter_context(AnswerLog(file, classifier, typed, terms))
+
+    def recorded() -> Iterator[Outcome]:
+        for outcome in outcomes:
+            if not isinstance(outcome, tuple):
+                yield outcome
+                continue
+            sha256 = file_sha256(Path(outcome[0].source))
+            for prediction in outcome:
+                record.write(prediction, sha256)
+            yield tuple(replace(one, top=one.top[:top]) for one in outcome)
+
+    return recorded()
 
 
 def _default_client(classifier: Classifier, output: Output) -> str | int:

@@ -29,7 +29,7 @@ WORDS = ("spoon", "cloud", "thunder")
 def calibration(known_mean: float, temperature: float = 2.0) -> ClientCalibration:
     """Ten images with scores about `known_mean`, half a point apart."""
     own = tuple(np.linspace(0.1, 0.9, 10).tolist())
-    found = Calibration(10, temperature, 1.0, known_mean, 0.5, own)
+    found = Calibration(10, temperature, 1.0, known_mean, 0.5, 0.6, 0.2, own)
     mean = np.random.default_rng(3).normal(size=shared_backbone().embed_dim)
     return ClientCalibration(found, mean / np.linalg.norm(mean))
 
