@@ -46,6 +46,7 @@ from pfedmma_deploy.federated.session import Session, open_run_session
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.methods.registry import resolve_run
 from pfedmma_deploy.runtime.index import ALIKE
+from pfedmma_deploy.runtime.monitor import CHANCE, welch
 from pfedmma_deploy.system import describe_environment
 from pfedmma_deploy.types import ClientData, Example
 
@@ -58,6 +59,8 @@ RECALL = 0.95
 FEWEST = 30
 """Validation images from which a client's calibration error is judged."""
 DRAWS = 200
+SHOWN = 30
+"""Images that `monitor` compares with as many."""
 WITHOUT = "no word names a class of the sample"
 
 Scores = dict[str, Array]
@@ -263,6 +266,51 @@ def resampled(case: Case, session: Session) -> dict[str, list[float]]:
     return found
 
 
+def monitored(case: Case, session: Session) -> dict[str, float]:
+    """How often `monitor` alarms, in percent of draws: on the same kind of images, and on others.
+
+    30 of the client's test images are the reference, 30 others, or 30 of another domain or of the
+    novel classes, are what comes; both are drawn anew each time.
+    """
+    federation, client, labels = session.federation, case.client, list(session.federation.base)
+    if len(client.test) < 2 * SHOWN:
+        return {}
+    known = all_scores(case)["**built**: general words + 0.25 mean image"]
+    logits = case.scale * case.personal.images @ case.personal.texts["base"].T
+    kinds = {"the same": case.rows(client.test)}
+    for domain in dict.fromkeys(one.domain for one in federation.base_test):
+        if domain != client.domain:
+            others = [one for one in federation.base_test if one.domain == domain]
+            kinds[f"{client.domain} -> {domain}"] = case.rows(others)
+    kinds["novel classes"] = case.rows(federation.novel_test)
+    rows = {
+        row: labels.index(one.label)
+        for row, one in zip(kinds["the same"], client.test, strict=True)
+    }
+    rng, alarms = np.random.default_rng(0), dict.fromkeys(kinds, 0)
+    for _ in range(DRAWS):
+        drawn = rng.permutation(kinds["the same"])
+        own = drawn[:SHOWN]
+        fitted = fit_calibration(logits[own], np.array([rows[row] for row in own]), known[own], 1.0)
+        best = probabilities(logits / fitted.temperature).max(axis=1)
+        for name, listed in kinds.items():
+            some = drawn[SHOWN : 2 * SHOWN]
+            if name != "the same":
+                some = rng.choice(listed, min(SHOWN, len(listed)), replace=False)
+            found = (
+                welch(known[some], fitted.known_mean, fitted.known_deviation, SHOWN, CHANCE / 2),
+                welch(
+                    best[some],
+                    fitted.confidence_mean,
+                    fitted.confidence_deviation,
+                    SHOWN,
+                    CHANCE / 2,
+                ),
+            )
+            alarms[name] += any(one is not None and one.is_alarm for one in found)
+    return {name: 100 * count / DRAWS for name, count in alarms.items()}
+
+
 def open_cases(session: Session, load: Callable[[str], Adapter]) -> list[Case]:
     """Every client of a session beside zero-shot, on all images of any use."""
     federation, calibrator = (
@@ -316,6 +364,7 @@ def measure(sample: str, seed: int, folder: Path) -> dict[str, Any]:
             "scores": compare_scores(case, session),
             "built": built,
             "resampled": resampled(case, session),
+            "monitored": monitored(case, session),
         }
         print(sample, seed, case.client.id, built, flush=True)
     together = {}
@@ -484,6 +533,25 @@ test images, the rest judged, means over clients and seeds.
 """
 
 
+def monitor_lines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How often `monitor` alarms on the same kind of images and on others."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for client in run["clients"].values():
+            for name, share in client["monitored"].items():
+                found.setdefault(name, []).append(share)
+    rows = [
+        [name, str(len(shares)), shown(mean(shares)), shown(max(shares))]
+        for name, shares in found.items()
+    ]
+    sentence = (
+        f"`monitor`: percent of {DRAWS} draws that raise an alarm, {SHOWN} images against {SHOWN} "
+        "of the client's own, both drawn anew."
+    )
+    columns = ["what comes", "clients and seeds", "alarms, mean", "largest"]
+    return [sentence, "", *table(columns, rows), ""]
+
+
 def finding_lines(found: Mapping[str, Any]) -> list[str]:
     """Copies that `dedupe` finds, and images that `search` finds."""
     columns = next(iter(found["copies"].values()))
@@ -536,6 +604,7 @@ def render(runs: Sequence[Mapping[str, Any]], seeds: str) -> str:
         lines += [f"## {sample}", "", summary(own, sample), ""]
         lines += [*score_table(own), AFTER, *built_table(own[0])]
         lines += [PROMISES.format(draws=DRAWS // 4), *promise_table(own), ""]
+        lines += monitor_lines(own)
         lines += finding_lines(own[0]["finding"])
     lines.append(environment_lines(describe_environment(torch.get_num_threads())))
     return "\n".join(lines) + "\n"

@@ -29,7 +29,7 @@ def monitor(
     model: Model = None,
     chance: Annotated[
         float, flag("Of an alarm though nothing has changed, over all clients.", "SHARE")
-    ] = 0.05,
+    ] = 0.02,
 ) -> None:
     """Say whether recorded answers are still like those to the clients' own images.
 
@@ -43,7 +43,7 @@ def monitor(
     """
     # Written so that NaN does not pass.
     if not 0 < chance < 1:
-        raise UsageError(f"--chance is a share above 0 and below 1, found {chance:g}: try 0.05")
+        raise UsageError(f"--chance is a share above 0 and below 1, found {chance:g}: try 0.02")
     from pfedmma_deploy.runtime.bundle import Bundle
     from pfedmma_deploy.runtime.monitor import monitor as monitor_entries
     from pfedmma_deploy.runtime.record import bundle_sha256, read_record

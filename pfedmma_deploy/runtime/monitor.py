@@ -20,7 +20,7 @@ from pfedmma_deploy.runtime.certainty import UNKNOWN
 from pfedmma_deploy.runtime.manifest import Manifest
 from pfedmma_deploy.runtime.record import Entry
 
-CHANCE = 0.05
+CHANCE = 0.02
 """Of an alarm though nothing has changed, over all clients."""
 
 

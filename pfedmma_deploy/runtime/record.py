@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import onnxruntime
+
 from pfedmma_deploy.errors import BundleError, UsageError
 from pfedmma_deploy.runtime.bundle import MANIFEST, VISION_MODEL, Bundle, file_sha256
 from pfedmma_deploy.runtime.certainty import Terms
@@ -25,7 +27,7 @@ FORMAT = "pfedmma-answer 1"
 SAME = 1e-4
 """Largest difference of a probability that two calls of one model may have: batches of another size
 round otherwise."""
-LIBRARIES = ("pfedmma-deploy", "onnxruntime", "numpy", "pillow")
+LIBRARIES = ("pfedmma-deploy", "numpy", "pillow")
 
 Entry = Mapping[str, Any]
 Outcome = Literal["repeated", "differs", "image gone", "image changed", "other bundle"]
@@ -54,6 +56,8 @@ class AnswerLog:
             "provider": classifier.provider,
             "versions": {
                 "python": platform.python_version(),
+                # Its distribution has another name where it was built for GPUs.
+                "onnxruntime": onnxruntime.__version__,
                 **{name: version(name) for name in LIBRARIES},
             },
             "terms": {"classes": classes, **asdict(terms)},
