@@ -30,6 +30,9 @@ def monitor(
     chance: Annotated[
         float, flag("Of an alarm though nothing has changed, over all clients.", "SHARE")
     ] = 0.02,
+    plot: Annotated[
+        Path | None, flag("Draw the scores of being known, as .png, .svg or .pdf.", "FILE")
+    ] = None,
 ) -> None:
     """Say whether recorded answers are still like those to the clients' own images.
 
@@ -40,6 +43,7 @@ def monitor(
     Examples:
       pfedmma monitor answers.jsonl
       pfedmma monitor answers.jsonl --model exports/sites --chance 0.01 --json
+      pfedmma monitor answers.jsonl --plot drift.png
     """
     # Written so that NaN does not pass.
     if not 0 < chance < 1:
@@ -76,6 +80,11 @@ def monitor(
     columns = ["Client", "Answers", "Unknown, %", "Known", "Confidence", "Most frequent", "State"]
     output.table(columns, rows)
     alarms = [one.client for one in states if one.is_alarm]
+    if plot is not None:
+        from pfedmma_deploy.report.drift import draw_drift
+
+        draw_drift(own(), bundle.manifest, plot)
+        output.note(f"Wrote {plot}")
     output.result({"clients": [one.to_dict() for one in states], "alarms": alarms})
     if alarms:
         raise typer.Exit(CHANGED)

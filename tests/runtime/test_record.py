@@ -14,13 +14,14 @@ from PIL import Image
 
 from pfedmma_deploy.cli.main import run
 from pfedmma_deploy.errors import BundleError, UsageError
+from pfedmma_deploy.report.drift import draw_drift, known_by_client, moving_mean
 from pfedmma_deploy.runtime import Bundle, Classifier
 from pfedmma_deploy.runtime.bundle import file_sha256
 from pfedmma_deploy.runtime.monitor import Drift, monitor, welch
 from pfedmma_deploy.runtime.record import FORMAT, bundle_sha256, read_record, replay
 from tests.export.sample import CLASS_NAMES, images
 
-pytest_plugins = ["tests.export.fixtures", "tests.export.certain"]
+pytest_plugins = ["tests.export.fixtures"]
 
 Printed = pytest.CaptureFixture[str]
 
@@ -217,6 +218,28 @@ def test_the_command_ends_with_4_after_an_alarm(photos: Path, capsys: Printed) -
     values = json.loads(printed.out)
     assert values["alarms"] == ["north"] and values["clients"][0]["known"]["t"] < -10
     assert "1 lines are cut off or of another bundle, and left out" in printed.err
+
+
+def test_the_picture(photos: Path, capsys: Printed) -> None:
+    predict("--compare")
+    assert run("monitor log.jsonl --model model --chance 0.0001 --plot drift.svg".split()) == 0
+    drawn = Path("drift.svg").read_text()
+    assert "<svg" in drawn
+    manifest = Bundle.open("model").manifest
+    found = known_by_client(entries(), manifest)
+    assert [info.id for info in found] == ["zero-shot", "north"]
+    assert [len(scores) for scores in found.values()] == [6, 6]
+    capsys.readouterr()
+    assert run("monitor log.jsonl --model model --chance 0.0001 --plot none/a.png".split()) == 2
+    assert "The picture none/a.png cannot be written" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="No calibrated client has answered: there is nothing to"):
+        draw_drift([], manifest, Path("empty.png"))
+
+
+def test_moving_mean_by_hand() -> None:
+    """The mean of all so far, then of the last 25: of 1 to 30 at the end 6 to 30."""
+    found = moving_mean([float(n) for n in range(1, 31)])
+    assert found[:3] == [1.0, 1.5, 2.0] and found[24:26] == [13.0, 14.0] and found[-1] == 18.0
 
 
 def test_the_hash_is_the_manifests(photos: Path, tmp_path: Path) -> None:
