@@ -4,12 +4,14 @@
 
 Trains the quickstart's ten clients on cifar10-sample and six clients of one domain each on
 domains-sample, once per seed, and compares scores of "known" on test images; then measures what was
-built of them as it is deployed. Writes answers.md and answers.json beside this file.
+built of them as it is deployed, and what is found by likeness and by words. Writes answers.md and
+answers.json beside this file; what answers.json has already is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
 
 from pfedmma_deploy.adapters.base import Adapter, Frozen
 from pfedmma_deploy.backbone.clip import class_texts
@@ -36,10 +40,13 @@ from pfedmma_deploy.calibration import (
 )
 from pfedmma_deploy.config import read_options
 from pfedmma_deploy.data.class_names import class_key
+from pfedmma_deploy.data.pixels import resize_crop
 from pfedmma_deploy.evaluation.calibrate import Calibrator, competing_words
 from pfedmma_deploy.federated.session import Session, open_run_session
 from pfedmma_deploy.federated.train import train
 from pfedmma_deploy.methods.registry import resolve_run
+from pfedmma_deploy.runtime.index import ALIKE
+from pfedmma_deploy.runtime.monitor import CHANCE, welch
 from pfedmma_deploy.system import describe_environment
 from pfedmma_deploy.types import ClientData, Example
 
@@ -52,6 +59,8 @@ RECALL = 0.95
 FEWEST = 30
 """Validation images from which a client's calibration error is judged."""
 DRAWS = 200
+SHOWN = 30
+"""Images that `monitor` compares with as many."""
 WITHOUT = "no word names a class of the sample"
 
 Scores = dict[str, Array]
@@ -159,21 +168,29 @@ def compare_scores(case: Case, session: Session) -> dict[str, Figures]:
     return found
 
 
-def calibration_error(scores: Array, rows: Rows, temperature: float) -> Figures:
-    """ECE in percent, and what a model that is right about itself would have on so many images."""
+Answers = tuple[Array, NDArray[np.bool_]]
+"""Probabilities [N] of a model's answers, and whether they are right."""
+
+
+def answers(scores: Array, rows: Rows, temperature: float) -> Answers:
+    """A model's answers at a temperature to images of the classes `rows` [N]."""
     shares = probabilities(scores / temperature)
-    confidence = shares.max(axis=1)
+    return shares.max(axis=1), shares.argmax(axis=1) == rows
+
+
+def calibration_error(found: Answers) -> Figures:
+    """ECE in percent, and what a model that is right about itself would have on so many images."""
+    confidence, is_right = found
     rng, floor = np.random.default_rng(0), []
     for _ in range(DRAWS):
         floor.append(reliability(confidence, rng.random(len(confidence)) < confidence)[1] or 0.0)
-    return {
-        "ece": reliability(confidence, shares.argmax(axis=1) == rows)[1],
-        "floor": float(np.mean(floor)),
-    }
+    return {"ece": reliability(confidence, is_right)[1], "floor": float(np.mean(floor))}
 
 
-def as_built(case: Case, session: Session, pooled: Sequence[Example]) -> dict[str, Any]:
-    """The client's calibration on held-out images, base names offered."""
+def as_built(
+    case: Case, session: Session, pooled: Sequence[Example]
+) -> tuple[dict[str, Any], dict[str, Answers]]:
+    """The client's calibration on held-out images, base names offered, and its answers."""
     federation, client, scale = session.federation, case.client, case.scale
     labels = list(federation.base)
 
@@ -194,14 +211,15 @@ def as_built(case: Case, session: Session, pooled: Sequence[Example]) -> dict[st
     plain = scale * case.zero_shot.images @ case.zero_shot.texts["base"].T
     shot = case.rows(pooled)
     warm = fit_calibration(plain[shot], own_rows(pooled), np.zeros(len(shot)), 1.0).temperature
-    errors = {
-        "zero_shot_before": calibration_error(plain[test], own_rows(client.test), 1.0),
-        "zero_shot_after": calibration_error(plain[test], own_rows(client.test), warm),
-        "before": calibration_error(logits[test], own_rows(client.test), 1.0),
-        "after": calibration_error(logits[test], own_rows(client.test), fitted.temperature),
+    tests = own_rows(client.test)
+    given = {
+        "zero_shot_before": answers(plain[test], tests, 1.0),
+        "zero_shot_after": answers(plain[test], tests, warm),
+        "before": answers(logits[test], tests, 1.0),
+        "after": answers(logits[test], tests, fitted.temperature),
     }
     car = [place for place, example in enumerate(client.test) if _is_car(session, example)]
-    return {
+    figures = {
         "images": len(val),
         "tests": len(test),
         "temperature": fitted.temperature,
@@ -210,8 +228,9 @@ def as_built(case: Case, session: Session, pooled: Sequence[Example]) -> dict[st
         "coverage": float(100 * in_set.mean()),
         "set_size": float(np.maximum((shares >= least).sum(axis=1), 1).mean()),
         "synonym_recall": float(100 * (known[test[car]] >= limit).mean()) if car else None,
-        "calibration": errors,
+        "calibration": {side: calibration_error(found) for side, found in given.items()},
     }
+    return figures, given
 
 
 def _is_car(session: Session, example: Example) -> bool:
@@ -245,6 +264,51 @@ def resampled(case: Case, session: Session) -> dict[str, list[float]]:
             found.setdefault(f"recall {count}", []).append(float(100 * kept.mean()))
             found.setdefault(f"coverage {count}", []).append(float(100 * held.mean()))
     return found
+
+
+def monitored(case: Case, session: Session) -> dict[str, float]:
+    """How often `monitor` alarms, in percent of draws: on the same kind of images, and on others.
+
+    30 of the client's test images are the reference, 30 others, or 30 of another domain or of the
+    novel classes, are what comes; both are drawn anew each time.
+    """
+    federation, client, labels = session.federation, case.client, list(session.federation.base)
+    if len(client.test) < 2 * SHOWN:
+        return {}
+    known = all_scores(case)["**built**: general words + 0.25 mean image"]
+    logits = case.scale * case.personal.images @ case.personal.texts["base"].T
+    kinds = {"the same": case.rows(client.test)}
+    for domain in dict.fromkeys(one.domain for one in federation.base_test):
+        if domain != client.domain:
+            others = [one for one in federation.base_test if one.domain == domain]
+            kinds[f"{client.domain} -> {domain}"] = case.rows(others)
+    kinds["novel classes"] = case.rows(federation.novel_test)
+    rows = {
+        row: labels.index(one.label)
+        for row, one in zip(kinds["the same"], client.test, strict=True)
+    }
+    rng, alarms = np.random.default_rng(0), dict.fromkeys(kinds, 0)
+    for _ in range(DRAWS):
+        drawn = rng.permutation(kinds["the same"])
+        own = drawn[:SHOWN]
+        fitted = fit_calibration(logits[own], np.array([rows[row] for row in own]), known[own], 1.0)
+        best = probabilities(logits / fitted.temperature).max(axis=1)
+        for name, listed in kinds.items():
+            some = drawn[SHOWN : 2 * SHOWN]
+            if name != "the same":
+                some = rng.choice(listed, min(SHOWN, len(listed)), replace=False)
+            found = (
+                welch(known[some], fitted.known_mean, fitted.known_deviation, SHOWN, CHANCE / 2),
+                welch(
+                    best[some],
+                    fitted.confidence_mean,
+                    fitted.confidence_deviation,
+                    SHOWN,
+                    CHANCE / 2,
+                ),
+            )
+            alarms[name] += any(one is not None and one.is_alarm for one in found)
+    return {name: 100 * count / DRAWS for name, count in alarms.items()}
 
 
 def open_cases(session: Session, load: Callable[[str], Adapter]) -> list[Case]:
@@ -292,15 +356,81 @@ def measure(sample: str, seed: int, folder: Path) -> dict[str, Any]:
     session, shared = open_run_session(run), run.load_shared()
     cases = open_cases(session, lambda name: session.client_model(run.load_client(name), shared))
     pooled = [example for case in cases for example in case.client.val]
-    clients = {}
+    clients, every = {}, []
     for case in cases:
+        built, given = as_built(case, session, pooled)
+        every.append(given)
         clients[case.client.id] = {
             "scores": compare_scores(case, session),
-            "built": as_built(case, session, pooled),
+            "built": built,
             "resampled": resampled(case, session),
+            "monitored": monitored(case, session),
         }
-        print(sample, seed, case.client.id, clients[case.client.id]["built"], flush=True)
-    return {"sample": sample, "seed": seed, "clients": clients}
+        print(sample, seed, case.client.id, built, flush=True)
+    together = {}
+    for side in every[0]:
+        confidence, is_right = zip(*(given[side] for given in every), strict=True)
+        together[side] = calibration_error((np.concatenate(confidence), np.concatenate(is_right)))
+    return {
+        "sample": sample,
+        "seed": seed,
+        "clients": clients,
+        "together": together,
+        "finding": measure_finding(session),
+    }
+
+
+def copies_of(image: Image.Image) -> dict[str, Image.Image]:
+    """The same picture as it comes back: compressed, brighter, smaller, cut."""
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=70)
+    width, height = image.size
+    edge = max(1, round(0.05 * min(image.size)))
+    return {
+        "JPEG, quality 70": Image.open(stream).convert("RGB"),
+        "10 % brighter": ImageEnhance.Brightness(image).enhance(1.1),
+        "three quarters of the size": image.resize((3 * width // 4, 3 * height // 4)),
+        "5 % cut off on every side": image.crop((edge, edge, width - edge, height - edge)),
+    }
+
+
+@torch.inference_mode()
+def measure_finding(session: Session) -> dict[str, Any]:
+    """How zero-shot's cosine tells copies of a picture from other pictures, and finds by words.
+
+    On the base and novel test images of a session.
+    """
+    federation, backbone = session.federation, session.backbone
+    tests = [*federation.base_test, *federation.novel_test]
+    originals = [federation.dataset.open_image(example) for example in tests]
+    kinds: dict[str, list[Image.Image]] = {"": originals}
+    for image in originals:
+        for name, copy in copies_of(image).items():
+            kinds.setdefault(name, []).append(copy)
+    features = {}
+    size, mode, filter_ = backbone.image_size, backbone.resize_mode, backbone.interpolation
+    for name, listed in kinds.items():
+        pixels = np.stack([resize_crop(one, size, mode, filter_) for one in listed])
+        parts = [
+            backbone.encode_image(torch.from_numpy(part)) for part in np.array_split(pixels, 10)
+        ]
+        features[name] = torch.cat(parts).double().cpu().numpy()
+    plain = features.pop("")
+    pairs = (plain @ plain.T)[np.triu_indices(len(plain), 1)]
+    rows = {}
+    for limit in (0.95, 0.97, ALIKE, 0.99):
+        found = {
+            name: 100 * float(((plain * own).sum(1) >= limit).mean())
+            for name, own in features.items()
+        }
+        rows[f"{limit:g}"] = {**found, "other pictures": 100 * float((pairs >= limit).mean())}
+    names = list(federation.dataset.class_names)
+    texts = backbone.encode_text(class_texts(backbone, names, session.config.prompt).prompts)
+    cosines = plain @ texts.double().cpu().numpy().T
+    labels = np.array([example.label for example in tests])
+    best = np.argsort(-cosines, axis=0)[:20]
+    right = labels[best] == np.arange(len(names))
+    return {"copies": rows, "images": len(tests), "first_20": 100 * float(right.mean())}
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -353,6 +483,8 @@ def built_table(run: Mapping[str, Any]) -> list[str]:
         means = [shown(mean([x[key] for x in found])) for key in ("ece", "floor")]
         average.append(f"{means[0]} ({means[1]})")
     rows.append(["mean", "", "", *average])
+    pooled = [f"{shown(x['ece'])} ({shown(x['floor'])})" for x in run["together"].values()]
+    rows.append(["images of all clients together", "", "", *[""] * len(keys), *pooled])
     columns = [
         *("client", "validation images", "temperature", "kept", "false", "covered", "set size"),
         *("ECE zero-shot", "with temperature", "ECE personal", "with temperature"),
@@ -401,6 +533,40 @@ test images, the rest judged, means over clients and seeds.
 """
 
 
+def monitor_lines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How often `monitor` alarms on the same kind of images and on others."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for client in run["clients"].values():
+            for name, share in client["monitored"].items():
+                found.setdefault(name, []).append(share)
+    rows = [
+        [name, str(len(shares)), shown(mean(shares)), shown(max(shares))]
+        for name, shares in found.items()
+    ]
+    sentence = (
+        f"`monitor`: percent of {DRAWS} draws that raise an alarm, {SHOWN} images against {SHOWN} "
+        "of the client's own, both drawn anew."
+    )
+    columns = ["what comes", "clients and seeds", "alarms, mean", "largest"]
+    return [sentence, "", *table(columns, rows), ""]
+
+
+def finding_lines(found: Mapping[str, Any]) -> list[str]:
+    """Copies that `dedupe` finds, and images that `search` finds."""
+    columns = next(iter(found["copies"].values()))
+    rows = []
+    for limit, row in found["copies"].items():
+        cells = [shown(row[name]) for name in columns if name != "other pictures"]
+        rows.append([limit, *cells, f"{row['other pictures']:.4f}"])
+    sentence = (
+        f"`dedupe`: percent of {found['images']} test images whose copy has at least this cosine "
+        "with them (zero-shot), and of pairs of different test images. `search`: of the first 20 "
+        f"images for each class name {shown(found['first_20'])} % are of the class."
+    )
+    return [sentence, "", *table(["cosine", *columns], rows), ""]
+
+
 def summary(runs: Sequence[Mapping[str, Any]], sample: str) -> str:
     """How the targets stand, in sentences of figures."""
     every = [client for run in runs for client in run["clients"].values()]
@@ -438,6 +604,8 @@ def render(runs: Sequence[Mapping[str, Any]], seeds: str) -> str:
         lines += [f"## {sample}", "", summary(own, sample), ""]
         lines += [*score_table(own), AFTER, *built_table(own[0])]
         lines += [PROMISES.format(draws=DRAWS // 4), *promise_table(own), ""]
+        lines += monitor_lines(own)
+        lines += finding_lines(own[0]["finding"])
     lines.append(environment_lines(describe_environment(torch.get_num_threads())))
     return "\n".join(lines) + "\n"
 
@@ -447,12 +615,16 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, default=HERE)
     given = parser.parse_args()
-    runs = []
-    with tempfile.TemporaryDirectory() as folder:
-        for sample in SAMPLES:
-            for seed in map(int, given.seeds.split(",")):
-                runs.append(measure(sample, seed, Path(folder) / f"{sample}-{seed}"))
-    (given.out / "answers.json").write_text(json.dumps(runs, indent=1) + "\n")
+    file = given.out / "answers.json"
+    runs = json.loads(file.read_text()) if file.exists() else []
+    known = {(run["sample"], run["seed"]) for run in runs}
+    wanted = [(sample, seed) for sample in SAMPLES for seed in map(int, given.seeds.split(","))]
+    for sample, seed in wanted:
+        if (sample, seed) not in known:
+            with tempfile.TemporaryDirectory() as folder:
+                runs.append(measure(sample, seed, Path(folder) / "run"))
+            file.write_text(json.dumps(runs, indent=1) + "\n")
+    runs.sort(key=lambda run: wanted.index((run["sample"], run["seed"])))
     (given.out / "answers.md").write_text(render(runs, given.seeds))
 
 

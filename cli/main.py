@@ -28,9 +28,11 @@ from . import (
     inspect,
     key,
     methods,
+    monitor,
     personalize,
     predict,
     quickstart,
+    replay,
     report,
     search,
     serve,
@@ -84,6 +86,8 @@ app.command()(compare.compare)
 app.add_typer(fleet.app, name="fleet")
 app.command()(export.export)
 app.command()(predict.predict)
+app.command()(replay.replay)
+app.command()(monitor.monitor)
 app.command()(embed.embed)
 app.command()(search.search)
 app.command()(dedupe.dedupe)

@@ -7,7 +7,8 @@ import json
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
@@ -22,6 +23,7 @@ from .shards import Shard, arguments_of, every, is_done, listing, run_all, write
 
 if TYPE_CHECKING:
     from pfedmma_deploy.runtime import Classifier, Prediction
+    from pfedmma_deploy.runtime.certainty import Terms
     from pfedmma_deploy.types import Skipped
 
     Outcome = tuple[Prediction, ...] | Skipped
@@ -75,6 +77,9 @@ def predict(
         float | None,
         flag("Also the classes that hold the right one for this share of images.", "SHARE"),
     ] = None,
+    log: Annotated[
+        Path | None, flag("Append a record of every answer: see replay and monitor.", "FILE")
+    ] = None,
     top: Annotated[int, flag("Answers per image.", "N", min=1)] = 3,
     compare: Annotated[
         bool, switch("--compare", "Show what zero-shot CLIP answers beside it.")
@@ -117,6 +122,7 @@ def predict(
       pfedmma predict "photos/**/*.jpg" --client 3 --out answers.csv
       pfedmma predict photos/ --client 3 --out answers.parquet --shard 3/16
       pfedmma predict photos/ --client 3 --out answers.parquet --shard all/16 --ray
+      pfedmma predict photos/ --client 3 --log answers.jsonl
       pfedmma predict photos/ --client 3 --accept 0.99 --negatives "empty,blurred"
     """
     if output.as_json and (file_format or out):
@@ -140,6 +146,7 @@ def predict(
     total, names_hash = listing(find_images(images))
     from pfedmma_deploy.runtime import Classifier
     from pfedmma_deploy.runtime.bundle import VISION_MODEL
+    from pfedmma_deploy.runtime.certainty import checked_terms
 
     classifier = Classifier.load(bundle, device, threads)
     if device == "auto" and classifier.fallback_reason and output.verbose:
@@ -179,23 +186,27 @@ def predict(
         taken,
         clients,
         names,
-        top,
+        top if log is None else len(names or classifier.class_names),
         strength=strength,
         accept=accept,
         coverage=coverage,
         negatives=split_names(negatives),
         batch_size=batch_size,
     )
+    terms = checked_terms(accept, coverage, split_names(negatives))
     if out or chosen_format == "table" or not output.stdout.isatty():
         # Elsewhere a bar would run through the rows.
         outcomes = output.progress.track(outcomes, "images", total)
     counts = {"found": 0, "skipped": 0}
     outcomes = _counted(outcomes, counts, output)
-    if out and chosen_format == "parquet":
-        with replaced(out) as partial:
+    with ExitStack() as open_files:
+        if log is not None:
+            outcomes = _recorded(outcomes, log, top, classifier, names, terms, open_files)
+        if out and chosen_format == "parquet":
+            partial = open_files.enter_context(replaced(out))
             write_parquet(outcomes, partial, settings)
-    else:
-        _print(outcomes, output, out, chosen_format, answers, compare=compare, judged=judged)
+        else:
+            _print(outcomes, output, out, chosen_format, answers, compare=compare, judged=judged)
     found, skipped = counts.values()
     if skipped:
         output.note(f"{skipped} of {found + skipped} images could not be read")
@@ -225,6 +236,35 @@ def _print(
             write_lines(outcomes, stream, judged=judged)
         else:
             write_table(outcomes, Output(stream, as_json=False, quiet=output.quiet))
+
+
+def _recorded(
+    outcomes: Iterable[Outcome],
+    file: Path,
+    top: int,
+    classifier: Classifier,
+    names: list[str] | None,
+    terms: Terms,
+    open_files: ExitStack,
+) -> Iterator[Outcome]:
+    """The same outcomes with `top` classes each, once all of them are in the record `file`."""
+    from pfedmma_deploy.runtime.bundle import file_sha256
+    from pfedmma_deploy.runtime.record import AnswerLog
+
+    typed = None if names is None else tuple(names)
+    record = open_files.enter_context(AnswerLog(file, classifier, typed, terms))
+
+    def recorded() -> Iterator[Outcome]:
+        for outcome in outcomes:
+            if not isinstance(outcome, tuple):
+                yield outcome
+                continue
+            sha256 = file_sha256(Path(outcome[0].source))
+            for prediction in outcome:
+                record.write(prediction, sha256)
+            yield tuple(replace(one, top=one.top[:top]) for one in outcome)
+
+    return recorded()
 
 
 def _default_client(classifier: Classifier, output: Output) -> str | int:

@@ -42,6 +42,8 @@ MEAN_WEIGHT = 0.25
 """Of the client's mean image in the score of known images."""
 ACCEPT = 0.95
 """Share of a client's own images that are kept where nobody says otherwise."""
+FEWEST = 5
+"""Validation images from which a threshold is drawn: two or three may be alike by chance."""
 MOST_STORED = 101
 """Probabilities that are stored of a client's validation images."""
 
@@ -60,6 +62,9 @@ class Calibration:
     """Of the images' scores (see above)."""
     known_deviation: float
     """Their standard deviation; 0 of a single image."""
+    confidence_mean: float
+    """Of the probabilities of the answers."""
+    confidence_deviation: float
     own_class: tuple[float, ...]
     """Probabilities that the images' own classes got, ascending: all, or `MOST_STORED` of them at
     evenly spaced ranks, the first and the last among them."""
@@ -67,29 +72,30 @@ class Calibration:
     def problem(self) -> str | None:
         """What cannot be so, as a clause; None where all is well."""
         own = self.own_class
-        numbers = (self.temperature, self.strength, self.known_mean, self.known_deviation, *own)
-        if not all(map(math.isfinite, numbers)):
+        numbers = [getattr(self, name) for name in _NUMBERS]
+        if not all(map(math.isfinite, (*numbers, *own))):
             return "it has a number that is not finite"
         if self.images < 1 or not 1 <= len(own) <= min(self.images, MOST_STORED):
             return f"it has {len(own)} probabilities of {self.images} images"
         if not TEMPERATURES[0] <= self.temperature <= TEMPERATURES[1]:
             return f"its temperature is {self.temperature:g}"
-        if self.known_deviation < 0 or list(own) != sorted(own) or own[0] < 0 or own[-1] > 1:
-            return "its deviation is negative, or its probabilities are no ascending ones"
+        deviations = self.known_deviation, self.confidence_deviation
+        if min(deviations) < 0 or list(own) != sorted(own) or own[0] < 0 or own[-1] > 1:
+            return "a deviation is negative, or its probabilities are no ascending ones"
         return None
 
     def threshold(self, accept: float = ACCEPT) -> float | None:
         """The score below which an image counts as unknown, so that `accept` of known ones stay.
 
         The lower end of Student's prediction interval for one more score: mean - t s sqrt(1 + 1/n).
-        None, which means that nothing is rejected, at accept 1 and where there are fewer than two
-        images.
+        None, which means that nothing is rejected, at accept 1 and where there are fewer than
+        `FEWEST` images.
 
         Raises:
             UsageError: `accept` is not above 0 and at most 1.
         """
         require_share("accept", accept, 1.0)
-        if accept == 1 or self.images < 2:
+        if accept == 1 or self.images < FEWEST:
             return None
         spread = self.known_deviation * math.sqrt(1 + 1 / self.images)
         return self.known_mean - student_quantile(accept, self.images - 1) * spread
@@ -147,7 +153,10 @@ class ClientCalibration:
         return cls(found, mean)
 
 
-_NUMBERS = ("temperature", "strength", "known_mean", "known_deviation")
+_NUMBERS = (
+    *("temperature", "strength", "known_mean", "known_deviation"),
+    *("confidence_mean", "confidence_deviation"),
+)
 
 
 def fit_calibration(scores: Array, rows: Rows, known: Array, strength: float) -> Calibration:
@@ -160,7 +169,9 @@ def fit_calibration(scores: Array, rows: Rows, known: Array, strength: float) ->
         strength: that the model had.
     """
     temperature = fit_temperature(scores, rows)
-    own = np.sort(probabilities(scores / temperature)[np.arange(len(rows)), rows])
+    shares = probabilities(scores / temperature)
+    best = shares.max(axis=1)
+    own = np.sort(shares[np.arange(len(rows)), rows])
     ranks = np.linspace(1, len(own), min(len(own), MOST_STORED)).round().astype(int)
     return Calibration(
         images=len(rows),
@@ -168,6 +179,8 @@ def fit_calibration(scores: Array, rows: Rows, known: Array, strength: float) ->
         strength=strength,
         known_mean=float(known.mean()),
         known_deviation=float(known.std(ddof=1)) if len(known) > 1 else 0.0,
+        confidence_mean=float(best.mean()),
+        confidence_deviation=float(best.std(ddof=1)) if len(best) > 1 else 0.0,
         own_class=tuple(own[ranks - 1].tolist()),
     )
 

@@ -29,12 +29,14 @@ from pfedmma_deploy.errors import StoreError, UsageError
 from pfedmma_deploy.evaluation.calibrate import competing_words
 
 SAMPLE = Calibration(
-    images=4,
+    images=5,
     temperature=1.5,
     strength=1.0,
     known_mean=2.0,
     known_deviation=0.5,
-    own_class=(0.2, 0.4, 0.6, 0.8),
+    confidence_mean=0.8,
+    confidence_deviation=0.1,
+    own_class=(0.2, 0.4, 0.6, 0.8, 0.9),
 )
 
 
@@ -105,11 +107,12 @@ def test_students_quantiles(share: float, freedom: int, expected: float) -> None
 
 
 def test_threshold_by_hand() -> None:
-    """Four images: 2 - 2.353 * 0.5 * sqrt(1 + 1/4)."""
-    assert SAMPLE.threshold(0.95) == pytest.approx(2 - 2.353 * 0.5 * math.sqrt(1.25), abs=0.01)
+    """Five images: 2 - 2.132 * 0.5 * sqrt(1 + 1/5)."""
+    assert SAMPLE.threshold(0.95) == pytest.approx(2 - 2.132 * 0.5 * math.sqrt(1.2), abs=0.01)
     assert SAMPLE.threshold() == SAMPLE.threshold(ACCEPT)
     assert SAMPLE.threshold(1.0) is None
-    assert replace(SAMPLE, images=1, own_class=(0.2,)).threshold(0.95) is None
+    # Four images may be alike by chance.
+    assert replace(SAMPLE, images=4, own_class=(0.2,)).threshold(0.95) is None
 
 
 @pytest.mark.parametrize("accept", [0.0, -1.0, 1.01, math.nan])
@@ -120,7 +123,7 @@ def test_shares_beyond_their_range(accept: float) -> None:
         SAMPLE.least_probability(accept if accept != 1.01 else 1.0)
 
 
-@pytest.mark.parametrize("images", [4, 10, 60])
+@pytest.mark.parametrize("images", [5, 10, 60])
 def test_the_share_asked_for_is_kept(images: int) -> None:
     """Of normal scores, whatever the number of images that the threshold is drawn from."""
     rng = np.random.default_rng(0)
@@ -138,11 +141,11 @@ def test_the_share_asked_for_is_kept(images: int) -> None:
 
 
 def test_least_probabilities_by_hand() -> None:
-    """Of four images: with chance 1/5 a new one lies below the lowest, with 2/5 below the next."""
+    """Of five images: with chance 1/6 a new one lies below the lowest, with 2/6 below the next."""
     assert SAMPLE.least_probability(0.8) == 0.2
     assert SAMPLE.least_probability(0.6) == 0.4
     assert SAMPLE.least_probability(0.7) == 0.2
-    # Four images cannot promise 90 %: every class has to be let in.
+    # Five images cannot promise 90 %: every class has to be let in.
     assert SAMPLE.least_probability(0.9) == 0.0
 
 
@@ -193,8 +196,8 @@ def test_it_is_written_and_read() -> None:
     [
         ({"temperature": math.nan}, "it has a number that is not finite"),
         ({"temperature": 100.0}, "its temperature is 100"),
-        ({"images": 2}, "it has 4 probabilities of 2 images"),
-        ({"own_class": [0.9, 0.1]}, "its deviation is negative, or its probabilities are no asc"),
+        ({"images": 2}, "it has 5 probabilities of 2 images"),
+        ({"own_class": [0.9, 0.1]}, "a deviation is negative, or its probabilities are no asc"),
         ({"mean": [3.0, 4.0]}, "its mean has length 5, expected 1"),
         ({"known_mean": "high"}, "ValueError: could not convert string to float"),
         ({"mean": None}, "its mean has length nan, expected 1"),

@@ -8,6 +8,7 @@ changed; one that was stopped goes on where it last saved. numpy alone searches:
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -204,7 +205,7 @@ def _load(file: Path, header: str, width: int) -> Rows:
     if not file.exists():
         return {}
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             if arrays["header"].tobytes().decode() != header:
                 return {}
             paths = json.loads(arrays["paths"].tobytes())
@@ -247,4 +248,5 @@ def _save(file: Path, header: str, rows: Rows, width: int) -> None:
             "--index FILE."
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

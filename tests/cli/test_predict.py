@@ -21,7 +21,7 @@ from pfedmma_deploy.runtime import Classifier, ClassScore, Prediction
 from pfedmma_deploy.types import Skipped
 from tests.export.sample import CLASS_NAMES, images
 
-pytest_plugins = ["tests.export.fixtures", "tests.export.certain"]
+pytest_plugins = ["tests.export.fixtures"]
 
 Printed = pytest.CaptureFixture[str]
 

@@ -71,3 +71,17 @@ def rewrite(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     raw = json.loads(file.read_text())
     change(raw)
     file.write_text(json.dumps(raw))
+
+
+@pytest.fixture(scope="session")
+def certain(
+    reuse: Callable[[pytest.MonkeyPatch], None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The portable sample with calibrations and `classifier.onnx`; copy it before changes."""
+    from tests.export.calibrated import calibrations
+    from tests.export.sample import export_sample
+
+    out = tmp_path_factory.mktemp("certain") / "certain"
+    with pytest.MonkeyPatch.context() as patch:
+        reuse(patch)
+        return export_sample(out, classifier=True, calibrations=calibrations()).bundle

@@ -20,7 +20,7 @@ from pfedmma_deploy.export.certainty import NOTHING_REJECTED, Calibrations
 from pfedmma_deploy.export.export_config import ExportConfig
 from pfedmma_deploy.runtime import Bundle, Classifier
 from pfedmma_deploy.runtime.certainty import PLAIN
-from tests.export.certain import WORDS, Reuse, calibration, calibrations, expected
+from tests.export.calibrated import WORDS, Reuse, calibration, calibrations, expected
 from tests.export.sample import (
     CLASS_NAMES,
     export_sample,
@@ -31,7 +31,7 @@ from tests.export.sample import (
 from tests.export.test_bundle_clients import write_client
 from tests.export.test_precision import evaluation
 
-pytest_plugins = ["tests.export.fixtures", "tests.export.certain"]
+pytest_plugins = ["tests.export.fixtures"]
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,8 @@
-"""The sample with calibrated clients; test modules name this file in `pytest_plugins`."""
+"""Calibrations for the sample's clients, and what torch says of their scores."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from tests.export.sample import (
     CLASS_NAMES,
     CLIENTS,
     PROMPT,
-    export_sample,
     images,
     shared_backbone,
 )
@@ -29,7 +27,7 @@ WORDS = ("spoon", "cloud", "thunder")
 def calibration(known_mean: float, temperature: float = 2.0) -> ClientCalibration:
     """Ten images with scores about `known_mean`, half a point apart."""
     own = tuple(np.linspace(0.1, 0.9, 10).tolist())
-    found = Calibration(10, temperature, 1.0, known_mean, 0.5, own)
+    found = Calibration(10, temperature, 1.0, known_mean, 0.5, 0.6, 0.2, own)
     mean = np.random.default_rng(3).normal(size=shared_backbone().embed_dim)
     return ClientCalibration(found, mean / np.linalg.norm(mean))
 
@@ -55,12 +53,3 @@ def expected() -> tuple[np.ndarray[Any, Any], float, np.ndarray[Any, Any]]:
     rivals = factor * image @ general.double().numpy().T
     known = known_scores(logits, rivals, image @ calibration(0).mean, factor)
     return known, float(np.median(known)), logits
-
-
-@pytest.fixture(scope="session")
-def certain(reuse: Reuse, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample with calibrations and `classifier.onnx`."""
-    out = tmp_path_factory.mktemp("certain") / "certain"
-    with pytest.MonkeyPatch.context() as patch:
-        reuse(patch)
-        return export_sample(out, classifier=True, calibrations=calibrations()).bundle
