@@ -54,7 +54,13 @@ def test_ratios_are_taken_within_rounds() -> None:
 def test_report(tmp_path: Path) -> None:
     measured = {
         "rows": ROWS,
-        "one_caller": {"request": 0.012, "predict": 0.0105, "overhead": 0.0015},
+        "one_caller": {
+            "request": 0.012,
+            "predict": 0.0105,
+            "overhead": 0.0015,
+            "request_cpu": 0.011,
+            "predict_cpu": 0.0097,
+        },
         "endurance": {
             "minutes": 10,
             "requests": 12_000,
@@ -68,6 +74,7 @@ def test_report(tmp_path: Path) -> None:
     text = (tmp_path / "serve.md").read_text()
     assert "| pfedmma serve | 67.5 | 0.90 | 1.50 | 11.0 | 1.10 |" in text
     assert "12.00 ms a request, 10.50 ms `Classifier.predict`" in text
+    assert "11.00 ms in the server and 9.70 ms, 1.30 ms between the two." in text
     assert "12,000 requests, 0 failed; memory 200 MiB before, 204 MiB after (+2.0 %)." in text
     assert "## small" in text
     assert "Made by `c`. 64 callers" in text
