@@ -511,14 +511,14 @@ INTRODUCTION = """# Answers one can act on
 Made by `python -m benchmarks.answers_table --seeds {seeds}`: the quickstart's options, ten
 clients on `cifar10-sample`, six clients of one domain each on `domains-sample`. Known are a
 client's own test images, unknown the test images of the novel classes (of all domains); the base
-names are offered. Means over clients and seeds, unweighted. "AUROC": how often a known image has
-the higher score, in percent; 50 is chance. "False at 95 %": unknown images that are let through
-where 95 % of the known ones are. "Base as known": all base test images, also of classes and
-domains that the client has never seen. "Other domains": base classes in domains of others as
-unknown. The weight of the mean image (0.25) was chosen on these two samples (seed 0), so its
-advantage over 0.15 or 0.3 is not established. General words: {words} of them, of which those that
-equal a base name are left out; {named} name a novel class of `cifar10-sample`, and the rows
-without them show what that brings.
+names are offered, and clients have strength 1. Means over clients and seeds, unweighted. "AUROC":
+how often a known image has the higher score, in percent; 50 is chance. "False at 95 %": unknown
+images that are let through where 95 % of the known ones are. "Base as known": all base test
+images, also of classes and domains that the client has never seen. "Other domains": base classes
+in domains of others as unknown. The weight of the mean image (0.25) was chosen on these two
+samples (seed 0), so its advantage over 0.15 or 0.3 is not established. General words: {words} of
+them, of which those that equal a base name are left out; {named} name a novel class of
+`cifar10-sample`, and the rows without them show what that brings.
 """
 AFTER = """
 Of one client as it is deployed, first seed: temperature, threshold and sets are fitted on its

@@ -71,7 +71,9 @@ def test_manifest(bundle: Path) -> None:
         "id": "north",
         "seen": [1],
         "default_strength": 1.0,
+        "calibration": None,
     }
+    assert raw["general_words"] == []
     assert raw["class_names"] == list(CLASS_NAMES)
     assert (raw["base"], raw["novel"]) == ([0, 1], [2, 3])
     assert raw["prompt"] == PROMPT
