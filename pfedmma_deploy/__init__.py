@@ -43,16 +43,18 @@ _PLACES = {
 __all__ = ["__version__", "export", *_PLACES]
 
 
-def __getattr__(name: str) -> Any:
-    """Import on first use."""
-    from importlib import import_module
+if not TYPE_CHECKING:  # or type checkers would take any name for a public one
 
-    if name == "export":
-        # The package, which can be called (see there why).
-        return import_module(f"{__name__}.export")
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        """Import on first use."""
+        from importlib import import_module
+
+        if name == "export":
+            # The package, which can be called (see there why).
+            return import_module(f"{__name__}.export")
+        if name not in _PLACES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
 
 
 def __dir__() -> list[str]:

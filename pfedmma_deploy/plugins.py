@@ -34,7 +34,7 @@ class Plugins(Generic[T]):
     def require_usable(self, name: str) -> None:
         """Raises `UsageError` with the sentence where `name` is one that cannot be used."""
         for broken, sentence in self.problems:
-            if broken == name:
+            if broken == name and name not in self.found:
                 raise UsageError(sentence)
 
 
@@ -64,7 +64,7 @@ def load_plugins(
             found[name] = check(name, loaded)
             packages[name] = package
         except Exception as error:  # whatever somebody else's module raises when it is imported
-            problems.append((name, _sentence(entry, package, error)))
+            problems.append((name, problem(name, group, package, error)))
     return Plugins(found, packages, tuple(problems))
 
 
@@ -72,12 +72,12 @@ def _package(entry: EntryPoint) -> str:
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "a package without a name"
 
 
-def _sentence(entry: EntryPoint, package: str, error: Exception) -> str:
+def problem(name: str, group: str, package: str, error: Exception) -> str:
+    """The sentence for a plug-in that cannot be used because of `error`."""
     reason = str(error).strip().partition("\n")[0]
     if not isinstance(error, UsageError):
         reason = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
-    name = package.partition(" ")[0]
     return (
-        f"{entry.name!r} of {package} ({entry.group}) is left out, {reason}: update that package,"
-        f" or remove it with `pip uninstall {name}`."
+        f"{name!r} of {package} ({group}) is left out, {reason}: update that package, or remove it"
+        f" with `pip uninstall {package.partition(' ')[0]}`."
     )
