@@ -86,14 +86,12 @@ def compare(
       pfedmma compare --data my_photos --backbone ViT-B-16 --pretrained openai --out my_table
       pfedmma compare --protocol pfedmma-paper --data /data --out paper
     """
-    from pfedmma_deploy.methods.registry import METHODS
-
     if criterion is not None and not tune:
         raise UsageError("--criterion says what --tune chooses by: add --tune, or leave it out")
     for given, value in (("--tune", tune), ("--preset", preset)):
         if protocol is not None and value:
             raise UsageError(f"--protocol decides what {given} does: leave out one of them")
-    names = list(METHODS) if methods == "all" else split_names(methods)
+    names = _all_methods(output) if methods == "all" else split_names(methods)
     numbers = split_numbers("--seeds", seeds, "0-9 or 0,3,7")
     for warning in read_changes(options, config, preset).warnings:
         output.note(f"warning: {warning}")
@@ -103,7 +101,7 @@ def compare(
             common |= {"config_file": config, "methods": names}
             values = _run_protocol(output, protocol, numbers, options, out, common)
         else:
-            names = list(METHODS) if names is None else names
+            names = _all_methods(output) if names is None else names
             common |= {"tune": tune, "criterion": criterion or "harmonic"}
             values = _run(output, names, numbers, (options, config, preset), out, common)
     except KeyboardInterrupt:
@@ -111,6 +109,15 @@ def compare(
         raise typer.Exit(130) from None
     output.note("Written: " + ", ".join(values["files"]))
     output.result(values)
+
+
+def _all_methods(output: Output) -> list[str]:
+    """The names of all methods; what cannot be used of installed packages is said."""
+    from pfedmma_deploy.methods.registry import known_methods, method_plugins
+
+    for _, sentence in method_plugins().problems:
+        output.note(f"warning: {sentence}")
+    return list(known_methods())
 
 
 def _run(

@@ -57,6 +57,7 @@ def list_datasets(
       pfedmma data list --json
     """
     from pfedmma_deploy.data import catalog
+    from pfedmma_deploy.data.registry import dataset_plugins
     from pfedmma_deploy.data.samples import SAMPLE_NAMES
 
     root = catalog.data_root(data_root)
@@ -67,12 +68,21 @@ def list_datasets(
         entries.append(entry)
         rows.append([known.name, *counts, known.licence, entry["folder"]])
     output.table(["Name", "Classes", "Images", "Licence", "Folder"], rows)
+    plugins = dataset_plugins()
+    if plugins.found:
+        output.say("")
+        output.table(["Name", "Package"], list(plugins.packages.items()), "Of installed packages")
+    problems = [sentence for _, sentence in plugins.problems]
+    for sentence in problems:
+        output.note(f"warning: {sentence}")
     output.note(
         f"In the package: {', '.join(SAMPLE_NAMES)}. Any folder of images works as well.\n"
         + (f"Looked below {root}." if root else f"Set {catalog.ROOT_VARIABLE} or give --data-root.")
         + " Next: pfedmma data info NAME"
     )
-    output.result({"data_root": str(root) if root else None, "datasets": entries})
+    added = [{"name": name, "package": package} for name, package in plugins.packages.items()]
+    values = {"data_root": str(root) if root else None, "datasets": entries}
+    output.result({**values, "plugins": added, "problems": problems})
 
 
 @app.command()

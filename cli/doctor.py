@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .options import EXPORTS, flag, with_output
+from pfedmma_deploy.export import EXPORTS
+
+from .options import flag, with_output
 from .output import Output
 
 if TYPE_CHECKING:

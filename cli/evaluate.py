@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from dataclasses import asdict
 from typing import Annotated
-
-from pfedmma_deploy.errors import UsageError
 
 from .options import RunFolder, flag, open_run, with_output
 from .output import Output, Row, print_evaluation
@@ -43,55 +41,35 @@ def evaluate(
       pfedmma evaluate --run runs/sites --strength 1 --json
       pfedmma evaluate --data domains-sample --backbone pfedmma-tiny
     """
+    from pfedmma_deploy.api import evaluate as evaluate_any
+
+    started = time.perf_counter()
     if data is None and backbone is None:
-        _evaluate_run(run, strength, output)
-    elif data is None or backbone is None:
-        missing = "--backbone" if backbone is None else "--data"
-        raise UsageError(f"zero-shot accuracy needs --data and --backbone: {missing} is missing")
-    elif strength is not None:
-        raise UsageError("--strength belongs to a run's clients: leave it out with --data")
-    elif run is not None:
-        raise UsageError("--run and --data exclude each other: a run names its own data")
-    else:
-        _evaluate_zero_shot(data, backbone, pretrained, prompt, output)
-
-
-def _evaluate_run(folder: Path | None, strength: float | None, output: Output) -> None:
-    run = open_run(folder)
-    from pfedmma_deploy.federated.evaluate import evaluate_run
-    from pfedmma_deploy.runtime.bundle import checked_strength
-
-    given = None if strength is None else checked_strength(strength)
-    started = time.perf_counter()
-    values = evaluate_run(run, strength=given, progress=output.progress).to_dict()
-    title = f"{run.folder}: means over {len(values['clients'])} clients"
-    print_evaluation(output, values, title)
-    output.result({"run": str(run.folder), **values, "seconds": time.perf_counter() - started})
-
-
-def _evaluate_zero_shot(
-    data: str, backbone: str, pretrained: str | None, prompt: str, output: Output
-) -> None:
-    from pfedmma_deploy.data.datasets import load_dataset
-
-    dataset = load_dataset(data, progress=output.progress)
-    from pfedmma_deploy.backbone.loading import load_backbone
-    from pfedmma_deploy.evaluation.zero_shot import evaluate_zero_shot
-
-    started = time.perf_counter()
-    model = load_backbone(backbone, pretrained)
-    result = evaluate_zero_shot(model, dataset, prompt, progress=output.progress)
-    title = f"Zero-shot accuracy of {backbone} on {result.images} images of {data}"
-    rows: list[Row] = [*result.domains.items(), ("all", result.accuracy)]
+        opened = open_run(run)
+        values = evaluate_any(opened, strength=strength, progress=output.progress).to_dict()
+        title = f"{opened.folder}: means over {len(values['clients'])} clients"
+        print_evaluation(output, values, title)
+        seconds = time.perf_counter() - started
+        output.result({"run": str(opened.folder), **values, "seconds": seconds})
+        return
+    found = evaluate_any(
+        run,
+        strength=strength,
+        data=data,
+        backbone=backbone,
+        pretrained=pretrained,
+        prompt=prompt,
+        progress=output.progress,
+    )
+    figures = asdict(found)
+    title = f"Zero-shot accuracy of {backbone} on {figures['images']} images of {data}"
+    rows: list[Row] = [*figures["domains"].items(), ("all", figures["accuracy"])]
     output.table(["Domain", "Accuracy in %"], rows, title)
     output.result(
         {
             "data": data,
             "backbone": backbone,
-            "images": result.images,
-            "accuracy": result.accuracy,
-            "domains": result.domains,
-            "classes": result.classes,
+            **figures,
             "seconds": time.perf_counter() - started,
         }
     )

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from pfedmma_deploy.errors import UsageError
-from pfedmma_deploy.export.export_config import (
-    ExportConfig,
-    Flavour,
-    Precision,
-    Storage,
-    default_flavour,
-)
+from pfedmma_deploy.export.export_config import Flavour, Precision, Storage
 
-from .options import EXPORTS, RunFolder, flag, open_run, split_names, switch, with_output
+from .options import RunFolder, flag, open_run, split_names, switch, with_output
 from .output import Output
-
-if TYPE_CHECKING:
-    from pfedmma_deploy.store.run import Run
 
 FileFormat = Literal["onnx", "open_clip"]
 
@@ -85,52 +76,33 @@ def export(
             "clients join and leave a finished bundle with `pfedmma bundle add CLIENT_DIR --to "
             "BUNDLE [--as ID]` and `pfedmma bundle remove ID --from BUNDLE`"
         )
-    config = ExportConfig(
-        flavour or default_flavour(precision), precision, weights, max_accuracy_drop
-    )
     opened = open_run(run)
-    name = opened.folder.resolve().name
-    folder = out or EXPORTS / (name if client is None else f"{name}-{client.replace(',', '-')}")
-    if file_format == "open_clip":
-        if classifier or flavour or (precision, weights) != ("fp32", "fp32"):
-            raise UsageError(
-                "--format open_clip writes fp32 weights, not a graph: leave out --classifier, "
-                "--flavour, --precision and --weights"
-            )
-        _write_open_clip(
-            opened, out or folder.with_name(f"{folder.name}-open_clip"), client, strength, output
-        )
-        return
-    if strength is not None:
-        raise UsageError(
-            "--strength is for --format open_clip; a bundle answers at every strength: leave it "
-            f"out, and ask with `pfedmma predict --strength {strength:g}`"
-        )
-    from pfedmma_deploy.export.run import export_run
+    from pfedmma_deploy.export import export as export_clients
 
-    values: dict[str, Any] = export_run(
+    values: dict[str, Any] = export_clients(
         opened,
-        folder,
-        clients=split_names(client),
+        out,
+        client=split_names(client),
         classifier=classifier,
-        config=config,
+        flavour=flavour,
+        precision=precision,
+        weights=weights,
+        max_accuracy_drop=max_accuracy_drop,
+        format=file_format,
+        strength=strength,
         progress=output.progress,
     ).to_dict()
-    print_report(output, values)
-    output.note(f"Next: pfedmma predict IMAGE --model {folder} --client {values['clients'][-1]}")
+    if file_format == "open_clip":
+        _print_open_clip(output, values)
+    else:
+        print_report(output, values)
+        last = values["clients"][-1]
+        output.note(f"Next: pfedmma predict IMAGE --model {values['bundle']} --client {last}")
     output.result(values)
 
 
-def _write_open_clip(
-    run: Run, folder: Path, client: str | None, strength: float | None, output: Output
-) -> None:
-    """`--format open_clip`: stock weights."""
-    from pfedmma_deploy.export.merge import export_open_clip
-
-    report = export_open_clip(
-        run, folder, clients=split_names(client), strength=strength, progress=output.progress
-    )
-    values: dict[str, Any] = report.to_dict()
+def _print_open_clip(output: Output, values: dict[str, Any]) -> None:
+    """The files of `--format open_clip`."""
     output.table(
         ["File", "MB"],
         [[name, f"{size / 1e6:.2f}"] for name, size in values["files"].items()],
@@ -140,7 +112,6 @@ def _write_open_clip(
         f"Loaded back by open_clip and compared on {values['parity']['images']} images: "
         "largest difference 0."
     )
-    output.result(values)
 
 
 def print_report(output: Output, values: dict[str, Any]) -> None:

@@ -37,8 +37,8 @@ def methods(
       pfedmma methods --json
     """
     from pfedmma_deploy.backbone.loading import backbone_shapes
-    from pfedmma_deploy.methods.registry import METHODS, get_method
-    from pfedmma_deploy.report.methods import hyper_parameters, method_facts
+    from pfedmma_deploy.methods.registry import get_method
+    from pfedmma_deploy.report.methods import all_facts, hyper_parameters, method_facts
 
     shapes = backbone_shapes(backbone)
     if name is not None:
@@ -47,10 +47,16 @@ def methods(
         _show(output, facts, known, backbone)
         output.result({**facts.to_dict(), "hyper_parameters": [asdict(p) for p in known]})
         return
-    rows = [method_facts(method, shapes) for method in METHODS.values()]
+    rows, problems = all_facts(shapes)
     _list(output, rows, backbone)
+    for facts in rows:
+        if facts.package is not None:
+            output.note(f"{facts.method.name} is of {facts.package}")
+    for sentence in problems:
+        output.note(f"warning: {sentence}")
     output.note("Hyper-parameters of one: pfedmma methods NAME")
-    output.result({"backbone": backbone, "methods": [facts.to_dict() for facts in rows]})
+    values = {"backbone": backbone, "methods": [facts.to_dict() for facts in rows]}
+    output.result({**values, "problems": problems})
 
 
 def _list(output: Output, rows: list[MethodFacts], backbone: str) -> None:

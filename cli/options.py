@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,15 +14,13 @@ import typer
 
 from pfedmma_deploy.config import DEFAULTS, read_table
 from pfedmma_deploy.errors import BundleError, UsageError
+from pfedmma_deploy.export import EXPORTS
 
 from .output import open_output
 
 if TYPE_CHECKING:
     from pfedmma_deploy.config import Scalar
     from pfedmma_deploy.store.run import Run
-
-EXPORTS = Path("exports")
-"""Where `pfedmma export` writes, below the current folder."""
 
 _TEXTS: Final[Mapping[str, dict[str, Any]]] = read_table("options.toml")
 _KINDS: Final[dict[str, Any]] = {
@@ -161,9 +158,9 @@ def _with_options(
 
 def open_run(folder: Path | None) -> Run:
     """The run in `folder`, or else the newest. Raises `StoreError`, which names what makes one."""
-    from pfedmma_deploy.store.run import Run, newest_run
+    from pfedmma_deploy.store.run import find_run
 
-    return newest_run() if folder is None else Run.open(folder)
+    return find_run(folder)
 
 
 def find_bundle(folder: Path | None) -> Path:
@@ -200,15 +197,6 @@ def split_numbers(flag: str, text: str, example: str) -> list[int]:
     except ValueError:
         raise UsageError(f"{flag} takes whole numbers such as {example}, not {text!r}") from None
     return found
-
-
-def free_folder(data: str) -> Path:
-    """`runs/<data>`, with a number behind it where that is taken."""
-    name = Path(data).resolve().name
-    if not name:
-        raise UsageError(f"no run folder can be named after {data!r}: name one with --out")
-    candidates = (Path("runs", name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
-    return next(path for path in candidates if not path.exists())
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Scalar]:

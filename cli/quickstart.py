@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pfedmma_deploy.config import TrainConfig, read_options
+from pfedmma_deploy.export import EXPORTS
 from pfedmma_deploy.system import peak_memory
 
 from .export import print_report
-from .options import EXPORTS, Clients, Seed, flag, free_folder, with_output
+from .options import Clients, Seed, flag, with_output
 from .output import Output, Row, print_evaluation
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def quickstart(
     flags = {"data": data, "clients": clients, "seed": seed}
     options = read_options(flags, preset="quickstart")
     from pfedmma_deploy.methods.registry import resolve_run
+    from pfedmma_deploy.store.run import free_folder
 
     config = resolve_run(options)
     folder = free_folder(config.data)

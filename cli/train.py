@@ -12,7 +12,6 @@ import typer
 from .options import (
     Preset,
     flag,
-    free_folder,
     open_run,
     parse_settings,
     switch,
@@ -22,7 +21,7 @@ from .options import (
 from .output import Output
 
 if TYPE_CHECKING:
-    from pfedmma_deploy.config import Options, TrainConfig
+    from pfedmma_deploy.config import TrainConfig
 
 
 @with_run_options
@@ -65,10 +64,11 @@ def train(
     for warning in given.warnings:
         output.note(f"warning: {warning}")
     if resume:
-        folder = open_run(out).folder
-        resolved = _resumed(folder, given)
+        run = open_run(out)
+        folder, resolved = run.folder, run.config_with(given)
     else:
         from pfedmma_deploy.methods.registry import resolve_run
+        from pfedmma_deploy.store.run import free_folder
 
         resolved = resolve_run(given)
         folder = out or free_folder(resolved.data)
@@ -131,13 +131,3 @@ def _train(config: TrainConfig, folder: Path, resume: bool, output: Output) -> N
             "seconds": result.seconds,
         }
     )
-
-
-def _resumed(folder: Path, changes: Options) -> TrainConfig:
-    """The stored configuration with what was given on top; training refuses what differs."""
-    from pfedmma_deploy.config import config_from_mapping
-
-    stored = open_run(folder).config.to_options()
-    given = {**changes.suggested, **changes.given}
-    parameters = {**stored["parameters"], **given.pop("parameters", {})}
-    return config_from_mapping({**stored, **given, "parameters": parameters})

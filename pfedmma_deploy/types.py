@@ -86,7 +86,24 @@ class Problem:
 
 
 class Dataset(ABC):
-    """Labelled images in a fixed class order, and what there is to say of them."""
+    """Labelled images in a fixed class order, and what there is to say of them.
+
+    A subclass sets `name`, `class_names` and `examples`, and opens an image when it is asked for
+    one, from any thread. Images that a program has already are an `ItemDataset`.
+
+    Example:
+        >>> from PIL import Image
+        >>> from pfedmma_deploy import Dataset
+        >>> from pfedmma_deploy.types import Example
+        >>> class Shades(Dataset):
+        ...     name, class_names = "shades", ("dark", "bright")
+        ...     examples = tuple(Example(f"{i:03}", i // 128, "train") for i in range(0, 256, 8))
+        ...     def open_image(self, example):
+        ...         return Image.new("RGB", (32, 32), (int(example.key),) * 3)
+        >>> data = Shades()
+        >>> data.open_image(data.examples[1]).getpixel((0, 0))
+        (8, 8, 8)
+    """
 
     name: str
     class_names: tuple[str, ...]

@@ -17,12 +17,12 @@ PACKAGE = "pfedmma_deploy"
 LAYERS = (
     {
         *("types", "errors", "validation", "config", "progress", "caches", "system"),
-        *("templates", "calibration", "listening"),
+        *("templates", "calibration", "listening", "plugins"),
     },
     {"backbone", "adapters", "data"},
     {"methods", "store"},
     {"federated", "evaluation", "runtime"},
-    {"export", "fleet", "report", "benchmark", "serve"},
+    {"export", "fleet", "report", "benchmark", "serve", "api"},
     {"cli", "demo"},
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -74,6 +74,10 @@ def part(module: str) -> str:
 
 
 def own_imports(module: str) -> set[str]:
+    # The package itself has its public names from everywhere, for type checkers and on first use;
+    # tests/test_public.py sees what importing it loads.
+    if module == PACKAGE:
+        return set()
     return {name for name in imports(module) if name.split(".")[0] == PACKAGE}
 
 
@@ -85,7 +89,6 @@ def test_every_part_has_a_layer() -> None:
 def test_imports_descend(module: str) -> None:
     for name in own_imports(module):
         if part(name) and part(name) != part(module):
-            assert part(module), f"{PACKAGE} itself imports {name}"
             assert LAYER[part(name)] <= LAYER[part(module)], f"{module} imports {name} above it"
 
 

@@ -15,6 +15,7 @@ from pfedmma_deploy.data.catalog import absent, find_known, known_datasets
 from pfedmma_deploy.data.class_names import class_key
 from pfedmma_deploy.data.image_stats import find_broken
 from pfedmma_deploy.data.readers import cifar, few_shot, folders, published_lists, saved_tables
+from pfedmma_deploy.data.registry import REGISTERED, dataset_plugins, open_plugin
 from pfedmma_deploy.data.samples import SAMPLE_NAMES, load_sample
 from pfedmma_deploy.data.scan import scan
 from pfedmma_deploy.errors import DataError, nearest
@@ -32,7 +33,7 @@ READERS = (
 
 
 def load_dataset(
-    name_or_path: str | Path,
+    name_or_path: str | Path | Dataset,
     *,
     root: str | Path | None = None,
     verify: bool = True,
@@ -46,8 +47,10 @@ def load_dataset(
     lists, else of the folder's classes.txt, else the sorted folder names.
 
     Args:
-        name_or_path: a sample (`cifar10-sample`), a name of `catalog.known_datasets`, or a path. A
-            path that exists wins over a known name.
+        name_or_path: a sample (`cifar10-sample`), a data set that this program registered
+            (`registry.register_dataset`), a path, a name of `catalog.known_datasets`, or one that a
+            plug-in adds. A path that exists wins over what follows it here. A data set that is
+            open already is returned as it is.
         root: where known data sets are looked for; None takes the variable `PFEDMMA_DATA`.
         verify: read every image to its end and leave out the broken ones, with path and reason in
             `skipped`. What was read of large folders is remembered (`image_stats`).
@@ -58,9 +61,15 @@ def load_dataset(
         DataError: no such sample, name or path, no images, an unclear layout, or lists that do not
             match the images. What `dataset_checks.check_dataset` reports is not raised here.
     """
+    if isinstance(name_or_path, Dataset):
+        return name_or_path
     if isinstance(name_or_path, str) and name_or_path in SAMPLE_NAMES:
         return load_sample(name_or_path)
+    if str(name_or_path) in REGISTERED:
+        return REGISTERED[str(name_or_path)]
     path = _locate(name_or_path, root)
+    if isinstance(path, Dataset):
+        return path
     for reader in READERS:
         try:
             place = reader.find(path)
@@ -84,13 +93,17 @@ def load_dataset(
     return found
 
 
-def _locate(name_or_path: str | Path, root: str | Path | None) -> Path:
+def _locate(name_or_path: str | Path, root: str | Path | None) -> Path | Dataset:
+    """Where the data are, or the data set of a plug-in."""
     path = Path(name_or_path).expanduser()
     if path.exists():
         return path
     known = known_datasets().get(str(name_or_path))
     if known is None:
-        names = [*SAMPLE_NAMES, *known_datasets()]
+        added = open_plugin(str(name_or_path))
+        if added is not None:
+            return added
+        names = [*SAMPLE_NAMES, *known_datasets(), *REGISTERED, *dataset_plugins().found]
         raise DataError(
             f"there is no folder {str(name_or_path)!r} and no embedded sample or data set of that"
             f" name{nearest(str(name_or_path), names) or '.'} The samples are"

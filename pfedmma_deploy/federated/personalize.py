@@ -27,8 +27,8 @@ from pfedmma_deploy.federated.train import client_config
 from pfedmma_deploy.methods.base import Tensors, state_to_dict
 from pfedmma_deploy.methods.client_run import ClientRun
 from pfedmma_deploy.progress import Progress, Silent
-from pfedmma_deploy.store.run import Run, StoredClient
-from pfedmma_deploy.types import ClientData, Federation, Scope
+from pfedmma_deploy.store.run import Run, StoredClient, find_run
+from pfedmma_deploy.types import ClientData, Dataset, Federation, Scope
 
 DEFAULT_EPOCHS = 4
 
@@ -66,10 +66,10 @@ class PersonalizeResult:
 
 
 def personalize(
-    run: Run,
+    run: Run | str | Path | None,
     client: str,
     *,
-    data: str | Path | None = None,
+    data: str | Path | Dataset | None = None,
     epochs: int = DEFAULT_EPOCHS,
     lr: float | None = None,
     train_shared: bool = False,
@@ -78,9 +78,29 @@ def personalize(
 ) -> PersonalizeResult:
     """Fine-tune one client's own model, store it in the run, and compare it with what was before.
 
-    The arguments and errors are those of `fine_tune`.
+    Args:
+        run: a finished run or its folder; None takes the newest in `runs`.
+        client: a client of the run, or, with `data`, the id of a new one.
+        data: folder of images per class, or a `Dataset`; None takes the client's own in the run.
+        epochs: passes over the client's images.
+        lr: learning rate; None takes the run's.
+        train_shared: fine-tune the client's copy of the shared part as well.
+        session: the run's, where it is open already.
+        progress: draws progress and is told of warnings; None is silent.
+
+    Returns:
+        Accuracies in percent, zero-shot, before and after, and where the client is stored.
+
+    Raises:
+        PfedmmaError: as `fine_tune` does.
+
+    Example:
+        >>> from pfedmma_deploy import personalize
+        >>> result = personalize("runs/cifar10-sample", "1", epochs=1)
+        >>> result.is_new, result.folder.as_posix()
+        (False, 'runs/cifar10-sample/clients/1')
     """
-    progress = progress or Silent()
+    run, progress = find_run(run), progress or Silent()
     tuned = fine_tune(
         run,
         client,
@@ -115,7 +135,7 @@ def fine_tune(
     run: Run,
     client: str,
     *,
-    data: str | Path | None = None,
+    data: str | Path | Dataset | None = None,
     epochs: int = DEFAULT_EPOCHS,
     lr: float | None = None,
     train_shared: bool = False,
@@ -129,8 +149,8 @@ def fine_tune(
     Args:
         run: a finished run.
         client: a client of the run, or, with `data`, the id of a new one.
-        data: folder of images per class (or with train/val/test inside); for a known client it
-            takes the place of the images it was trained on.
+        data: a folder of images per class (or with train/val/test inside), or a `Dataset`; for a
+            known client it takes the place of the images it was trained on.
         epochs: passes over the client's images.
         lr: learning rate; None takes the run's.
         train_shared: fine-tune the client's copy of the shared part as well and store it with it.
@@ -182,7 +202,7 @@ def fine_tune(
         "epochs": epochs,
         "lr": lr or run.config.lr,
         "trained_shared": train_shared,
-        "data": None if data is None else Path(data).name,
+        "data": data.name if isinstance(data, Dataset) else data and Path(data).name,
     }
     config = client_config(
         session,
@@ -211,7 +231,7 @@ def _start(
 
 
 def _require_options(
-    run: Run, client: str, data: str | Path | None, epochs: int, lr: float | None
+    run: Run, client: str, data: str | Path | Dataset | None, epochs: int, lr: float | None
 ) -> bool:
     """Whether the client is new to the run; raises where it cannot be personalized."""
     run.require_complete()
@@ -232,7 +252,7 @@ def _require_options(
     return is_new
 
 
-def with_client_data(session: Session, client: str, data: str | Path) -> Session:
+def with_client_data(session: Session, client: str, data: str | Path | Dataset) -> Session:
     """The session with `client` holding the images of `data`, next to the run's test images.
 
     All classes of `data` count as seen by the client; new names join the run's base names, and a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,24 @@ from pfedmma_deploy.methods.base import Method, Tensors
 from pfedmma_deploy.progress import Progress
 from pfedmma_deploy.store.checkpoint import Checkpoint
 from pfedmma_deploy.store.run import Run
+
+
+def ignore(record: dict[str, Any]) -> None:
+    """Nothing: the default of callbacks."""
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What a program wants to hear of a training; an error that one raises stops it."""
+
+    on_round: Callable[[dict[str, Any]], None] = ignore
+    """After each round, once it is stored: its line of `rounds.jsonl` (`round_record`)."""
+    on_client: Callable[[dict[str, Any]], None] = ignore
+    """After each client's part of a round: `round` (from 1), `client`, `loss` and `val_accuracy` in
+    percent, None where the client has no validation images."""
+
+
+NO_CALLBACKS = Callbacks()
 
 
 def sample_clients(clients: list[str], fraction: float, seed: int, round: int) -> list[str]:
@@ -75,6 +94,7 @@ def run_rounds(
     progress: Progress,
     quorum: int = 1,
     noise_seed: int | None = None,
+    callbacks: Callbacks = NO_CALLBACKS,
 ) -> Tensors:
     """Run what is left of the rounds and return the server's state after the last.
 
@@ -97,7 +117,10 @@ def run_rounds(
         chosen = sample_clients(clients(), config.clients_per_round, config.seed, round)
         chosen = answering(chosen, config.client_dropout, config.seed, round)
         received = engine.run_round(round, chosen, shared)
-        reports = list(progress.track(received, f"clients of round {round + 1}", len(chosen)))
+        reports = []
+        for report in progress.track(received, f"clients of round {round + 1}", len(chosen)):
+            reports.append(report)
+            callbacks.on_client(_client_record(round, report))
         is_counted = len(reports) >= quorum
         counted = reports if is_counted else []
         updates = [report.update for report in counted]
@@ -114,7 +137,17 @@ def run_rounds(
         # Before its line: `write_rounds` can mend a missing line, but not a missing state.
         checkpoint.commit(round, shared, record)
         run.append_round(record)
+        callbacks.on_round(record)
     return shared
+
+
+def _client_record(round: int, report: ClientReport) -> dict[str, Any]:
+    return {
+        "round": round + 1,
+        "client": report.update.client,
+        "loss": report.loss,
+        "val_accuracy": report.val_accuracy,
+    }
 
 
 def round_record(round: int, reports: list[ClientReport], seconds: float) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from pfedmma_deploy.data.datasets import NoImages, SiteDataset, load_dataset
 from pfedmma_deploy.data.doctor_data import warn_of_content
 from pfedmma_deploy.data.federation import build_federation
 from pfedmma_deploy.data.pixels import PixelLoader
+from pfedmma_deploy.data.registry import REGISTERED
 from pfedmma_deploy.data.samples import SAMPLE_NAMES
 from pfedmma_deploy.errors import BackboneError, StoreError
 from pfedmma_deploy.evaluation.accuracy import Scorer
@@ -264,7 +265,7 @@ def image_inputs(config: TrainConfig, backbone: Backbone, pixels: PixelLoader) -
 
 def path_from(folder: Path, data: str) -> str | None:
     """The way from a run's folder to its data; None for data that are not a path."""
-    if data in SAMPLE_NAMES or not Path(data).expanduser().exists():
+    if data in SAMPLE_NAMES or data in REGISTERED or not Path(data).expanduser().exists():
         return None
     target = Path(data).expanduser().resolve()
     try:

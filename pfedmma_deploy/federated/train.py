@@ -18,7 +18,13 @@ from pfedmma_deploy.config import TrainConfig
 from pfedmma_deploy.data.clients_file import federation_to_dict
 from pfedmma_deploy.errors import UsageError
 from pfedmma_deploy.federated.engine import InProcessEngine, traffic
-from pfedmma_deploy.federated.rounds import clients_in_round, privacy_of, run_rounds
+from pfedmma_deploy.federated.rounds import (
+    NO_CALLBACKS,
+    Callbacks,
+    clients_in_round,
+    privacy_of,
+    run_rounds,
+)
 from pfedmma_deploy.federated.session import Session, open_run_session, open_session, path_from
 from pfedmma_deploy.federated.settle import settled
 from pfedmma_deploy.methods.aggregation import KRUM_NEEDS
@@ -50,6 +56,7 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
     linear: Linear | None = None,
+    callbacks: Callbacks = NO_CALLBACKS,
 ) -> TrainResult:
     """Train a federation and write its run folder; a stop at any moment can be resumed.
 
@@ -60,6 +67,7 @@ def train(
             configuration must be `config`.
         progress: told of rounds and clients.
         linear: as for `open_session`, for benchmarks.
+        callbacks: told of what each round and each client's part of it came to.
 
     Raises:
         PfedmmaError: anything that is missing or does not fit.
@@ -89,7 +97,7 @@ def train(
     if run.is_complete:
         progress.note(f"{run.folder} is complete: nothing left to do.")
     else:
-        shared = _federate(run, session, adapter, progress)
+        shared = _federate(run, session, adapter, progress, callbacks)
         _finish(run, session, shared, initial)
     sizes = run.manifest["bytes_per_round"]
     seconds, privacy = time.perf_counter() - started, run.manifest.get("privacy")
@@ -158,7 +166,9 @@ def note_rule(config: TrainConfig, count: int, progress: Progress) -> None:
         )
 
 
-def _federate(run: Run, session: Session, adapter: Adapter, progress: Progress) -> Tensors:
+def _federate(
+    run: Run, session: Session, adapter: Adapter, progress: Progress, callbacks: Callbacks
+) -> Tensors:
     """The rounds that are left; returns the server's state after the last."""
     checkpoint = run.checkpoint
     federation = session.federation
@@ -166,7 +176,16 @@ def _federate(run: Run, session: Session, adapter: Adapter, progress: Progress) 
     engine = InProcessEngine.of(session, adapter, checkpoint, client_batching=batching)
     ids = [client.id for client in federation.clients]
     server = session.method.start(adapter, ids)
-    return run_rounds(run, engine, session.method, lambda: ids, server, checkpoint, progress)
+    return run_rounds(
+        run,
+        engine,
+        session.method,
+        lambda: ids,
+        server,
+        checkpoint,
+        progress,
+        callbacks=callbacks,
+    )
 
 
 def _finish(run: Run, session: Session, shared: Tensors, initial: Tensors) -> None:

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pfedmma_deploy.errors import UsageError, nearest
+from pfedmma_deploy.plugins import Plugins, load_plugins
 
 Tensors = dict[str, Tensor]
 
@@ -231,11 +233,26 @@ AGGREGATORS: Final[Mapping[str, Aggregator]] = MappingProxyType(
 """The rules by name, as `--aggregate` takes them."""
 
 
+@cache
+def aggregator_plugins() -> Plugins[Aggregator]:
+    """Rules that installed packages add (`pfedmma.aggregators`)."""
+    return load_plugins("pfedmma.aggregators", AGGREGATORS, _check_aggregator)
+
+
+def _check_aggregator(name: str, found: object) -> Aggregator:
+    if not isinstance(found, Aggregator):
+        raise UsageError(f"it should be an instance of Aggregator, found {found!r}")
+    return found
+
+
 def get_aggregator(name: str) -> Aggregator:
     """The rule called `name`. Raises `UsageError` naming the known ones."""
-    if name not in AGGREGATORS:
-        known = ", ".join(AGGREGATORS)
-        raise UsageError(
-            f"aggregate must be one of {known}, not {name!r}{nearest(name, AGGREGATORS)}"
-        )
-    return AGGREGATORS[name]
+    if name in AGGREGATORS:
+        return AGGREGATORS[name]
+    plugins = aggregator_plugins()
+    plugins.require_usable(name)
+    rules = {**AGGREGATORS, **plugins.found}
+    if name not in rules:
+        known = ", ".join(rules)
+        raise UsageError(f"aggregate must be one of {known}, not {name!r}{nearest(name, rules)}")
+    return rules[name]

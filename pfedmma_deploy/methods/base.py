@@ -77,6 +77,16 @@ class Method(ABC, Generic[A, P]):
             where it can.
         is_batchable: whether `loss` may be computed for several clients in one pass by
             `torch.func.vmap`: no control flow that depends on values, no random numbers.
+
+    Example:
+        >>> from pfedmma_deploy import Method
+        >>> from pfedmma_deploy.methods.pfedmma import PFedMMA
+        >>> issubclass(PFedMMA, Method), PFedMMA.rule, PFedMMA().parameters.bottleneck_dim
+        (True, 'mean', 32)
+        >>> class UniformMMA(PFedMMA):
+        ...     name, rule = "uniform-mma", "uniform-mean"
+        >>> UniformMMA().aggregator()
+        Mean(weighting='uniform')
     """
 
     name: ClassVar[str]

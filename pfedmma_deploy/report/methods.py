@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from pfedmma_deploy.backbone.clip import Backbone
 from pfedmma_deploy.config import Scalar
 from pfedmma_deploy.federated.engine import traffic
 from pfedmma_deploy.methods.base import Method
+from pfedmma_deploy.methods.registry import METHODS, method_plugins
+from pfedmma_deploy.plugins import problem
 from pfedmma_deploy.types import ClientData, Scope
 
 CLIENTS = 10
@@ -43,6 +45,8 @@ class MethodFacts:
     bytes_up: int
     """Per client and round."""
     bytes_down: int
+    package: str | None = None
+    """The installed package that adds it, with its version; None for this one's own."""
 
     def to_dict(self) -> dict[str, Any]:
         """As `pfedmma methods --json` prints it."""
@@ -57,6 +61,7 @@ class MethodFacts:
             "folds": method.merges,
             "exportable": not method.export_blocker,
             "obstacle": method.export_blocker,
+            "package": self.package,
         }
 
 
@@ -75,6 +80,20 @@ def method_facts(method: type[Method[Any, Any]], backbone: Backbone) -> MethodFa
         bytes_up=sizes["up"],
         bytes_down=sizes["down"],
     )
+
+
+def all_facts(backbone: Backbone) -> tuple[list[MethodFacts], list[str]]:
+    """The facts of every method, and a sentence for each plug-in that cannot be used."""
+    plugins = method_plugins()
+    rows = [method_facts(method, backbone) for method in METHODS.values()]
+    problems = [sentence for _, sentence in plugins.problems]
+    for name, method in plugins.found.items():
+        package = plugins.packages[name]
+        try:
+            rows.append(replace(method_facts(method, backbone), package=package))
+        except Exception as error:  # whatever somebody else's `build` raises
+            problems.append(problem(name, "pfedmma.methods", package, error))
+    return rows, problems
 
 
 def _empty_adapter(method: Method[Any, Any], backbone: Backbone) -> Adapter:

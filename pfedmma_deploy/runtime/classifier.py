@@ -76,6 +76,14 @@ class Classifier:
 
     All methods may be called from many threads at once. Images are read and decoded by threads,
     ahead of the model, and an iterable of images is drawn from by a thread of its own.
+
+    Example:
+        >>> import numpy as np
+        >>> from pfedmma_deploy import Classifier
+        >>> classifier = Classifier.load("exports/cifar10-sample-1")
+        >>> (prediction,) = classifier.predict(np.zeros((1, 32, 32, 3), np.uint8), client="1")
+        >>> prediction.source, prediction.top[0].name in classifier.class_names
+        ('image 0', True)
     """
 
     def __init__(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> None:

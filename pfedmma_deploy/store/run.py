@@ -14,17 +14,17 @@ Every file is written whole and hashed; loading verifies the hashes. Nothing is 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from pfedmma_deploy.config import TrainConfig, stored_config
+from pfedmma_deploy.config import Options, TrainConfig, config_from_mapping, stored_config
 from pfedmma_deploy.errors import StoreError, UsageError, nearest
 from pfedmma_deploy.store.checkpoint import Checkpoint
 from pfedmma_deploy.store.files import (
@@ -132,6 +132,13 @@ class Run:
         """The resolved configuration that the run was trained with."""
         return stored_config(self.manifest["config"], str(self.folder / "manifest.json"))
 
+    def config_with(self, changes: Options) -> TrainConfig:
+        """The stored configuration with what was given on top, for a training to be resumed."""
+        stored = self.config.to_options()
+        given = {**changes.suggested, **changes.given}
+        parameters = {**stored["parameters"], **given.pop("parameters", {})}
+        return config_from_mapping({**stored, **given, "parameters": parameters})
+
     @property
     def checkpoint(self) -> Checkpoint:
         """The state to continue from."""
@@ -213,8 +220,10 @@ class Run:
     def save_clients(self, clients: Iterable[StoredClient]) -> None:
         """Write the folders of many clients, a few at a time; `save` makes them count."""
         waiting = iter(clients)
-        while chunk := list(islice(waiting, CHUNK)):
-            self._write(dict(chain.from_iterable(_client_files(one).items() for one in chunk)))
+        while chunk := list(itertools.islice(waiting, CHUNK)):
+            self._write(
+                dict(itertools.chain.from_iterable(_client_files(one).items() for one in chunk))
+            )
             for client in chunk:
                 self._know(client.id)
 
@@ -337,3 +346,23 @@ def newest_run(root: Path = RUNS) -> Run:
             "minutes; `pfedmma train --data DIR --backbone NAME` makes one from your own images."
         )
     return Run.open(manifests[-1].parent)
+
+
+def find_run(run: Run | str | Path | None) -> Run:
+    """A run itself, the run in a folder, or for None the newest in `runs`. Raises `StoreError`."""
+    if isinstance(run, Run):
+        return run
+    return newest_run() if run is None else Run.open(Path(run))
+
+
+def free_folder(data: str) -> Path:
+    """`runs/<data>`, with a number behind it where that is taken.
+
+    Raises:
+        UsageError: there is no name in `data`.
+    """
+    name = Path(data).resolve().name
+    if not name:
+        raise UsageError(f"no run folder can be named after {data!r}: name one with --out")
+    candidates = (RUNS / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
+    return next(path for path in candidates if not path.exists())
