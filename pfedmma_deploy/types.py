@@ -17,10 +17,11 @@ Level = Literal["fatal", "error", "warning"]
 """A fatal problem stops training, an error makes its result wrong, a warning leaves it worse."""
 Tower = Literal["image", "text"]
 TOWERS: tuple[Tower, Tower] = ("image", "text")
-Interpolation = Literal["exact", "features", "scores"]
+Interpolation = Literal["exact", "features"]
 """How a client's strength lies between zero-shot and trained: what the client adds inside the
-towers is scaled, both L2-normalised features are mixed and normalised again, or class scores are
-mixed, which no exported graph does."""
+towers is scaled, or both L2-normalised features are mixed and normalised again."""
+Mixing = Interpolation | Literal["scores"]
+"""The same of any adapter: class scores are mixed where features cannot be; no graph does that."""
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 """At which a client is measured: 0 is zero-shot, 1 as trained, the last is the largest allowed."""
 

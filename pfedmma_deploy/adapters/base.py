@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfedmma_deploy.backbone.clip import Backbone, ClassTexts, Images
-from pfedmma_deploy.types import TOWERS, Interpolation, Scope, Tower
+from pfedmma_deploy.types import TOWERS, Mixing, Scope, Tower
 
 Array = NDArray[np.float64]
 
@@ -37,7 +37,7 @@ class Adapter(nn.Module, ABC):
     """Whether the feature of a class name depends on the others that it is encoded with."""
     strength: float = 1.0
     """How much of what the adapter changes counts; see `at`."""
-    interpolation: ClassVar[Interpolation] = "exact"
+    interpolation: ClassVar[Mixing] = "exact"
     """How `strength` acts; see `at`."""
 
     def at(self, strength: float) -> Self:

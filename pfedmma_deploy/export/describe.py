@@ -58,6 +58,8 @@ def manifest(
     calibrations: Calibrations | None = None,
 ) -> Manifest:
     """The manifest of a bundle whose files are not written yet."""
+    strength = clients[0].adapter.interpolation
+    assert strength != "scores", "`require_strength` has refused it"
     rows = [ClientInfo(0, ZERO_SHOT, ())]
     for index, client in enumerate(clients, start=1):
         seen = tuple(sorted(map(int, client.seen)))
@@ -102,7 +104,7 @@ def manifest(
         quality={},
         files={},
         history=history,
-        strength=clients[0].adapter.interpolation,
+        strength=strength,
         general_words=() if calibrations is None else calibrations.words,
     )
 

@@ -107,7 +107,11 @@ def test_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(values) == {"run", "zero_shot", "personalized", "clients", "seconds"} | losing
     assert set(values["zero_shot"]) == set(values["personalized"]) == ACCURACY
     assert set(values["clients"]) == {"0", "1"}
-    assert set(values["clients"]["0"]) == {"zero_shot", "personalized"}
+    assert set(values["clients"]["0"]) == {"zero_shot", "personalized", "strength"}
+    trained = as_json(capsys, "evaluate --strength 1")["clients"]
+    assert {client["strength"] for client in trained.values()} == {1.0}
+    assert run("evaluate --strength 1.6".split()) == 2
+    assert "A strength is a number from 0 (zero-shot)" in capsys.readouterr().err
     assert run(["evaluate"]) == 0
     printed = capsys.readouterr().out
     assert "gain" in printed and "Worst client of each: local " in printed
@@ -183,7 +187,11 @@ def test_export_then_predict(folder: Path, capsys: pytest.CaptureFixture[str]) -
 
     described = as_json(capsys, "inspect exports/photos")
     assert described["strength"] == "exact"
-    assert {client["default_strength"] for client in described["clients"]} == {1.0}
+    for client in described["clients"][1:]:
+        stored = json.loads(
+            (folder / f"runs/photos/clients/{client['id']}/adapter_config.json").read_text()
+        )
+        assert client["default_strength"] == stored["default_strength"]
     assert described["kind"] == "bundle" and described["clients"][0]["id"] == "zero-shot"
 
     history = json.loads((folder / "exports/photos/manifest.json").read_text())["history"]
@@ -217,20 +225,22 @@ def test_a_client_leaves_and_joins(folder: Path, capsys: pytest.CaptureFixture[s
     assert "2  shop       apple, drum" in capsys.readouterr().out
 
 
-def test_bundles_have_a_curve_and_no_strength_of_their_own(
+def test_bundles_have_a_curve_and_answer_at_every_strength(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("export --strength 0.5".split()) == 2
     said = capsys.readouterr().err
     assert "a bundle answers at every strength" in said and "predict --strength 0.5" in said
     manifest = json.loads(Path("exports/photos/manifest.json").read_text())
-    for client in manifest["history"]["clients"].values():
+    own = {client["id"]: client["default_strength"] for client in manifest["clients"]}
+    for id, client in manifest["history"]["clients"].items():
         curve = client["curve"]
         if client["zero_shot"] is None:
             assert curve == [], "it joined with images of its own"
             continue
-        assert [point["strength"] for point in curve] == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5]
-        for point, side in ((curve[0], "zero_shot"), (curve[4], "personalized")):
+        points = {point["strength"]: point for point in curve}
+        assert list(points) == sorted({0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, own[id]})
+        for point, side in ((points[0], "zero_shot"), (points[own[id]], "personalized")):
             figures = {name: value for name, value in point.items() if name != "strength"}
             assert client[side] == figures
     card = Path("exports/photos/README.md").read_text()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pfedmma_deploy.adapters.base import Adapter
 from pfedmma_deploy.evaluation.guard import STEPS, Guardian, largest_step, variation
-from pfedmma_deploy.types import ClientData, Example, Federation, Interpolation
+from pfedmma_deploy.types import ClientData, Example, Federation, Mixing
 from tests.images import MemoryDataset
 
 DATASET = MemoryDataset(("cat", "dog"), [0, 1, 0, 1], split="val")
@@ -129,7 +129,7 @@ def test_training_images_tell_where_there_are_no_validation_images() -> None:
 
 
 def test_methods_that_mix_scores_have_no_names_to_compare(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores: Interpolation = "scores"
+    scores: Mixing = "scores"
     monkeypatch.setattr(Moving, "interpolation", scores)
     found = guardian(ByHand(turn=100.0), 5.0).choose(Moving(), CLIENT)
     assert (found.strength, found.moved_names, found.moved_names_as_trained) == (1.0, None, None)

@@ -145,7 +145,7 @@ def test_no_name_becomes_markup_in_the_card(bundle: Path) -> None:
     card = publish.model_card("my model", manifest)
     assert "--model 'my model' --client 'a'\"'\"'; rm -rf b | `c`' --compare" in card
     assert 'Classifier.load("my model")' in card
-    assert "| a'; rm -rf b &#124; \\`c\\` | &lt;script&gt; |" in card
+    assert "| a'; rm -rf b &#124; \\`c\\` | 1 | &lt;script&gt; |" in card
     assert "`` a `photo` of {} ``" in card
     assert "Novel: [x\\](http://y), 1. a \\# b." in card
     assert "<script>" not in card
@@ -153,7 +153,12 @@ def test_no_name_becomes_markup_in_the_card(bundle: Path) -> None:
 
 def test_card_names_what_matters(bundle: Path) -> None:
     card = (bundle / "README.md").read_text()
-    for part in ("tiny-test (random)", "2 clients", "| 1 | north | dog |", "`a photo of a {}.`"):
+    for part in (
+        "tiny-test (random)",
+        "2 clients",
+        "| 1 | north | 1 | dog |",
+        "`a photo of a {}.`",
+    ):
         assert part in card
     assert (bundle / "labels.txt").read_text().split("\n") == [*CLASS_NAMES, ""]
 

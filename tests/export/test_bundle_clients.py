@@ -111,7 +111,7 @@ def test_out_and_in_again_is_the_same_bundle(copy: Path, bundle: Path, tmp_path:
     assert json.loads((copy / "manifest.json").read_text())["parity"]["added"] == {"0": added}
     notes = {entry.key: entry.value for entry in onnx.load(copy / MODELS[0]).metadata_props}
     assert json.loads(notes["clients"]) == ["zero-shot", "north", "0"]
-    assert "| 2 | 0 | cat |" in (copy / "README.md").read_text()
+    assert "| 2 | 0 | 1 | cat |" in (copy / "README.md").read_text()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

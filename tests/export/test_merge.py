@@ -108,7 +108,7 @@ def test_every_task_of_tap_merges_to_the_bit() -> None:
 
 def test_open_clip_alone_gives_the_clients_features(run: Run, tmp_path: Path) -> None:
     """With open_clip's own forward pass and nothing of this package."""
-    report = export_open_clip(run, tmp_path / "out", clients=["clinic"])
+    report = export_open_clip(run, tmp_path / "out", clients=["clinic"], strength=1.0)
     assert report.parity.max_abs_error == 0
     assert set(report.files) == {"clinic.safetensors", "clinic.json"}
     assert {p.name: p.stat().st_size for p in (tmp_path / "out").iterdir()} == report.files

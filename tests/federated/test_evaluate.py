@@ -85,7 +85,8 @@ def test_validation_on_own_and_on_other_classes(
 ) -> None:
     """Two clients with one base class each, of which both sites have two validation images."""
     disjoint = PartitionConfig(scheme="disjoint", clients=2, num_shots=0)
-    run = train(replace(config, partition=disjoint, rounds=1), tmp_path / "run").run
+    unguarded = replace(config, partition=disjoint, rounds=1, guard=100.0)
+    run = train(unguarded, tmp_path / "run").run
     session = open_run_session(run)
     assert validate_run(run, session) == 45.0
     own = asked[:]

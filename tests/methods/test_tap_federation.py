@@ -62,6 +62,7 @@ def run_tap(manifest: Path, out: Path, **parameters: Any) -> Run:
         optimizer="adamw",
         lr=0.01,
         logit_scale=20.0,
+        guard=100.0,  # so small a model loses all that it learned to its guard
         parameters={"rank": 2, "distill_batches": 4, **parameters},
     )
     return train(config, out).run
