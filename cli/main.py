@@ -139,10 +139,11 @@ def _explain(error: Exception) -> int:
     if isinstance(error, ModuleNotFoundError) and _top_level(error) in EXTRA_OF:
         module = _top_level(error)
         name = EXTRA_OF[module]
+        # Not `[all]`: it would put a second ONNX Runtime beside one that is there.
         more = ", or [gpu] for NVIDIA GPUs" if name == "cpu" else ""
         _complain(
             f"this needs {module}, which is not installed: pip install 'pfedmma-deploy[{name}]'"
-            f"{more} ([all] brings what every command needs)"
+            f"{more}"
         )
         return 1
     if isinstance(error, PfedmmaError):

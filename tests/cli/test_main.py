@@ -75,6 +75,28 @@ def test_each_command_is_in_the_readme(command: str) -> None:
     assert f"pfedmma {command}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("missing", "advice"),
+    [
+        ("torch", "pip install 'pfedmma-deploy[train]'"),
+        ("gradio.blocks", "pip install 'pfedmma-deploy[demo]'"),
+        ("ray", "pip install 'pfedmma-deploy[ray]'"),
+        ("onnxruntime", "pip install 'pfedmma-deploy[cpu]', or [gpu] for NVIDIA GPUs"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(
+    missing: str, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lacking(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr("pfedmma_deploy.cli.main.app", lacking)
+    assert run(["demo"]) == 1
+    module = missing.partition(".")[0]
+    expected = f"Error: this needs {module}, which is not installed: {advice}\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"pfedmma-deploy {__version__}\n"
