@@ -22,6 +22,7 @@ from .output import Output
 if TYPE_CHECKING:
     from pfedmma_deploy.runtime import Classifier, Prediction
     from pfedmma_deploy.runtime.certainty import Terms
+    from pfedmma_deploy.runtime.manifest import ClientInfo
     from pfedmma_deploy.types import Skipped
 
     Outcome = tuple[Prediction, ...] | Skipped
@@ -145,6 +146,8 @@ def predict(
     terms = checked_terms(accept, coverage, split_names(negatives))
     calibrations = [classifier.manifest.clients[classifier.bundle.client_index(c)] for c in clients]
     judged = negatives is not None or any(info.calibration for info in calibrations)
+    for info in calibrations:
+        _note_few_images(info, terms, output)
     if out or chosen_format == "table" or not output.stdout.isatty():
         # Elsewhere a bar would run through the rows.
         outcomes = output.progress.track(outcomes, "images", total)
@@ -169,6 +172,18 @@ def predict(
         output.note(f"Wrote {out}")
     if skipped:
         raise typer.Exit(SOME_SKIPPED if found else 1)
+
+
+def _note_few_images(client: ClientInfo, terms: Terms, output: Output) -> None:
+    """Say where a client has too few validation images for what was asked."""
+    found = client.calibration
+    if found is None:
+        return
+    said = f"note: client {client.id} was calibrated on {found.images} images, too few"
+    if terms.accept not in {None, 1} and found.threshold(terms.accept or 1) is None:
+        output.note(f"{said} to call anything unknown")
+    if terms.coverage is not None and found.least_probability(terms.coverage) == 0:
+        output.note(f"{said} for --coverage {terms.coverage:g}: its sets hold every class")
 
 
 def _recorded(
