@@ -146,8 +146,6 @@ def predict(
     terms = checked_terms(accept, coverage, split_names(negatives))
     calibrations = [classifier.manifest.clients[classifier.bundle.client_index(c)] for c in clients]
     judged = negatives is not None or any(info.calibration for info in calibrations)
-    for info in calibrations:
-        _note_few_images(info, terms, output)
     if out or chosen_format == "table" or not output.stdout.isatty():
         # Elsewhere a bar would run through the rows.
         outcomes = output.progress.track(outcomes, "images", total)
@@ -168,6 +166,8 @@ def predict(
     found, skipped = counts.values()
     if skipped:
         output.note(f"{skipped} of {found + skipped} images could not be read")
+    for info in calibrations:
+        _note_few_images(info, terms, output)
     if out and not output.as_json:
         output.note(f"Wrote {out}")
     if skipped:
