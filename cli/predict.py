@@ -166,8 +166,8 @@ def predict(
     found, skipped = counts.values()
     if skipped:
         output.note(f"{skipped} of {found + skipped} images could not be read")
-    for info in calibrations:
-        _note_few_images(info, terms, output)
+    for one in clients:
+        _note_few_images(classifier.clients[classifier.bundle.client_index(one)], terms, output)
     if out and not output.as_json:
         output.note(f"Wrote {out}")
     if skipped:
