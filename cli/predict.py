@@ -174,18 +174,6 @@ def predict(
         raise typer.Exit(SOME_SKIPPED if found else 1)
 
 
-def _note_few_images(client: ClientInfo, terms: Terms, output: Output) -> None:
-    """Say where a client has too few validation images for what was asked."""
-    found = client.calibration
-    if found is None:
-        return
-    said = f"note: client {client.id} was calibrated on {found.images} images, too few"
-    if terms.accept not in {None, 1} and found.threshold(terms.accept or 1) is None:
-        output.note(f"{said} to call anything unknown")
-    if terms.coverage is not None and found.least_probability(terms.coverage) == 0:
-        output.note(f"{said} for --coverage {terms.coverage:g}: its sets hold every class")
-
-
 def _recorded(
     outcomes: Iterable[Outcome],
     file: Path,
@@ -213,6 +201,18 @@ def _recorded(
             yield tuple(replace(one, top=one.top[:top]) for one in outcome)
 
     return recorded()
+
+
+def _note_few_images(client: ClientInfo, terms: Terms, output: Output) -> None:
+    """Say where a client has too few validation images for what was asked."""
+    found = client.calibration
+    if found is None:
+        return
+    said = f"note: client {client.id} was calibrated on {found.images} images, too few"
+    if terms.accept not in {None, 1} and found.threshold(terms.accept or 1) is None:
+        output.note(f"{said} to call anything unknown")
+    if terms.coverage is not None and found.least_probability(terms.coverage) == 0:
+        output.note(f"{said} for --coverage {terms.coverage:g}: its sets hold every class")
 
 
 def _default_client(classifier: Classifier, output: Output) -> str | int:
