@@ -24,6 +24,7 @@ from .shards import Shard, arguments_of, every, is_done, listing, run_all, write
 if TYPE_CHECKING:
     from pfedmma_deploy.runtime import Classifier, Prediction
     from pfedmma_deploy.runtime.certainty import Terms
+    from pfedmma_deploy.runtime.manifest import ClientInfo
     from pfedmma_deploy.types import Skipped
 
     Outcome = tuple[Prediction, ...] | Skipped
@@ -210,6 +211,8 @@ def predict(
     found, skipped = counts.values()
     if skipped:
         output.note(f"{skipped} of {found + skipped} images could not be read")
+    for info in infos:
+        _note_few_images(info, terms, output)
     if out and not output.as_json:
         output.note(f"Wrote {out}")
     if skipped:
@@ -265,6 +268,18 @@ def _recorded(
             yield tuple(replace(one, top=one.top[:top]) for one in outcome)
 
     return recorded()
+
+
+def _note_few_images(client: ClientInfo, terms: Terms, output: Output) -> None:
+    """Say where a client has too few validation images for what was asked."""
+    found = client.calibration
+    if found is None:
+        return
+    said = f"note: client {client.id} was calibrated on {found.images} images, too few"
+    if terms.accept not in {None, 1} and found.threshold(terms.accept or 1) is None:
+        output.note(f"{said} to call anything unknown")
+    if terms.coverage is not None and found.least_probability(terms.coverage) == 0:
+        output.note(f"{said} for --coverage {terms.coverage:g}: its sets hold every class")
 
 
 def _default_client(classifier: Classifier, output: Output) -> str | int:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,23 @@ def test_unknown_in_every_format(photos: Path, certain: Path, capsys: Printed) -
         best = f"{one.top[0].name} {one.top[0].probability:.0%}"
         shown = f"unknown ({best})" if one.answer == "unknown" else best
         assert f"  {shown} {{{', '.join(one.verdict.likely or ())}}}" in line
+
+
+def test_too_few_validation_images_are_said(photos: Path, certain: Path, capsys: Printed) -> None:
+    (photos / "model").unlink()
+    shutil.copytree(certain, photos / "model")
+    raw = json.loads(Path("model/manifest.json").read_text())
+    raw["clients"][1]["calibration"] |= {"images": 4, "own_class": [0.2, 0.3, 0.4, 0.5]}
+    Path("model/manifest.json").write_text(json.dumps(raw))
+    assert predict("photos --accept 0.5 --coverage 0.9 --json") == 0
+    printed = capsys.readouterr()
+    said = "note: client north was calibrated on 4 images, too few "
+    assert said + "to call anything unknown" in printed.err
+    assert said + "for --coverage 0.9: its sets hold every class" in printed.err
+    for one in json.loads(printed.out)["predictions"]:
+        assert one["answer"] != "unknown" and len(one["likely"]) == len(CLASS_NAMES)
+    assert predict("photos --quiet") == 0
+    assert "too few" not in capsys.readouterr().err
 
 
 def test_negatives_need_no_calibration(photos: Path, capsys: Printed) -> None:
