@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ from pfedmma_deploy.config import DEFAULTS
 from pfedmma_deploy.data import registry as data_registry
 from pfedmma_deploy.errors import PfedmmaError, StoreError, UsageError
 from pfedmma_deploy.methods import registry as methods_registry
+from tests.federated.conftest import COLOURS, write_images
+
+PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 
 PUBLIC = (
     "Classifier",
@@ -218,6 +222,19 @@ def test_mistakes_get_the_sentences_of_the_commands(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="precision must be one of fp32, fp16, int8, not 'int4'"):
         wrong = export
         wrong(run, precision="int4")
+
+
+def test_the_page_about_python_runs_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, (name, colour) in enumerate(COLOURS.items()):
+        write_images(tmp_path / "photos" / name, 12, colour, seed)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 4
+    exec(compile("".join(blocks), str(PAGE), "exec"), {})
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"photos", "watched", "noise"}
+    assert {path.name for path in (tmp_path / "exports").iterdir()} == {"photos", "noise-1"}
 
 
 def test_the_names_come_from_where_they_are_documented() -> None:
