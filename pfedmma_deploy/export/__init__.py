@@ -73,9 +73,9 @@ def export(
 
     Example:
         >>> from pfedmma_deploy import export
-        >>> report = export("runs/cifar10-sample", client="1")
+        >>> report = export("runs/photos", client="1")
         >>> report.bundle.as_posix(), report.clients
-        ('exports/cifar10-sample-1', ('zero-shot', '1'))
+        ('exports/photos-1', ('zero-shot', '1'))
         >>> report.parity.max_abs_error < 1e-5
         True
     """
