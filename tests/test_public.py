@@ -225,6 +225,8 @@ def test_mistakes_get_the_sentences_of_the_commands(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--backbone is missing"):
         wrong = evaluate
         wrong(data="cifar10-sample")
+    with pytest.raises(UsageError, match=r"client names no client: give ids such as \['3', '4'\]"):
+        export(run, client=[])
     with pytest.raises(UsageError, match="precision must be one of fp32, fp16, int8, not 'int4'"):
         wrong = export
         wrong(run, precision="int4")

@@ -83,6 +83,8 @@ def export(
     from pfedmma_deploy.store.run import find_run
 
     ids = [client] if isinstance(client, str) else client
+    if ids is not None and not ids:
+        raise UsageError("client names no client: give ids such as ['3', '4'], or leave it out")
     config = ExportConfig(
         flavour or default_flavour(precision), precision, weights, max_accuracy_drop
     )
