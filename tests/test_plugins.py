@@ -210,33 +210,46 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_template_does_what_its_readme_says(template: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(template / "installed")}
-
-    def call(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=template,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def command(line: str) -> Any:
-        start = "from pfedmma_deploy.cli import main; main()"
-        return json.loads(call("-c", start, *line.split(), "--json"))
-
-    assert command("methods --backbone pfedmma-tiny")["methods"][-1]["package"] == (
-        "pfedmma-example 0.1.0"
+def call(template: Path, *arguments: str) -> str:
+    """What python prints where the template is installed."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=template,
+        env={**os.environ, "PYTHONPATH": str(template / "installed")},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert command("data info shades")["clients"].keys() == {"north", "south"}
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def command(template: Path, line: str) -> Any:
+    """What a command prints there."""
+    start = "from pfedmma_deploy.cli import main; main()"
+    return json.loads(call(template, "-c", start, *line.split(), "--json"))
+
+
+def test_what_the_template_adds_is_listed(template: Path) -> None:
+    *_, last = command(template, "methods --backbone pfedmma-tiny")["methods"]
+    assert (last["name"], last["package"]) == ("fedgain", "pfedmma-example 0.1.0")
+    added = {"name": "shades", "package": "pfedmma-example 0.1.0"}
+    assert command(template, "data list")["plugins"] == [added]
+    assert command(template, "data info shades")["clients"].keys() == {"north", "south"}
+
+
+@pytest.mark.slow
+def test_the_template_does_what_its_readme_says(template: Path) -> None:
     readme = (TEMPLATE / "README.md").read_text("utf-8")
     (line,) = re.findall(r"pfedmma (train .*)", readme)
-    assert command(f"{line} --rounds 1 --shots 2")["run"] == "runs/shades"
-    exported = command("export")
+    assert command(template, f"{line} --rounds 1 --shots 2")["run"] == "runs/shades"
+    exported = command(template, "export")
     assert exported["clients"] == ["zero-shot", "0", "1"]
     assert exported["parity"]["max_abs_error"] < 1e-5
-    assert "3 passed" in call("-m", "pytest", "-q", "source/tests")
+    compared = command(
+        template,
+        "compare --data shades --backbone pfedmma-tiny --clients 2 --shots 2 --rounds 1"
+        " --methods fedgain,zero-shot --seeds 0",
+    )
+    assert "fedgain" in json.dumps(compared)
+    assert "3 passed" in call(template, "-m", "pytest", "-q", "source/tests")

@@ -73,9 +73,9 @@ def export(
 
     Example:
         >>> from pfedmma_deploy import export
-        >>> report = export("runs/cifar10-sample", client="1")
+        >>> report = export("runs/photos", client="1")
         >>> report.bundle.as_posix(), report.clients
-        ('exports/cifar10-sample-1', ('zero-shot', '1'))
+        ('exports/photos-1', ('zero-shot', '1'))
         >>> report.parity.max_abs_error < 1e-5
         True
     """
@@ -83,6 +83,8 @@ def export(
     from pfedmma_deploy.store.run import find_run
 
     ids = [client] if isinstance(client, str) else client
+    if ids is not None and not ids:
+        raise UsageError("client names no client: give ids such as ['3', '4'], or leave it out")
     config = ExportConfig(
         flavour or default_flavour(precision), precision, weights, max_accuracy_drop
     )

@@ -96,9 +96,9 @@ def personalize(
 
     Example:
         >>> from pfedmma_deploy import personalize
-        >>> result = personalize("runs/cifar10-sample", "1", epochs=1)
+        >>> result = personalize("runs/photos", "1", epochs=1)
         >>> result.is_new, result.folder.as_posix()
-        (False, 'runs/cifar10-sample/clients/1')
+        (False, 'runs/photos/clients/1')
     """
     run, progress = find_run(run), progress or Silent()
     tuned = fine_tune(

@@ -78,8 +78,8 @@ def register_method(method: M) -> M:
         ...     name = "median-mma"
         ...     rule = "median"
         >>> from pfedmma_deploy import train
-        >>> result = train("cifar10-sample", preset="quickstart", method="median-mma",
-        ...                clients=2, rounds=1, shots=1, out="runs/median")
+        >>> result = train("photos", preset="quickstart", method="median-mma", clients=2,
+        ...                rounds=1, out="runs/median")
         >>> result.run.config.method
         'median-mma'
     """

@@ -80,7 +80,7 @@ class Classifier:
     Example:
         >>> import numpy as np
         >>> from pfedmma_deploy import Classifier
-        >>> classifier = Classifier.load("exports/cifar10-sample-1")
+        >>> classifier = Classifier.load("exports/photos-1")
         >>> (prediction,) = classifier.predict(np.zeros((1, 32, 32, 3), np.uint8), client="1")
         >>> prediction.source, prediction.top[0].name in classifier.class_names
         ('image 0', True)

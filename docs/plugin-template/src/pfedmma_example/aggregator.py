@@ -30,7 +30,7 @@ class GeometricMedian(Aggregator):
             distances = (points - centre).norm(dim=1).clamp(min=self.smoothing)
             weights = counts / distances
             weights = weights / weights.sum()
-        parts = (weights @ points).split([shape.numel() for shape in shapes.values()])
+        parts = torch.split(weights @ points, [shape.numel() for shape in shapes.values()])
         state = {}
         for part, (name, shape) in zip(parts, shapes.items(), strict=True):
             state[name] = part.reshape(shape).to(ordered[0].shared[name].dtype)
