@@ -133,6 +133,8 @@ def predict(
         raise UsageError("Parquet is no text to print: name a file with --out answers.parquet")
     if shard and (out is None or chosen_format != "parquet"):
         raise UsageError("--shard writes a Parquet file of its own: give --out answers.parquet")
+    if shard and log:
+        raise UsageError("--log records one run in order: leave it out, or --shard")
     parts = every(shard) if shard else None
     if ray and parts is None:
         raise UsageError("--ray runs many parts: say how many with --shard all/COUNT")
