@@ -517,8 +517,9 @@ images that are let through where 95 % of the known ones are. "Base as known": a
 images, also of classes and domains that the client has never seen. "Other domains": base classes
 in domains of others as unknown. The weight of the mean image (0.25) and that of the temperature's
 prior (16 images) were chosen on these two samples (seed 0), so the advantage of 0.25 over 0.15 or
-0.3 is not established. General words: {words} of them, of which those that equal a base name are left out; {named} name a novel class of
-`cifar10-sample`, and the rows without them show what that brings.
+0.3 is not established. General words: {words} of them, of which those that equal a base name are
+left out; {named} name a novel class of `cifar10-sample`, and the rows without them show what that
+brings.
 """
 AFTER = """
 Of one client as it is deployed, first seed: temperature, threshold and sets are fitted on its

@@ -126,5 +126,6 @@ def test_parquet_goes_to_a_file(photos: Path, capsys: Printed) -> None:
     assert predict("--format parquet") == 2
     assert "name a file with --out answers.parquet" in capsys.readouterr().err
     assert predict("--out a.csv --shard 1/3") == 2
-    assert predict("--out a.parquet --shard 1/3 --log record.jsonl") == 2
     assert "--shard writes a Parquet file of its own" in capsys.readouterr().err
+    assert predict("--out a.parquet --shard 1/3 --log record.jsonl") == 2
+    assert "--log records one run in order: leave it out, or --shard" in capsys.readouterr().err
