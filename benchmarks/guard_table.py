@@ -396,7 +396,9 @@ def main() -> None:
     stored: dict[str, Any] = {"rows": []}
     if given.out.exists():
         stored = json.loads(given.out.read_text(encoding="utf-8"))
-    stored["command"] = "python -m benchmarks.guard_table"
+    stored["command"] = (
+        f"python -m benchmarks.guard_table --seeds {given.seeds} --trainings {given.trainings}"
+    )
     stored["environment"] = describe_environment(torch.get_num_threads()).to_dict()
     done = {(row["sample"], row["seed"], row["training"]) for row in stored["rows"]}
     for training in trainings:
