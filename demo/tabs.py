@@ -94,7 +94,7 @@ class CompareTab:
             STRENGTHS[0],
             STRENGTHS[-1],
             value=default,
-            step=0.05,
+            step=1 / 16,  # as guards choose them
             label="Strength",
             info="How much of what the client learned counts: 0 is zero-shot CLIP, 1 as trained.",
             visible=self.model.manifest.strength is not None,

@@ -115,7 +115,9 @@ def test_switch_the_client(demo: Page, manifest: dict[str, Any]) -> None:
 
 
 def test_turn_the_strength(demo: Page, manifest: dict[str, Any]) -> None:
-    """Bars and the point on the curve follow; 0 is what zero-shot says."""
+    """Bars and the point on the curve follow; 0 is what zero-shot says, at a temperature of its own
+    where the client is calibrated.
+    """
     if manifest.get("strength") is None:
         assert not demo.is_visible("#compare-strength")
         return
@@ -124,15 +126,21 @@ def test_turn_the_strength(demo: Page, manifest: dict[str, Any]) -> None:
 
     def bars(column: int) -> list[str]:
         place = demo.locator("#compare-result .pf-column").nth(column)
-        return place.locator(".pf-percent").all_inner_texts()
+        return place.locator("li .pf-percent").all_inner_texts()
+
+    def names(column: int) -> list[str]:
+        place = demo.locator("#compare-result .pf-column").nth(column)
+        return place.locator("li .pf-name").all_inner_texts()
 
     trained = bars(1)
     slider = demo.locator("#compare-strength input[type=range]")
     slider.focus()
     slider.press("Home")
     settled(demo, "personalized, strength 0.00")
-    assert bars(1) == bars(0) != trained
-    for _ in range(10):
+    assert names(1) == names(0) and bars(1) != trained
+    if not manifest["clients"][1].get("calibration"):
+        assert bars(1) == bars(0)
+    for _ in range(8):
         slider.press("ArrowRight")
     settled(demo, "personalized, strength 0.50")
     assert bars(1) not in (bars(0), trained)
@@ -145,8 +153,11 @@ def test_turn_the_strength(demo: Page, manifest: dict[str, Any]) -> None:
     # Another client starts at its own.
     other = manifest["clients"][-1]["id"]
     browser.choose(demo, "compare-client", f"Client {other}:")
-    settled(demo, f"Client {other}.*personalized\\s")
-    assert demo.input_value("#compare-strength input[type=number]") == "1"
+    own = manifest["clients"][-1].get("default_strength", 1)
+    said = "\\s" if own == 1 else f", strength {own:.2f}"
+    settled(demo, f"Client {other}.*personalized{said}")
+    shown = float(demo.input_value("#compare-strength input[type=number]"))
+    assert shown == own
 
 
 def demo_client(page: Page) -> str:

@@ -33,12 +33,23 @@ def test_a_form_and_json_get_the_answers_of_predict(service: Service, caller: An
     by_form = caller.post(CLASSIFY, files=files(image), data=options)
     by_json = caller.post(CLASSIFY, json=as_json(image, **options))
     top = expected(service, image, "3", top_k=2, strength=0.5)
-    answer = {
-        "predictions": [{"image": 0, "client": "3", "strength": 0.5, "top": top}],
-        "skipped": [],
-    }
-    assert (by_form.status_code, by_form.json()) == (200, answer)
-    assert (by_json.status_code, by_json.json()) == (200, answer)
+    for answer in (by_form, by_json):
+        assert answer.status_code == 200 and answer.json()["skipped"] == []
+        (found,) = answer.json()["predictions"]
+        assert (found["image"], found["client"], found["strength"]) == (0, "3", 0.5)
+        assert found["top"] == top
+
+
+def test_a_calibrated_client_says_whether_its_answer_counts(service: Service, caller: Any) -> None:
+    image, data = photo(1), {"client": "3", "coverage": 0.9}
+    (found,) = caller.post(CLASSIFY, files=files(image), data=data).json()["predictions"]
+    (asked,) = service.live.model.classifier.predict(image, "3", coverage=0.9)
+    assert (found["answer"], found["likely"]) == (asked.answer, list(asked.verdict.likely or ()))
+    assert found["known"] == pytest.approx(asked.verdict.known, abs=1e-4)
+    assert found["threshold"] == asked.verdict.threshold
+    data = {"client": "3", "accept": "1"}
+    (found,) = caller.post(CLASSIFY, files=files(image), data=data).json()["predictions"]
+    assert found["answer"] == found["top"][0]["class"] and "threshold" not in found
 
 
 def test_typed_classes_beside_zero_shot(service: Service, caller: Any) -> None:
@@ -105,7 +116,7 @@ def test_what_there_is(service: Service, caller: Any) -> None:
         "id": "3",
         "index": 4,
         "seen": ["airplane", "automobile", "bird", "deer"],
-        "default_strength": 1.0,
+        "default_strength": service.live.model.classifier.clients[4].default_strength,
     }
     assert caller.get("/v1/classes").json()["prompt"] == "a photo of a {}."
     assert caller.get("/docs").status_code == 200
