@@ -62,7 +62,10 @@ def test_shards_together_are_the_whole(photos: Path, count: int) -> None:
     whole = rows(photos / "all.parquet")
     assert rows(*sorted(photos.glob("some-*.parquet"))) == whole
     assert len(whole) == 11
-    assert list(whole[0]) == ["path", "client", "strength", "top", "zero_shot", "skipped"]
+    verdict = ["answer", "known", "threshold", "negative", "likely"]
+    compared = ["zero_shot", "zero_shot_verdict", "skipped"]
+    assert list(whole[0]) == ["path", "client", "strength", "top", *verdict, *compared]
+    assert list(whole[0]["zero_shot_verdict"]) == verdict
     assert [row["skipped"] is None for row in whole].index(False) == 4
     assert whole[0]["client"] == "3"
     assert sum(score["probability"] for score in whole[0]["top"]) <= 1

@@ -88,7 +88,9 @@ def test_binary_data_in_and_out(service: Service, caller: Any) -> None:
     end = int(answer.headers["inference-header-content-length"])
     (output,) = json.loads(answer.content[:end])["outputs"]
     found = np.frombuffer(answer.content[end:], "<f4").reshape(output["shape"])
-    expected = service.live.model.classifier.embed_pixels(pixels, [(4, 1.0), (8, 1.0)])
+    classifier = service.live.model.classifier
+    views = [(index, classifier.clients[index].default_strength) for index in (4, 8)]
+    expected = classifier.embed_pixels(pixels, views)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 

@@ -98,7 +98,8 @@ print(json.dumps([[o["name"] for o in metadata["outputs"]], found[True]["image_e
     assert names == ["logits", "image_embeds"]
     pixels: Any = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     classifier = service.live.model.classifier
-    expected = classifier.embed_pixels(pixels, [(4, 1.0), (0, 1.0), (8, 1.0)])
+    views = [(index, classifier.clients[index].default_strength) for index in (4, 0, 8)]
+    expected = classifier.embed_pixels(pixels, views)
     np.testing.assert_allclose(embeds, expected, atol=1e-5)
     assert "Outputs are logits and image_embeds, found 'x'." in done.stderr
 
