@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -30,6 +31,22 @@ def photo(seed: int = 0, size: tuple[int, int] = (48, 40), kind: str = "PNG") ->
 def files(*images: bytes) -> list[tuple[str, tuple[str, bytes]]]:
     """Images as a form has them."""
     return [("images", (f"{number}.png", image)) for number, image in enumerate(images)]
+
+
+class Caller(httpx.Client):
+    """Asks again where the connection was reset under the answer.
+
+    That can happen to whoever still sends a body that the server has refused by its head.
+    """
+
+    def request(self, *arguments: Any, **options: Any) -> httpx.Response:
+        """See `httpx.Client`."""
+        for _ in range(3):
+            try:
+                return super().request(*arguments, **options)
+            except httpx.ReadError:
+                continue
+        return super().request(*arguments, **options)
 
 
 @contextmanager
